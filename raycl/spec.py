@@ -1,0 +1,190 @@
+"""The run spec: every setting of a sequence, validated, with units and ranges.
+
+One pydantic model is the source of the command line, the YAML file, the stage key, the MLflow params and the error
+messages. Nothing heavy is imported here. The hyper-parameters of a method live in the method's own file; they reach
+`RunSpec.method` through a look-up passed as validation context (`parse`), so that this module knows no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+
+from raycl.errors import SpecError
+
+Json = dict[str, Any]
+PositiveInt = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """Base of every spec model: unknown fields are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+def at_stage(value: Any, stage: int) -> Any:
+    """The value of a per-stage setting at `stage` (1-based): a list holds one value per stage."""
+    return value[stage - 1] if isinstance(value, (list, tuple)) else value
+
+
+class MethodParams(Strict):
+    """Base of every method's hyper-parameters.
+
+    `at(stage)` is what enters the stage key: a subclass drops what has no effect at that stage, so that runs which
+    differ only in an inert setting share the stage.
+    """
+
+    name: str = Field(description="name of the method, as listed in raycl.methods.registry")
+
+    def at(self, stage: int) -> Json:
+        """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value."""
+        per_stage = self.per_stage_fields()
+        dumped = self.model_dump(mode="json")
+        return {key: at_stage(value, stage) if key in per_stage else value for key, value in dumped.items()}
+
+    @classmethod
+    def per_stage_fields(cls) -> frozenset[str]:
+        """The names of the fields that accept one value per stage."""
+        return frozenset()
+
+
+class ModelSpec(Strict):
+    """The base model."""
+
+    name: str = Field(
+        "packaged",
+        description="`packaged` (SmolLM2-135M-Instruct from the package index), a local folder, or a hub id",
+    )
+    revision: str | None = Field(None, description="commit, tag or branch of a hub model")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="base weights and matrix products; everything trainable stays in fp32"
+    )
+
+
+class DataSpec(Strict):
+    """Where the tasks come from and how much of them is used."""
+
+    source: str = Field(
+        "hub", description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout"
+    )
+    train_examples: PositiveInt | None = Field(None, description="examples per task drawn from train; none = all")
+    test_examples: PositiveInt | None = Field(None, description="examples per task drawn from test; none = all")
+    seed: int = Field(42, ge=0, description="seed of the draw, apart from the run's seed")
+    reveal_task: bool = Field(
+        False, description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)"
+    )
+    max_source_tokens: PositiveInt = Field(512, description="prompt length in tokens; longer texts are cut in front")
+    max_target_tokens: PositiveInt = Field(50, description="answer length in tokens, for training and generation")
+
+
+class TrainSpec(Strict):
+    """Optimisation of one stage. Fields marked per stage take one value, or a list with one value per stage."""
+
+    lr: Rate | list[Rate] = Field(5e-4, description="learning rate of AdamW; per stage")
+    epochs: PositiveInt | list[PositiveInt] = Field(1, description="passes over the training set; per stage")
+    batch_size: PositiveInt = Field(8, description="global batch: examples per optimizer step over all workers")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning-rate schedule")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping by global norm; 0 = none")
+    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
+    keep: Literal["last", "best"] = Field(
+        "last", description="which epoch's weights end the stage; `best` = lowest loss on the held-out part of train"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    checkpoint_every: int = Field(0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none")
+    log_every: PositiveInt = Field(5, description="optimizer steps between log lines")
+
+
+class EvalSpec(Strict):
+    """Scoring of every task seen so far after each stage, by greedy generation."""
+
+    batch_size: PositiveInt = Field(32, description="prompts per generation batch and worker")
+    forward: bool = Field(
+        True, description="also score the untrained model and each next task before its stage; needed for FWT"
+    )
+
+
+class RunSpec(Strict):
+    """A sequence: one model, one order of tasks, one method, one seed."""
+
+    order: str = Field(description="id of a task order (std-1..3, long-4..6, sni-1..2, demo), or 1..6, or task,task,...")
+    tasks: list[str] = Field(description="the tasks of the order, first to last", min_length=1)
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    method: SerializeAsAny[MethodParams]
+    train: TrainSpec = TrainSpec()
+    eval: EvalSpec = EvalSpec()
+    seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
+    workers: int | None = Field(
+        None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
+    )
+    preset: str = Field("none", description="the preset these values started from")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, MethodParams):
+            return value
+        look_up: Callable[[str], type[MethodParams]] | None = (info.context or {}).get("method_params")
+        if look_up is None or not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            raise ValueError("expected a mapping with the method's name, e.g. {name: o_lora, rank: 8}")
+        return look_up(value["name"]).model_validate(value, context=info.context)
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: list[str]) -> list[str]:
+        if len(set(tasks)) != len(tasks):
+            raise ValueError("a task may stand only once in a sequence")
+        return tasks
+
+    def per_stage_problems(self) -> list[str]:
+        """One line for each per-stage list whose length is not the number of stages."""
+        fields = [("train.lr", self.train.lr), ("train.epochs", self.train.epochs)]
+        fields += [(f"method.{name}", getattr(self.method, name)) for name in sorted(self.method.per_stage_fields())]
+        wanted = len(self.tasks)
+        return [
+            f"{name}: a list of {len(value)} values; allowed: one value, or {wanted} values (one per stage)"
+            for name, value in fields
+            if isinstance(value, (list, tuple)) and len(value) != wanted
+        ]
+
+
+def parse(values: Json, method_params: Callable[[str], type[MethodParams]]) -> RunSpec:
+    """Validate a nested mapping into a `RunSpec`.
+
+    `method_params` maps a method's name to its hyper-parameter model and raises ValueError for an unknown name.
+    Raises SpecError that lists every problem at once.
+    """
+    try:
+        spec = RunSpec.model_validate(values, context={"method_params": method_params})
+    except ValidationError as error:
+        raise SpecError(_render([_line(problem) for problem in error.errors()])) from None
+    problems = spec.per_stage_problems()
+    if problems:
+        raise SpecError(_render(problems))
+    return spec
+
+
+def _line(problem: Any) -> str:
+    """One pydantic error as `field: message (got value)`."""
+    where = ".".join(str(part) for part in problem["loc"] if part not in ("float", "int")) or "spec"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown field"
+    got = "" if isinstance(problem.get("input"), dict) else f" (got {problem.get('input')!r})"
+    return f"{where}: {message}{got}"
+
+
+def _render(problems: list[str]) -> str:
+    """All problems in one message with the next step."""
+    head = "1 problem in the run spec:" if len(problems) == 1 else f"{len(problems)} problems in the run spec:"
+    hint = "Run `python jobs/sequence.py --fields` to list every field with its meaning and allowed values."
+    return "\n".join([head, *(f"  - {line}" for line in problems), hint])

@@ -1,0 +1,62 @@
+"""The stage state: all that the next stage needs, as an append-only chain of parts.
+
+A stage adds one part; a part never changes. The state after stage t is the parts 1..t, so the total storage of a
+sequence grows linearly with its length, and "frozen means frozen" holds by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One task's LoRA pair on every target module.
+
+    `a[path]` has shape (rank, d_in), `b[path]` (d_out, rank); the update of module `path` is (alpha / rank) * b @ a.
+    """
+
+    rank: int
+    alpha: float
+    a: dict[str, torch.Tensor]
+    b: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StagePart:
+    """What one stage added: at most one branch, named tensors, and JSON facts of the method."""
+
+    task: str
+    branch: Branch | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageState:
+    """The parts of stages 1..t, oldest first; empty before the first stage."""
+
+    parts: tuple[StagePart, ...] = ()
+
+    @property
+    def stage(self) -> int:
+        """Number of stages done."""
+        return len(self.parts)
+
+    @property
+    def last(self) -> StagePart | None:
+        """The newest part, or none before the first stage."""
+        return self.parts[-1] if self.parts else None
+
+    @property
+    def branches(self) -> list[Branch]:
+        """All branches, oldest first."""
+        return [part.branch for part in self.parts if part.branch is not None]
+
+    def append(self, part: StagePart) -> StageState:
+        """The state after one more stage."""
+        return StageState((*self.parts, part))

@@ -1,0 +1,54 @@
+"""What a task is: examples with rendered prompts, labels, a metric, and a record of where the data came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Metric = Literal["exact_match", "rouge_l"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One rendered example: what the model reads and what it may answer."""
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    """Accepted answers; the first is the training target."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set with its splits, ready for the stage loop."""
+
+    name: str
+    category: str
+    metric: Metric
+    labels: tuple[str, ...] | None
+    """The closed label set, in the order of the prompt's options; none for free-text answers."""
+    train: tuple[Example, ...] = field(repr=False)
+    test: tuple[Example, ...] = field(repr=False)
+    record: dict[str, Any] = field(repr=False)
+    """Source, counts, sampling seed, SHA-256 of the files read, licence."""
+
+    @property
+    def train_fingerprint(self) -> str:
+        """SHA-256 of the training examples in order: enters the stage key."""
+        return fingerprint(self.train)
+
+    @property
+    def test_fingerprint(self) -> str:
+        """SHA-256 of the test examples in order: enters the key of a row of scores."""
+        return fingerprint(self.test)
+
+
+def fingerprint(examples: tuple[Example, ...]) -> str:
+    """SHA-256 over the canonical JSON of examples."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.id, example.prompt, example.answers], ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
