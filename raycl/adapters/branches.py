@@ -1,0 +1,128 @@
+"""Branches on a backbone: install them, start the new one, read it out, take everything off again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from raycl.adapters.backbone import Backbone
+from raycl.adapters.stacked_lora import CURRENT, Mixer, StackedLora
+
+if TYPE_CHECKING:
+    from raycl.state.stage_state import Branch
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Size and place of a branch."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] | None = None
+    """Names of the modules to adapt; none = the backbone's defaults."""
+
+
+class Branches:
+    """The LoRA layers of one backbone: frozen branches stacked, one current branch.
+
+    `layers` maps the path of each adapted module to its layer. The backbone's own weights are never written.
+    """
+
+    def __init__(self, backbone: Backbone, shape: LoraShape, frozen: Sequence[Branch]) -> None:
+        self.backbone = backbone
+        config = lora_config(backbone, shape)
+        config._register_custom_module({nn.Linear: StackedLora})
+        inject_adapter_in_model(config, backbone.model, adapter_name=CURRENT)
+        self.layers = {path: m for path, m in backbone.model.named_modules() if isinstance(m, StackedLora)}
+        for path, layer in self.layers.items():
+            layer.stack(path, frozen)
+        self.count = len(frozen) + 1
+        """Number of branches, the current one included."""
+
+    def start(
+        self, a: Mapping[str, Tensor] | None, b: Mapping[str, Tensor] | None, generator: torch.Generator, train: str = "AB"
+    ) -> None:
+        """Fill the current branch and decide which of its factors train.
+
+        `a` / `b` are values to copy (shapes (rank, d_in) / (d_out, rank)); without them A is drawn uniformly from
+        (-1/sqrt(d_in), 1/sqrt(d_in)), which is Kaiming-uniform with a = sqrt(5), and B is 0. `train` names the
+        trainable factors: "AB", "B" or "".
+        """
+        for path, layer in self.layers.items():
+            down, up = layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight
+            down.data = kaiming(down.shape, generator) if a is None else a[path].clone()
+            up.data = torch.zeros(up.shape) if b is None else b[path].clone()
+            for weight, letter in ((down, "A"), (up, "B")):
+                weight.data = weight.data.to(self.backbone.device, torch.float32)
+                weight.requires_grad_(letter in train)
+
+    def set_a(self, a: Mapping[str, Tensor]) -> None:
+        """Overwrite the current down-projections, (rank, d_in) each."""
+        for path, value in a.items():
+            weight = self.layers[path].lora_A[CURRENT].weight
+            weight.data.copy_(value.to(weight))
+
+    def mix_by(self, mixer: Mixer | None) -> None:
+        """Let `mixer` weigh the branches in every layer; none = plain sum."""
+        for layer in self.layers.values():
+            layer.mixer = mixer
+
+    def current(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of the current A and B of every layer, fp32 on the CPU."""
+        a = {path: _copy(layer.lora_A[CURRENT].weight) for path, layer in self.layers.items()}
+        b = {path: _copy(layer.lora_B[CURRENT].weight) for path, layer in self.layers.items()}
+        return a, b
+
+    def remove(self) -> None:
+        """Put the backbone's own modules back, untouched."""
+        for path, layer in self.layers.items():
+            parent, _, name = path.rpartition(".")
+            setattr(self.backbone.model.get_submodule(parent), name, layer.get_base_layer())
+        if hasattr(self.backbone.model, "peft_config"):
+            del self.backbone.model.peft_config
+
+
+def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
+    """PEFT's configuration of one branch."""
+    return LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=shape.dropout,
+        target_modules=list(shape.targets or backbone.targets),
+        bias="none",
+        init_lora_weights=False,
+        task_type="SEQ_2_SEQ_LM" if backbone.encoder_decoder else "CAUSAL_LM",
+    )
+
+
+def adapter_config(backbone: Backbone, shape: LoraShape, base_name: str) -> dict[str, Any]:
+    """The content of a branch's `adapter_config.json`: plain PEFT, loadable without raycl."""
+    config = lora_config(backbone, shape)
+    config.base_model_name_or_path = base_name
+    config.inference_mode = True
+    config.init_lora_weights = True
+    config.lora_dropout = 0.0
+    values = config.to_dict()
+    return {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
+
+
+def kaiming(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Uniform in (-1/sqrt(d_in), 1/sqrt(d_in)), shape (rank, d_in): Kaiming-uniform with a = sqrt(5)."""
+    return (torch.rand(tuple(shape), generator=generator) * 2 - 1) / shape[1] ** 0.5
+
+
+def _copy(weight: Tensor) -> Tensor:
+    return weight.detach().to("cpu", torch.float32).clone().contiguous()
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of PEFT's config values: sets become sorted lists, enums their value."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return getattr(value, "value", value)

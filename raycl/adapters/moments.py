@@ -1,0 +1,35 @@
+"""Second moments of features, gathered in a data pass: C = (1/n) sum of x x^T over valid rows x."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SecondMoment:
+    """Running second moment of d-dimensional features, block-diagonal in `chunks` equal blocks of the coordinates.
+
+    Sums are fp32 products accumulated in fp64, shape (chunks, d/chunks, d/chunks). `total` and `count` are what
+    data-parallel workers add up before anyone reads `value`.
+    """
+
+    def __init__(self, width: int, chunks: int = 1, device: torch.device | str = "cpu") -> None:
+        if width % chunks:
+            raise ValueError(f"chunks: {chunks} does not divide the feature width {width}")
+        self.width, self.chunks = width, chunks
+        block = width // chunks
+        self.total = torch.zeros(chunks, block, block, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor) -> None:
+        """Add rows, shape (n, d)."""
+        rows = features.detach().float().reshape(features.shape[0], self.chunks, -1).transpose(0, 1)
+        self.total += (rows.transpose(1, 2) @ rows).double()
+        self.count += features.shape[0]
+
+    @property
+    def value(self) -> Tensor:
+        """C as one (d, d) fp64 matrix on the CPU, zero outside the blocks. Raises ValueError before any row was added."""
+        if not self.count > 0:
+            raise ValueError("second moment: no rows were added")
+        return torch.block_diag(*(self.total / self.count)).cpu()

@@ -1,0 +1,76 @@
+"""The stacked LoRA layer: PEFT holds the current branch, this layer integrates it with all frozen ones.
+
+    y = W x + B_old diag(c_old) A_old x + c_t s_t B_t A_t x
+
+A_old stacks the frozen down-projections, (K, d_in) with K the sum of their ranks, and B_old the frozen up-projections,
+(d_out, K), each scaled by its branch's alpha / rank. c holds one weight per branch, from the layer's mixer (gates), or 1.
+Old branches cost two matrix products however many they are; the gate acts in rank space, so no (branches, d_out)
+features are ever built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from raycl.state.stage_state import Branch
+
+CURRENT = "branch"
+"""PEFT's adapter name of the branch that is trained (or, when serving, of the newest one)."""
+
+Mixer = Callable[[], Tensor]
+"""Gives the weights (B, T) of all branches, oldest first, for the batch at hand."""
+
+
+class StackedLora(nn.Module, LoraLayer):
+    """PEFT LoRA layer for `nn.Linear` with one current branch and a stack of frozen ones."""
+
+    def __init__(
+        self, base_layer: nn.Linear, adapter_name: str, config: LoraConfig, r: int = 0, lora_alpha: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        LoraLayer.__init__(self, base_layer, **kwargs)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+        self.mixer: Mixer | None = None
+        self.register_buffer("frozen_a", None, persistent=False)
+        self.register_buffer("frozen_b", None, persistent=False)
+        self.frozen_ranks: tuple[int, ...] = ()
+
+    def stack(self, path: str, branches: Sequence[Branch]) -> None:
+        """Stack the frozen `branches` of the module at `path`, in the base layer's dtype (computed once per stage)."""
+        if not branches:
+            return
+        like = self.get_base_layer().weight
+        self.frozen_a = torch.cat([branch.a[path] for branch in branches]).to(like.device, like.dtype)
+        scaled = [branch.b[path] * (branch.alpha / branch.rank) for branch in branches]
+        self.frozen_b = torch.cat(scaled, dim=1).to(like.device, like.dtype)
+        self.frozen_ranks = tuple(branch.rank for branch in branches)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x: (B, S, d_in) -> (B, S, d_out). Adapters in fp32 follow autocast, or the input's dtype without it."""
+        out = self.base_layer(x, *args, **kwargs)
+        x = self.lora_dropout[CURRENT](x)
+        weights = None if self.mixer is None else self.mixer().to(x.dtype)[:, None, :]
+        new = F.linear(x, self.lora_A[CURRENT].weight.to(x.dtype)) * self.scaling[CURRENT]
+        if weights is not None:
+            new = new * weights[..., -1:]
+        delta = F.linear(new, self.lora_B[CURRENT].weight.to(x.dtype))
+        if self.frozen_a is not None:
+            delta = delta + self._old(x, None if weights is None else weights[..., :-1])
+        return out + delta.to(out.dtype)
+
+    def _old(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Sum of the frozen branches, (B, S, d_out); weights (B, 1, T-1) or none for all ones."""
+        old = F.linear(x, self.frozen_a)
+        if weights is not None:
+            repeats = torch.tensor(self.frozen_ranks, device=x.device)
+            old = old * weights.repeat_interleave(repeats, dim=-1, output_size=old.shape[-1])
+        return F.linear(old, self.frozen_b)
