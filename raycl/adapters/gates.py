@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.adapters.constrained import ConstrainedLinear
+from raycl.adapters.constrained import ConstrainedLinear, FixedLinear
 
 Score = Literal["cosine", "dot"]
 Squash = Literal["abs_tanh", "clipped_abs", "abs_sin", "sigmoid"]
 Pooling = Literal["mean_tokens", "mean_padded", "max"]
+
+GateLinear = ConstrainedLinear | FixedLinear
 
 COSINE_SCALE = 4.0
 """The released code's factor on the cosine before squashing; a <= tanh(2) = 0.9640."""
@@ -61,9 +63,9 @@ def squash(value: Tensor, how: Squash) -> Tensor:
 
 
 class Gate(nn.Module):
-    """One task's gate: layers G_1..G_L and the key k, each a `ConstrainedLinear`."""
+    """One task's gate: layers G_1..G_L and the key k."""
 
-    def __init__(self, layers: Sequence[ConstrainedLinear], key: ConstrainedLinear, how: Score, f: Squash) -> None:
+    def __init__(self, layers: Sequence[GateLinear], key: GateLinear, how: Score, f: Squash) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.key = key
@@ -81,15 +83,14 @@ class Gate(nn.Module):
         """a (B,) from p_0 (B, d)."""
         last = self.features(pooled)[-1]
         with torch.autocast(pooled.device.type, enabled=False):
-            return squash(score(last, self.key.value(), self.how), self.f)
+            return squash(score(last, self.key(), self.how), self.f)
 
     def values(self) -> list[Tensor]:
         """The effective weights G_1..G_L, k as fp32 CPU copies."""
-        return [m.value().detach().cpu().clone().contiguous() for m in (*self.layers, self.key)]
+        return [m().detach().cpu().clone().contiguous() for m in (*self.layers, self.key)]
 
 
 def frozen_gate(weights: Sequence[Tensor], how: Score, f: Squash) -> Gate:
     """A gate that will not change, from its effective weights G_1..G_L, k."""
-    modules = [ConstrainedLinear(weight, torch.eye(weight.shape[1], dtype=torch.float64)) for weight in weights]
-    gate = Gate(modules[:-1], modules[-1], how, f)
-    return gate.requires_grad_(False)
+    modules = [FixedLinear(weight) for weight in weights]
+    return Gate(modules[:-1], modules[-1], how, f)

@@ -55,14 +55,18 @@ class StackedLora(nn.Module, LoraLayer):
         self.frozen_ranks = tuple(branch.rank for branch in branches)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x: (B, S, d_in) -> (B, S, d_out). Adapters in fp32 follow autocast, or the input's dtype without it."""
+        """x: (B, S, d_in) -> (B, S, d_out). With a bf16 base this runs under autocast, which casts the fp32 adapters.
+
+        The current factors are called as modules, not read as weights, so that ZeRO-3 gathers them.
+        """
         out = self.base_layer(x, *args, **kwargs)
         x = self.lora_dropout[CURRENT](x)
-        weights = None if self.mixer is None else self.mixer().to(x.dtype)[:, None, :]
-        new = F.linear(x, self.lora_A[CURRENT].weight.to(x.dtype)) * self.scaling[CURRENT]
+        weights = None if self.mixer is None else self.mixer()[:, None, :]
+        new = self.lora_A[CURRENT](x) * self.scaling[CURRENT]
         if weights is not None:
+            weights = weights.to(new.dtype)
             new = new * weights[..., -1:]
-        delta = F.linear(new, self.lora_B[CURRENT].weight.to(x.dtype))
+        delta = self.lora_B[CURRENT](new)
         if self.frozen_a is not None:
             delta = delta + self._old(x, None if weights is None else weights[..., :-1])
         return out + delta.to(out.dtype)

@@ -1,0 +1,64 @@
+"""Watch the inputs of adapted layers during a data pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from raycl.adapters.backbone import Inputs
+from raycl.adapters.branches import Branches
+from raycl.adapters.moments import SecondMoment
+
+
+class LayerInputs:
+    """Second moments of each adapted layer's own input, padding left out.
+
+    Layers that are handed the very same tensor (q and v of one self-attention) share one moment, owned by the first of
+    them. The input is taken at the layer itself: the queries and values of cross-attention read different tensors.
+    """
+
+    def __init__(self, branches: Branches, chunks: int) -> None:
+        self.branches = branches
+        self.chunks = chunks
+        self.inputs: Inputs | None = None
+        """The batch at hand; the method sets it before each forward pass."""
+        self.widths = {path: layer.in_features for path, layer in branches.layers.items()}
+        self._hooks: list[Any] = []
+        self._owner: dict[str, str] = {}
+        self._last: tuple[str, Tensor] | None = None
+
+    def watch(self) -> dict[str, SecondMoment]:
+        """Hook every layer; returns one moment per layer, of which only the owners' are filled."""
+        device = self.branches.backbone.device
+        moments = {path: SecondMoment(width, self.chunks, device) for path, width in self.widths.items()}
+        self._owner = {}
+        for path, layer in self.branches.layers.items():
+            self._hooks.append(layer.register_forward_pre_hook(self._hook(path, moments[path])))
+        return moments
+
+    def owners(self, watched: set[str]) -> dict[str, str]:
+        """For each watched layer the layer that owns its input's moment."""
+        return {path: self._owner[path] for path in watched}
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._last = None
+
+    def _hook(self, path: str, moment: SecondMoment) -> Any:
+        region = self.branches.backbone.region(path)
+
+        def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            features = args[0]
+            if self._last is not None and self._last[1] is features:
+                self._owner[path] = self._last[0]
+                return
+            self._owner[path] = path
+            self._last = (path, features)
+            if self.inputs is None:
+                raise RuntimeError("a data pass must condition the method before each forward pass")
+            moment.add(features[self.inputs.region_mask(region)])
+
+        return observe

@@ -1,0 +1,34 @@
+"""IncLoRA: a new LoRA branch per task, earlier ones frozen, outputs summed.
+
+Equation: y = W x + s sum_{i<=t} B_i A_i x. State: all branches. It is O-LoRA with both lambdas 0.
+Source: baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.sin_lora import lora_settings
+from raycl.spec import Json
+
+
+class IncLoraParams(LoraParams):
+    """IncLoRA has the branch's shape and nothing else."""
+
+    name: Literal["inc_lora"] = Field("inc_lora", description="a new LoRA branch per task, summed")
+
+
+class IncLora(LoraMethod):
+    """Train a new branch on top of the frozen ones; `LoraMethod` does all of it."""
+
+    Params = IncLoraParams
+    title = "a new LoRA branch per task, outputs summed"
+    paper = "baseline of O-LoRA and AM-LoRA"
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """As SinLoRA."""
+        return lora_settings(family, order)

@@ -1,0 +1,163 @@
+"""InfLoRA (arXiv 2404.00228): fix the new down-projection before training, outside the earlier tasks' input subspace.
+
+For each adapted layer let M be an orthonormal basis of what earlier tasks' inputs span there, and C the second moment of
+the new task's inputs. Then A_t (r, d_in) = the leading r eigenvectors of (I - M M^T) C (I - M M^T), divided by sqrt(3)
+(which gives its rows the expected norm of a Kaiming-uniform draw). A_t is frozen, only B_t trains: inputs in span(M)
+do not feel the new branch at all. After training, M grows by the new inputs (GPM). Forward and loss as IncLoRA.
+
+`design: random_projected` is the InfLoRA baseline inside the GainLoRA repository: Kaiming A projected off M, rows
+normalised to 1/sqrt(3), no data pass before training, plain Kaiming at stage 1.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.branches import Branches, kaiming
+from raycl.adapters.moments import SecondMoment
+from raycl.adapters.observe import LayerInputs
+from raycl.adapters.subspace import grow, leading, residual
+from raycl.methods.base import Moments, When
+from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.spec import Json, PositiveInt
+from raycl.state.stage_state import StagePart, StageState
+
+BASIS = "layer_basis/"
+"""Prefix of a part's tensors: the basis columns (d_in, j) that the stage added, by layer input."""
+
+
+class SubspaceParams(LoraParams):
+    """Hyper-parameters of the designed down-projection."""
+
+    design: Literal["svd", "random_projected"] = Field(
+        "svd", description="how A_t is made: from the new task's inputs (the paper), or a projected random draw"
+    )
+    epsilon: float = Field(0.995, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1")
+    energy_power: Literal[1, 2] = Field(1, description="power of C's eigenvalues in the energy; 2 = the released code")
+    horizon: PositiveInt = Field(15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
+    layer_chunks: PositiveInt = Field(1, description="diagonal blocks of C per layer; must divide d_in")
+
+
+class InfLoraParams(SubspaceParams):
+    """InfLoRA's hyper-parameters."""
+
+    name: Literal["inf_lora"] = Field("inf_lora", description="down-projections outside the earlier input subspaces")
+
+
+def threshold(epsilon: float, stage: int, horizon: int) -> float:
+    """epsilon_t = epsilon + (1 - epsilon) (t - 1) / N, with t - 1 clamped to N."""
+    return epsilon + (1 - epsilon) * min(stage - 1, horizon) / horizon
+
+
+class InfLora(LoraMethod):
+    """Design A_t, train B_t, grow the layer bases."""
+
+    Params = InfLoraParams
+    title = "down-projections fixed outside the earlier tasks' input subspaces"
+    paper = "arXiv 2404.00228"
+    params: SubspaceParams
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """GainLoRA's language runs (arXiv 2505.15424)."""
+        return gpm_settings(family, order)
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """A new branch whose B trains; A is designed by `initialise`, or here for a random design."""
+        self.branches = Branches(backbone, self.params.shape, state.branches)
+        self.branches.start(None, None, self.info.generator("branch"), train="B")
+        self.inputs = LayerInputs(self.branches, self.params.layer_chunks)
+        self.bases = {path: stored_basis(state, BASIS + path, width) for path, width in self.inputs.widths.items()}
+        if self.params.design == "random_projected" and state.stage > 0:
+            self.branches.set_a({path: self._projected(path) for path in self.branches.layers})
+
+    def collect(self, when: When) -> Moments:
+        """Second moments of every distinct layer input."""
+        if when == "before" and self.params.design == "random_projected":
+            return {}
+        return {"layer/" + path: moment for path, moment in self.inputs.watch().items()}
+
+    def condition(self, inputs: Inputs) -> None:
+        """Remember the batch's masks for the layer hooks."""
+        self.inputs.inputs = inputs
+
+    def initialise(self, moments: Moments) -> None:
+        """Set A_t to the designed rows."""
+        owners = self.inputs.owners(self._layer_moments(moments))
+        designed = {owner: self._designed(owner, moments["layer/" + owner]) for owner in set(owners.values())}
+        self.branches.set_a({path: designed[owner] for path, owner in owners.items()})
+        self.inputs.release()
+
+    def consolidate(self, moments: Moments) -> StagePart:
+        """The branch, and the columns each layer basis gained. Layers that share an input share its columns."""
+        owners = self.inputs.owners(self._layer_moments(moments))
+        self.inputs.release()
+        epsilon = threshold(self.params.epsilon, self.info.stage, self.params.horizon)
+        added = {}
+        for owner in sorted(set(owners.values())):
+            moment = moments["layer/" + owner].value
+            columns = grow(self.bases[owner], moment, epsilon, self.params.energy_power, self.params.layer_chunks)
+            added[BASIS + owner] = columns.float()
+        shared = {path: owner for path, owner in owners.items() if path != owner}
+        return StagePart(self.info.task, self.branch(), added, {**self.facts(), "shared_inputs": shared})
+
+    def measures(self) -> dict[str, float]:
+        """Mean share of each layer's input space that earlier tasks fill."""
+        shares = [basis.shape[1] / basis.shape[0] for basis in self.bases.values()]
+        return {"layer_basis_share": sum(shares) / len(shares)}
+
+    def _layer_moments(self, moments: Moments) -> set[str]:
+        return {name.removeprefix("layer/") for name in moments if name.startswith("layer/")}
+
+    def _designed(self, path: str, moment: SecondMoment) -> Tensor:
+        """A_t for one layer input, (r, d_in): leading eigenvectors per block, / sqrt(3 chunks)."""
+        chunks, rank = self.params.layer_chunks, self.params.rank
+        raw = moment.value
+        rest = residual(raw, self.bases[path])
+        if rest.trace() < 1e-6 * raw.trace():
+            warnings.warn(f"{path}: earlier tasks fill the input space; the new branch can hardly learn there", stacklevel=2)
+        _, vectors = leading(rest, chunks)
+        rows = vectors[:, :, :rank].sum(dim=0).T
+        return (rows / math.sqrt(3 * chunks)).float()
+
+    def _projected(self, path: str) -> Tensor:
+        """Kaiming A projected off M, rows scaled to norm 1/sqrt(3)."""
+        basis = self.bases[path]
+        rows = kaiming((self.params.rank, basis.shape[0]), self.info.generator(path)).double()
+        rows = rows - (rows @ basis) @ basis.T
+        return (rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12) / math.sqrt(3)).float()
+
+
+def stored_basis(state: StageState, name: str, width: int) -> Tensor:
+    """The basis (width, k) put together from the columns every stage added, fp64. A layer reads its input's owner."""
+    columns = [_columns(part, name) for part in state.parts]
+    present = [c.double() for c in columns if c is not None]
+    return torch.cat(present, dim=1) if present else torch.zeros(width, 0, dtype=torch.float64)
+
+
+def _columns(part: StagePart, name: str) -> Tensor | None:
+    """The columns a part added for `name`, or for the layer whose input it shares."""
+    shared: dict[str, Any] = part.facts.get("shared_inputs", {})
+    path = name.removeprefix(BASIS)
+    return part.tensors.get(BASIS + shared[path] if path in shared else name)
+
+
+def gpm_settings(family: str, order: str) -> Json:
+    """GainLoRA's settings for its InfLoRA and GainLoRA rows (released scripts; the fork's for Llama)."""
+    short = order.startswith("sni")
+    if family in ("t5", "mt5"):
+        train: Json = {"lr": 3e-4, "epochs": 100 if short else 10}
+    else:
+        train = {"lr": 5e-5, "epochs": 50}
+    return {
+        "method": {"rank": 4 if short else 8, "alpha": 32.0, "dropout": 0.0},
+        "train": {**train, "batch_size": 32, "keep": "best", "holdout": 0.1},
+        "data": {"max_source_tokens": 512 if family in ("t5", "mt5") else 1024},
+    }

@@ -1,0 +1,66 @@
+"""What the LoRA methods share: the shape of a branch, and one method object that owns the branches of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from raycl.adapters.backbone import Backbone
+from raycl.adapters.branches import Branches, LoraShape
+from raycl.methods.base import Method, Moments
+from raycl.spec import MethodParams, PositiveInt
+from raycl.state.stage_state import Branch, StagePart, StageState
+
+
+class LoraParams(MethodParams):
+    """Hyper-parameters of a LoRA branch: W x + (alpha / rank) B A x."""
+
+    rank: PositiveInt = Field(8, description="rank r of a branch")
+    alpha: float = Field(32.0, gt=0, description="LoRA's alpha; the branch is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the branch's input while training")
+    targets: list[str] | None = Field(
+        None, description="names of the linear modules to adapt; none = q and v of the model's family"
+    )
+
+    @property
+    def shape(self) -> LoraShape:
+        """The branch's shape for the adapters."""
+        targets = tuple(self.targets) if self.targets else None
+        return LoraShape(self.rank, self.alpha, self.dropout, targets)
+
+
+class LoraMethod(Method):
+    """A method whose stage is one LoRA branch. Subclasses say what is stacked frozen and what trains."""
+
+    Params = LoraParams
+    params: LoraParams
+    branches: Branches
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """Stack the frozen branches and start a new one: A Kaiming-uniform, B = 0."""
+        self.branches = Branches(backbone, self.params.shape, state.branches)
+        self.branches.start(None, None, self.info.generator("branch"))
+
+    def consolidate(self, moments: Moments) -> StagePart:
+        """The trained branch."""
+        return StagePart(self.info.task, branch=self.branch(), facts=self.facts())
+
+    def branch(self) -> Branch:
+        """The current branch, copied out."""
+        a, b = self.branches.current()
+        return Branch(self.params.rank, self.params.alpha, a, b)
+
+    def serve(self, backbone: Backbone, state: StageState) -> None:
+        """All branches of the state, frozen."""
+        self.serve_branches(backbone, state.branches)
+
+    def serve_branches(self, backbone: Backbone, branches: Sequence[Branch]) -> None:
+        """Stack all but the newest branch and hold the newest as the current one, nothing trainable."""
+        newest = branches[-1]
+        self.branches = Branches(backbone, self.params.shape, branches[:-1])
+        self.branches.start(newest.a, newest.b, self.info.generator("branch"), train="")
+
+    def remove(self) -> None:
+        """Take the adapters off."""
+        self.branches.remove()

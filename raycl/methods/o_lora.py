@@ -1,0 +1,103 @@
+"""O-LoRA (arXiv 2310.14152): each new branch is pushed to be orthogonal to the row spaces of the earlier ones.
+
+Loss: CE + lambda1 sum_layers ||A_old A_t^T||_1 + lambda2 sum_layers (||A_t||_F + ||B_t||_F), with A_old (K, d_in) the
+stacked earlier down-projections; the first norm is the entrywise sum of absolute values, the others are unsquared, as in
+the released code (cmnfriend/O-LoRA). Forward and state as IncLoRA. The paper's orientation of A is the transpose.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raycl.adapters.backbone import Backbone
+from raycl.adapters.stacked_lora import CURRENT
+from raycl.methods.base import Penalty
+from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.sin_lora import lora_settings
+from raycl.spec import Json, Weight, at_stage
+from raycl.state.stage_state import StageState
+
+LONG6_LAMBDA1 = [0.0] + [0.5] * 8 + [5.0] * 6
+LONG6_LAMBDA2 = [0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.3, 0.0, 0.1, 0.0, 0.0, 0.1, 0.0, 0.1, 0.3]
+"""Per-task weights of the released script for order 6 (scripts/long.sh)."""
+
+
+class OrthogonalParams(LoraParams):
+    """Hyper-parameters of the orthogonality loss; each weight is one value or one per stage."""
+
+    lambda1: Weight | list[Weight] = Field(0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage")
+    lambda2: Weight | list[Weight] = Field(0.0, description="weight of sum (||A_t||_F + ||B_t||_F); per stage")
+
+    @classmethod
+    def per_stage_fields(cls) -> frozenset[str]:
+        """Both weights may change from stage to stage."""
+        return super().per_stage_fields() | {"lambda1", "lambda2"}
+
+    def at(self, stage: int) -> Json:
+        """lambda1 has no effect at stage 1, where there is no earlier branch."""
+        live = super().at(stage)
+        if stage == 1:
+            del live["lambda1"]
+        return live
+
+
+class OLoraParams(OrthogonalParams):
+    """O-LoRA's hyper-parameters."""
+
+    name: Literal["o_lora"] = Field("o_lora", description="new branches orthogonal to the earlier ones")
+
+
+class OLora(LoraMethod):
+    """IncLoRA with the orthogonality loss."""
+
+    Params = OLoraParams
+    title = "a new branch per task, pushed orthogonal to the earlier ones"
+    paper = "arXiv 2310.14152"
+    params: OrthogonalParams
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """The released scripts: per-task weights and two epochs of MNLI on order 6; lr 1e-3 first, then 1e-4, on Llama."""
+        settings = lora_settings(family, order)
+        if order == "long-6":
+            settings["method"] |= {"lambda1": LONG6_LAMBDA1, "lambda2": LONG6_LAMBDA2}
+            settings["train"] |= {"epochs": [1, 1, 2] + [1] * 12}
+        if family not in ("t5", "mt5"):
+            stages = {"std": 4, "long": 15, "sni": 15}.get(order.split("-")[0])
+            settings["train"] |= {"lr": [1e-3] + [1e-4] * (stages - 1) if stages else 1e-4}
+        return settings
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """Also keep the earlier down-projections in fp32 for the loss."""
+        super().install(backbone, state)
+        old = state.branches
+        self.old_a = {
+            path: torch.cat([branch.a[path] for branch in old]).to(backbone.device) for path in self.branches.layers if old
+        }
+
+    def penalties(self) -> dict[str, Penalty]:
+        """The orthogonality and the norm term, where their weights are not 0."""
+        lambda1 = at_stage(self.params.lambda1, self.info.stage)
+        lambda2 = at_stage(self.params.lambda2, self.info.stage)
+        terms = {}
+        if self.old_a:
+            terms["orthogonality"] = Penalty(self._overlap(), lambda1)
+        if lambda2 > 0:
+            terms["norm"] = Penalty(self._norms(), lambda2)
+        return terms
+
+    def _overlap(self) -> Tensor:
+        """sum over layers and entries of |A_old A_t^T|; gradients reach A_t only."""
+        layers = self.branches.layers
+        with torch.autocast(self.branches.backbone.device.type, enabled=False):
+            parts = [(self.old_a[path] @ layers[path].lora_A[CURRENT].weight.T).abs().sum() for path in layers]
+            return torch.stack(parts).sum()
+
+    def _norms(self) -> Tensor:
+        """sum over layers of ||A_t||_F + ||B_t||_F."""
+        weights: list[Any] = [m[CURRENT].weight for layer in self.branches.layers.values() for m in (layer.lora_A, layer.lora_B)]
+        return torch.stack([weight.norm() for weight in weights]).sum()
