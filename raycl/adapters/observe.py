@@ -28,18 +28,15 @@ class LayerInputs:
         self._owner: dict[str, str] = {}
         self._last: tuple[str, Tensor] | None = None
 
-    def watch(self) -> dict[str, SecondMoment]:
-        """Hook every layer; returns one moment per layer, of which only the owners' are filled."""
-        device = self.branches.backbone.device
-        moments = {path: SecondMoment(width, self.chunks, device) for path, width in self.widths.items()}
+    def watch(self, moments: dict[str, SecondMoment]) -> None:
+        """Hook every layer; during the pass, `moments` gains one moment per distinct layer input, named by its owner."""
         self._owner = {}
         for path, layer in self.branches.layers.items():
-            self._hooks.append(layer.register_forward_pre_hook(self._hook(path, moments[path])))
-        return moments
+            self._hooks.append(layer.register_forward_pre_hook(self._hook(path, moments)))
 
-    def owners(self, watched: set[str]) -> dict[str, str]:
-        """For each watched layer the layer that owns its input's moment."""
-        return {path: self._owner[path] for path in watched}
+    def owners(self) -> dict[str, str]:
+        """For each layer seen in the pass, the layer that owns its input's moment."""
+        return dict(self._owner)
 
     def release(self) -> None:
         """Take the hooks off."""
@@ -47,7 +44,7 @@ class LayerInputs:
             self._hooks.pop().remove()
         self._last = None
 
-    def _hook(self, path: str, moment: SecondMoment) -> Any:
+    def _hook(self, path: str, moments: dict[str, SecondMoment]) -> Any:
         region = self.branches.backbone.region(path)
 
         def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -59,6 +56,8 @@ class LayerInputs:
             self._last = (path, features)
             if self.inputs is None:
                 raise RuntimeError("a data pass must condition the method before each forward pass")
-            moment.add(features[self.inputs.region_mask(region)])
+            if path not in moments:
+                moments[path] = SecondMoment(self.widths[path], self.chunks, features.device)
+            moments[path].add(features[self.inputs.region_mask(region)])
 
         return observe

@@ -43,6 +43,8 @@ class StackedLora(nn.Module, LoraLayer):
         self.register_buffer("frozen_a", None, persistent=False)
         self.register_buffer("frozen_b", None, persistent=False)
         self.frozen_ranks: tuple[int, ...] = ()
+        self.detach_old = False
+        """Cut the gradient into x through the frozen branches, as GainLoRA's released code does."""
 
     def stack(self, path: str, branches: Sequence[Branch]) -> None:
         """Stack the frozen `branches` of the module at `path`, in the base layer's dtype (computed once per stage)."""
@@ -73,7 +75,7 @@ class StackedLora(nn.Module, LoraLayer):
 
     def _old(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """Sum of the frozen branches, (B, S, d_out); weights (B, 1, T-1) or none for all ones."""
-        old = F.linear(x, self.frozen_a)
+        old = F.linear(x.detach() if self.detach_old else x, self.frozen_a)
         if weights is not None:
             repeats = torch.tensor(self.frozen_ranks, device=x.device)
             old = old * weights.repeat_interleave(repeats, dim=-1, output_size=old.shape[-1])

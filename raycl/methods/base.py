@@ -3,7 +3,7 @@
 One object serves one stage (or one evaluation). The stage loop calls, in this order:
 
     install(backbone, state)      adapters on; frozen parts stacked; what trains is decided
-    collect("before")             moments that a data pass over the training set fills, or nothing
+    collect("before")             moments that a data pass over the training set will fill, or none: no pass
     initialise(moments)
     condition(inputs)             before every forward pass: gates, selected prompts
     penalties()                   after every training forward pass: extra loss terms
@@ -82,9 +82,9 @@ class Method(ABC):
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Put the method on the backbone, ready to train the next stage after `state`."""
 
-    def collect(self, when: When) -> Moments:
-        """Moments to fill in a data pass before or after training; while they exist the method's hooks feed them."""
-        return {}
+    def collect(self, when: When) -> Moments | None:
+        """Ask for a data pass before or after training: a dict that the method fills during it; none = no pass."""
+        return None
 
     def initialise(self, moments: Moments) -> None:
         """Use the moments of the pass before training. Called only if there were any."""

@@ -78,11 +78,13 @@ class InfLora(LoraMethod):
         if self.params.design == "random_projected" and state.stage > 0:
             self.branches.set_a({path: self._projected(path) for path in self.branches.layers})
 
-    def collect(self, when: When) -> Moments:
-        """Second moments of every distinct layer input."""
+    def collect(self, when: When) -> Moments | None:
+        """Second moments of every distinct layer input, named by its layer."""
         if when == "before" and self.params.design == "random_projected":
-            return {}
-        return {"layer/" + path: moment for path, moment in self.inputs.watch().items()}
+            return None
+        moments: Moments = {}
+        self.inputs.watch(moments)
+        return moments
 
     def condition(self, inputs: Inputs) -> None:
         """Remember the batch's masks for the layer hooks."""
@@ -90,19 +92,19 @@ class InfLora(LoraMethod):
 
     def initialise(self, moments: Moments) -> None:
         """Set A_t to the designed rows."""
-        owners = self.inputs.owners(self._layer_moments(moments))
-        designed = {owner: self._designed(owner, moments["layer/" + owner]) for owner in set(owners.values())}
+        owners = self.inputs.owners()
+        designed = {owner: self._designed(owner, moments[owner]) for owner in sorted(set(owners.values()))}
         self.branches.set_a({path: designed[owner] for path, owner in owners.items()})
         self.inputs.release()
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The branch, and the columns each layer basis gained. Layers that share an input share its columns."""
-        owners = self.inputs.owners(self._layer_moments(moments))
+        owners = self.inputs.owners()
         self.inputs.release()
         epsilon = threshold(self.params.epsilon, self.info.stage, self.params.horizon)
         added = {}
         for owner in sorted(set(owners.values())):
-            moment = moments["layer/" + owner].value
+            moment = moments[owner].value
             columns = grow(self.bases[owner], moment, epsilon, self.params.energy_power, self.params.layer_chunks)
             added[BASIS + owner] = columns.float()
         shared = {path: owner for path, owner in owners.items() if path != owner}
@@ -112,9 +114,6 @@ class InfLora(LoraMethod):
         """Mean share of each layer's input space that earlier tasks fill."""
         shares = [basis.shape[1] / basis.shape[0] for basis in self.bases.values()]
         return {"layer_basis_share": sum(shares) / len(shares)}
-
-    def _layer_moments(self, moments: Moments) -> set[str]:
-        return {name.removeprefix("layer/") for name in moments if name.startswith("layer/")}
 
     def _designed(self, path: str, moment: SecondMoment) -> Tensor:
         """A_t for one layer input, (r, d_in): leading eigenvectors per block, / sqrt(3 chunks)."""

@@ -1,0 +1,245 @@
+"""GainLoRA (arXiv 2505.15424): a gate per branch, closed on the inputs of earlier tasks.
+
+    y = W x + sum_{i<=t} a_i(input) s B_i A_i x,   a_i = f(score(p_L, k_i)),   p_l = SiLU(G_l p_(l-1)),   p_0 = pooled prompt
+
+The LoRA part is O-LoRA's or InfLoRA's (`over`), held as an inner method. Old branches and gates are frozen. The new gate
+copies G_1..G_L of the last one; its key starts orthogonal to M_L, the span of earlier tasks' p_L; and each of its
+weights moves only in the complement of its own input's subspace M_l (`ConstrainedLinear`). So every p_l, and with it
+a_t, stays what it was on earlier inputs: 0, since f(0) = 0 (Proposition 3.1). After training the bases M_l grow (GPM).
+
+Differences from the released code (liangyanshuo/gainlora): constraints by construction instead of a projection after
+Adam, no row rescaling, mean pooling over real tokens, true gradient through old branches (`detach_old` cuts it).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.branches import kaiming
+from raycl.adapters.constrained import constrained
+from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
+from raycl.adapters.moments import SecondMoment
+from raycl.adapters.subspace import grow, leading, residual
+from raycl.methods.base import Method, Moments, Penalty, StageInfo, When
+from raycl.methods.inf_lora import InfLora, SubspaceParams, gpm_settings, stored_basis, threshold
+from raycl.methods.lora import LoraMethod
+from raycl.methods.o_lora import OLora, OrthogonalParams
+from raycl.spec import Json, PositiveInt
+from raycl.state.stage_state import StagePart, StageState
+
+GATE = "gate/"
+GATE_BASIS = "gate_basis/"
+ONLY = {"o_lora": {"lambda1", "lambda2"}, "inf_lora": {"design", "epsilon", "layer_chunks"}}
+"""Hyper-parameters that only one of the two LoRA parts reads."""
+
+
+class GainLoraParams(OrthogonalParams, SubspaceParams):
+    """GainLoRA's hyper-parameters: those of the LoRA part it stands on, and the gate's."""
+
+    name: Literal["gain_lora"] = Field("gain_lora", description="gated branches that stay closed on earlier tasks")
+    over: Literal["o_lora", "inf_lora"] = Field("o_lora", description="the LoRA part: O-LoRA or InfLoRA")
+    gate_hidden: list[PositiveInt] = Field(
+        [100], description="hidden widths of the gate: [h] means d -> h -> d (two layers), [] means d -> d"
+    )
+    gate_score: Score = Field("cosine", description="b = 4 cos(p_L, k) or p_L . k")
+    gate_squash: Squash = Field("abs_tanh", description="f; all but the negative control `sigmoid` have f(0) = 0")
+    gate_pooling: Pooling = Field("mean_tokens", description="p_0; `mean_padded` depends on padding, as the release does")
+    gate_region: Literal["prompt", "all_input"] = Field("prompt", description="which tokens p_0 pools over")
+    gate_epsilon: float = Field(0.995, gt=0, le=1, description="energy of the gate's features that M must capture")
+    gate_chunks: PositiveInt = Field(1, description="diagonal blocks for p_0 and p_L; must divide d")
+    key_init: Literal["data", "random"] = Field("data", description="k_t from the new task's p_L, or a random draw")
+    init_constraint: bool = Field(True, description="start k_t orthogonal to M_L (ablation: off)")
+    update_constraint: bool = Field(True, description="move gate weights only outside M_l (ablation: off)")
+    detach_old: bool = Field(False, description="cut the gradient through old branches, as the released code does")
+
+    def at(self, stage: int) -> Json:
+        """Drop what the LoRA part does not read, and the constraints at stage 1, where there is nothing to keep."""
+        live = super().at(stage)
+        dead = ONLY["inf_lora" if self.over == "o_lora" else "o_lora"]
+        if stage == 1:
+            dead = dead | {"init_constraint", "update_constraint", "detach_old"}
+        return {key: value for key, value in live.items() if key not in dead}
+
+
+class GainLora(Method):
+    """Gates around O-LoRA or InfLoRA."""
+
+    Params = GainLoraParams
+    title = "gated branches, closed on the inputs of earlier tasks, over O-LoRA or InfLoRA"
+    paper = "arXiv 2505.15424"
+    params: GainLoraParams
+
+    def __init__(self, params: GainLoraParams, info: StageInfo) -> None:
+        super().__init__(params, info)
+        self.inner: LoraMethod = (OLora if params.over == "o_lora" else InfLora)(params, info)
+        self.weights: Tensor | None = None
+        """(B, T): the gate values of the batch at hand, oldest branch first."""
+        self.watched: Moments | None = None
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """The released scripts for T5-Large; the fork's for Llama (h = 50, four blocks)."""
+        settings = gpm_settings(family, order)
+        if family not in ("t5", "mt5"):
+            settings["method"] |= {"gate_hidden": [50], "gate_chunks": 4, "layer_chunks": 4}
+        return settings
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """The inner branches, all frozen gates, and a new gate inside its constraints."""
+        self.inner.install(backbone, state)
+        widths = [backbone.width, *self.params.gate_hidden, backbone.width]
+        self.bases = [stored_basis(state, f"{GATE_BASIS}{level}", width) for level, width in enumerate(widths)]
+        self._put_gates(backbone, state, self._new_gate(state, widths))
+
+    def serve(self, backbone: Backbone, state: StageState) -> None:
+        """All branches under all gates."""
+        self.inner.serve(backbone, state)
+        self._put_gates(backbone, state, None)
+
+    def collect(self, when: When) -> Moments | None:
+        """The inner method's moments, and those of the gate's features: the last level before, all levels after."""
+        if when == "before" and self.params.key_init == "random":
+            return self.inner.collect(when)
+        moments = self.inner.collect(when)
+        self.watched = {} if moments is None else moments
+        self.levels = [len(self.bases) - 1] if when == "before" else list(range(len(self.bases)))
+        return self.watched
+
+    def initialise(self, moments: Moments) -> None:
+        """Design the inner branch, then aim the new key at the new task."""
+        layers = {name: moment for name, moment in moments.items() if not name.startswith(GATE)}
+        if layers:
+            self.inner.initialise(layers)
+        if self.params.key_init == "data":
+            self.gate.key.reset(self._aimed_key(moments[f"{GATE}{len(self.bases) - 1}"]))
+            self._warn_if_closed()
+        self.watched = None
+
+    def condition(self, inputs: Inputs) -> None:
+        """Compute every gate once, from the prompt's embeddings; all layers and decoding steps use these values."""
+        self.inner.condition(inputs)
+        mask = inputs.prompt_mask if self.params.gate_region == "prompt" else inputs.mask
+        pooled = pool(self.backbone.embed(inputs.ids), mask, self.params.gate_pooling)
+        self.weights = torch.stack([gate(pooled) for gate in self.gates], dim=1)
+        if self.watched is not None:
+            self._watch(pooled)
+
+    def penalties(self) -> dict[str, Penalty]:
+        """The inner method's; the gate has no loss of its own."""
+        return self.inner.penalties()
+
+    def consolidate(self, moments: Moments) -> StagePart:
+        """The inner part, the gate's effective weights, and the columns its bases gained."""
+        self.watched = None
+        part = self.inner.consolidate({name: m for name, m in moments.items() if not name.startswith(GATE)})
+        epsilon = threshold(self.params.gate_epsilon, self.info.stage, self.params.horizon)
+        tensors = dict(part.tensors)
+        tensors |= {f"{GATE}{level}": value for level, value in enumerate(self.gate.values())}
+        for level, basis in enumerate(self.bases):
+            moment = moments[f"{GATE}{level}"].value
+            columns = grow(basis, moment, epsilon, self.params.energy_power, self._chunks(level))
+            tensors[f"{GATE_BASIS}{level}"] = columns.float()
+        return StagePart(self.info.task, part.branch, tensors, part.facts)
+
+    def remove(self) -> None:
+        """Take the inner method off; the gates never sat on the backbone."""
+        self.inner.remove()
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The gates, oldest first."""
+        return {"gates": self.gates}
+
+    def measures(self) -> dict[str, float]:
+        """Mean gate of each branch over the last batch, and how full the gate's feature spaces are."""
+        measures = self.inner.measures()
+        measures |= {f"gate_basis_share/{i}": basis.shape[1] / basis.shape[0] for i, basis in enumerate(self.bases)}
+        if self.weights is not None:
+            means = self.weights.detach().mean(dim=0).tolist()
+            measures |= {f"gate_mean/{index}": mean for index, mean in enumerate(means, start=1)}
+        return measures
+
+    def facts(self) -> dict[str, Any]:
+        """The inner method's."""
+        return self.inner.facts()
+
+    def _put_gates(self, backbone: Backbone, state: StageState, new: Gate | None) -> None:
+        """Frozen gates of the state, then the new one, all on the backbone's device and in charge of its layers."""
+        self.backbone = backbone
+        levels = len(self.params.gate_hidden) + 2
+        old = [[part.tensors[f"{GATE}{level}"] for level in range(levels)] for part in state.parts]
+        gates = [frozen_gate(weights, self.params.gate_score, self.params.gate_squash) for weights in old]
+        self.gates = nn.ModuleList(gates if new is None else [*gates, new]).to(backbone.device)
+        self.inner.branches.mix_by(self._current_weights)
+        for layer in self.inner.branches.layers.values():
+            layer.detach_old = self.params.detach_old and new is not None
+
+    def _current_weights(self) -> Tensor:
+        if self.weights is None:
+            raise RuntimeError("a gated model must be conditioned on its inputs before a forward pass")
+        return self.weights
+
+    def _new_gate(self, state: StageState, widths: list[int]) -> Gate:
+        """G_1..G_L copied from the last gate (drawn at stage 1), a provisional key, all free only outside their M."""
+        generator = self.info.generator("gate")
+        last = state.last
+        starts = [
+            last.tensors[f"{GATE}{level}"] if last else kaiming((widths[level + 1], widths[level]), generator)
+            for level in range(len(widths) - 1)
+        ]
+        starts.append(self._random_key(widths[-1], generator))
+        bases = self.bases if self.params.update_constraint else [basis[:, :0] for basis in self.bases]
+        modules = [constrained(start, basis) for start, basis in zip(starts, bases, strict=True)]
+        self.gate = Gate(modules[:-1], modules[-1], self.params.gate_score, self.params.gate_squash)
+        return self.gate
+
+    def _random_key(self, width: int, generator: torch.Generator) -> Tensor:
+        """k uniform in (-1, 1), off span(M_L) unless switched off, of norm sqrt(d / 3); shape (1, d)."""
+        key = (torch.rand(1, width, generator=generator) * 2 - 1).double()
+        if self.params.init_constraint:
+            key = key - (key @ self.bases[-1]) @ self.bases[-1].T
+        return self._key_norm(key)
+
+    def _aimed_key(self, moment: SecondMoment) -> Tensor:
+        """k along the main direction of the new task's p_L outside span(M_L), per block; shape (1, d)."""
+        value = moment.value
+        rest = residual(value, self.bases[-1]) if self.params.init_constraint else value
+        _, vectors = leading(rest, self._chunks(len(self.bases) - 1))
+        return self._key_norm(vectors[:, :, 0].sum(dim=0)[None])
+
+    def _key_norm(self, key: Tensor) -> Tensor:
+        """Scale to sqrt(d / 3), the norm of a uniform draw; a key with no direction left stays 0 (a closed gate)."""
+        norm = key.norm()
+        return (key / norm * math.sqrt(key.shape[1] / 3) if norm > 1e-12 else torch.zeros_like(key)).float()
+
+    def _chunks(self, level: int) -> int:
+        """Only the d-wide features p_0 and p_L are chunked."""
+        return self.params.gate_chunks if level in (0, len(self.bases) - 1) else 1
+
+    def _watch(self, pooled: Tensor) -> None:
+        """Add the new gate's features of this batch to the moments being filled."""
+        with torch.no_grad():
+            features = self.gate.features(pooled)
+        self.probe = features[-1]
+        for level in self.levels:
+            name = f"{GATE}{level}"
+            if name not in self.watched:
+                self.watched[name] = SecondMoment(features[level].shape[1], self._chunks(level), pooled.device)
+            self.watched[name].add(features[level])
+
+    def _warn_if_closed(self) -> None:
+        """Say so when the constraint leaves the new gate nearly closed on its own task, which then cannot be learned."""
+        with torch.no_grad():
+            values = squash(score(self.probe, self.gate.key(), self.params.gate_score), self.params.gate_squash)
+        if self.info.stage > 1 and values.mean() < 0.05:
+            warnings.warn(
+                f"stage {self.info.stage} ({self.info.task}): the new gate starts at {values.mean():.3f} on its own inputs; "
+                "they lie almost wholly in the span of earlier tasks. A lower method.gate_epsilon leaves it more room.",
+                stacklevel=2,
+            )

@@ -1,0 +1,39 @@
+"""The methods by name. Adding a method is one file in this folder and one line here."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raycl.methods.base import Method, StageInfo
+    from raycl.spec import MethodParams
+
+METHODS = {
+    "sin_lora": "raycl.methods.sin_lora:SinLora",
+    "inc_lora": "raycl.methods.inc_lora:IncLora",
+    "o_lora": "raycl.methods.o_lora:OLora",
+    "inf_lora": "raycl.methods.inf_lora:InfLora",
+    "gain_lora": "raycl.methods.gain_lora:GainLora",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method. Raises ValueError that names the nearest match for an unknown name."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown method{hint} allowed: {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def method_params(name: str) -> type[MethodParams]:
+    """The hyper-parameter model of a method."""
+    return method_class(name).Params
+
+
+def build(params: MethodParams, info: StageInfo) -> Method:
+    """A method object for one stage (or for serving a state)."""
+    return method_class(params.name)(params, info)
