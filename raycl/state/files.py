@@ -1,0 +1,173 @@
+"""Whole files under one root, a local folder or an fsspec URI: written atomically, no link followed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from raycl.errors import StoreError
+
+TEMPORARY = ".raycl-tmp-"
+"""How the names of half-written local files start; a killed writer may leave one behind, and no reader looks at it."""
+
+
+class Files:
+    """Whole files by name relative to `root`, with `/` between folders.
+
+    Every failure of the file system is a StoreError that names the full path.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """`uri` is a local folder (`~` is the home folder) or any URI fsspec has a backend for; nothing is touched."""
+        if not uri or "\0" in uri:
+            raise StoreError(f"{uri!r} is no place for a store: give a folder or a URI such as s3://bucket/folder")
+        try:
+            self._fs, self.root = url_to_fs(uri)
+        except ImportError as error:
+            raise StoreError(f"store {uri}: {error}. Install the package that serves this kind of URI") from error
+        except ValueError as error:
+            raise StoreError(f"store {uri}: {error}. Give a folder or a URI that fsspec knows") from error
+        self.local = isinstance(self._fs, LocalFileSystem)
+        # Remote backends raise their libraries' own exceptions, which share no base class.
+        self._failures: type[Exception] = OSError if self.local else Exception
+
+    def path(self, name: str = "") -> str:
+        """Where a name is: an absolute local path, or the path inside the remote file system."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    def uri(self, name: str = "") -> str:
+        """Where a name is, for people and other programs: an absolute local path, or a full URI."""
+        return self.path(name) if self.local else self._fs.unstrip_protocol(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there now."""
+        with self._named("look up", name):
+            self._refuse_links(name)
+            return self._there(name)
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file."""
+        with self._named("read", name):
+            self._refuse_links(name)
+            return self._fs.cat_file(self.path(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names in a folder, sorted, without half-written files; empty if there is no such folder."""
+        with self._named("list", folder):
+            if not self._there(folder):
+                return []
+            found = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self.path(folder), detail=False)}
+        return sorted(name for name in found if not name.startswith(TEMPORARY))
+
+    def make_root(self) -> None:
+        """Create the root folder if it is missing."""
+        with self._named("create", ""):
+            self._fs.makedirs(self.root, exist_ok=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file in one step: a reader sees the old file or the new one, never a part."""
+        with self._named("write", name):
+            self._refuse_links(name)
+            if self.local:
+                with _temporary(self.path(name), data) as temporary:
+                    os.replace(temporary, self.path(name))
+            else:
+                self._fs.pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file in one step unless it is there; says whether this call wrote it.
+
+        Of several local writers exactly one succeeds. Object stores have no such promise through fsspec: there two
+        writers within the same moment may both succeed, and the later one stays.
+        """
+        with self._named("create", name):
+            self._refuse_links(name)
+            if not self.local:
+                if self._there(name):
+                    return False
+                self._fs.pipe_file(self.path(name), data)
+                return True
+            with _temporary(self.path(name), data) as temporary:
+                return _link_or_replace(temporary, self.path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing happens if it is not there."""
+        with self._named("remove", name):
+            self._refuse_links(name)
+            if self._there(name):
+                self._fs.rm(self.path(name), recursive=True)
+
+    def _there(self, name: str) -> bool:
+        # Another process may have written it since this one last listed the folder.
+        self._fs.invalidate_cache()
+        try:
+            # fsspec's own `exists` calls every failure, a lost network too, an absent file.
+            self._fs.info(self.path(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _refuse_links(self, name: str) -> None:
+        """A link below the root could lead a reader, or worse a writer, to files of somebody else."""
+        if not self.local:
+            return
+        path = self.root
+        for piece in filter(None, name.split("/")):
+            path = os.path.join(path, piece)
+            if os.path.islink(path):
+                raise StoreError(f"{path} is a symbolic link; a store holds none. Put the real file or folder there")
+
+    @contextmanager
+    def _named(self, action: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.uri(name)} is missing. Restore it, or delete the folder it belongs to and run again"
+            ) from error
+        except self._failures as error:
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise StoreError(
+                f"cannot {action} {self.uri(name)}: {reason}. Check the path, its permissions and the free space"
+            ) from error
+
+
+@contextmanager
+def _temporary(path: str, data: bytes) -> Iterator[str]:
+    """A file with `data`, safely on disk, in the folder of `path`; what then happens to `path` is made durable."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f"{TEMPORARY}{secrets.token_hex(8)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _link_or_replace(temporary: str, path: str) -> bool:
+    try:
+        # Unlike a rename, a hard link fails if the name is taken: the first of two writers wins.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # Some network and FAT file systems have no hard links.
+        os.replace(temporary, path)
+    return True
