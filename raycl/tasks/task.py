@@ -12,12 +12,23 @@ Metric = Literal["exact_match", "rouge_l"]
 
 @dataclass(frozen=True)
 class Example:
-    """One rendered example: what the model reads and what it may answer."""
+    """One rendered example: what the model reads and what it may answer.
+
+    The prompt comes in three parts, so that a prompt that is too long loses the end of its `body` and never the
+    instruction (`head`) or the question and the final cue (`tail`).
+    """
 
     id: str
-    prompt: str
+    head: str
+    body: str
+    tail: str
     answers: tuple[str, ...]
     """Accepted answers; the first is the training target."""
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt, uncut."""
+        return self.head + self.body + self.tail
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Task:
 
 
 def fingerprint(examples: tuple[Example, ...]) -> str:
-    """SHA-256 over the canonical JSON of examples."""
+    """SHA-256 over the canonical JSON of the examples' ids, prompts and answers, in order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps([example.id, example.prompt, example.answers], ensure_ascii=False).encode())

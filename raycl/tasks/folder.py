@@ -1,0 +1,183 @@
+"""Tasks from a folder, in one of three layouts that are told apart by the files that are there.
+
+| layout | files of a task |
+| --- | --- |
+| benchmark | `<task>/{train,test}.jsonl[.gz]`, `labels.json`; SuperNI tasks below `superni/` |
+| o-lora | `<category>/<Task>/{train,test,labels}.json` |
+| gainlora | `Long_Sequence/<task>/{train,test,labels}.json`, `SuperNI/<task>/{train,test}.json` |
+
+The folder may be the published `CL_Benchmark` folder or its parent. Only the train and the test file are opened:
+`dev.json` is a copy of `test.json` in the published data, so nothing may be trained or selected on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raycl.tasks.catalogue import TaskInfo
+from raycl.tasks.files import Reader
+from raycl.tasks.rows import (
+    RawTask,
+    Row,
+    Skip,
+    Split,
+    Style,
+    checked_label,
+    checked_text,
+    collect,
+    complaint,
+    shorten,
+    text_of,
+)
+
+Layout = Literal["benchmark", "o-lora", "gainlora"]
+_ENDINGS: dict[Layout, tuple[str, ...]] = {
+    "benchmark": (".jsonl.gz", ".jsonl"),
+    "o-lora": (".json",),
+    "gainlora": (".json",),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task's files are."""
+
+    layout: Layout
+    folder: Path
+    ending: str
+
+    @property
+    def train(self) -> Path:
+        """The training file."""
+        return self.folder / f"train{self.ending}"
+
+    @property
+    def test(self) -> Path:
+        """The test file; the same ending as the training file."""
+        return self.folder / f"test{self.ending}"
+
+
+def load_folder(root: Path, info: TaskInfo) -> RawTask:
+    """Read one task from `root`, whatever its layout. Raises DataError that lists the bad rows of the first bad file."""
+    place = locate(root, info)
+    reader = Reader(root)
+    labels = _labels(reader, place, info)
+    parse = _Parser(info, labels)
+    if place.layout == "gainlora":
+        train, test = (_gainlora_split(reader, path, parse) for path in (place.train, place.test))
+        style: Style = "superni" if info.suite == "superni" else "long_sequence"
+    else:
+        train, test = (_plain_split(reader, path, parse) for path in (place.train, place.test))
+        style = "superni" if info.suite == "superni" else "o_lora"
+    return RawTask(place.layout, style, labels, train, test, reader.hashes)
+
+
+def locate(root: Path, info: TaskInfo) -> Place:
+    """The place of a task's files below `root`. Raises DataError that lists where it was looked for."""
+    places = [Place(layout, folder, ending) for layout, folder in _folders(root, info) for ending in _ENDINGS[layout]]
+    for place in places:
+        if place.train.is_file():
+            return place
+    looked = ", ".join(str(place.train.relative_to(root)) for place in places)
+    raise complaint(
+        f"task {info.name}",
+        f"no training file in {root}",
+        f"one of {looked}",
+        "point `--data` (or RAYCL_DATA) at a folder with this task, or leave the task out of the order",
+    )
+
+
+def _folders(root: Path, info: TaskInfo) -> Iterator[tuple[Layout, Path]]:
+    """The folders a task may be in, with the layout each would mean."""
+    superni = info.suite == "superni"
+    for base in (root, root / "CL_Benchmark"):
+        yield "benchmark", base / "superni" / info.name if superni else base / info.name
+        if not superni:
+            yield "o-lora", base / info.category / info.folder
+        yield "gainlora", base / ("SuperNI" if superni else "Long_Sequence") / info.name
+
+
+def _labels(reader: Reader, place: Place, info: TaskInfo) -> tuple[str, ...] | None:
+    """The label set beside the data, else the catalogue's."""
+    path = place.folder / "labels.json"
+    labels = reader.labels(path) if path.is_file() else info.labels
+    # The published GainLoRA files ask for yes or no in qqp, but list False and True.
+    qqp = place.layout == "gainlora" and info.name == "qqp" and labels == ("False", "True")
+    return ("yes", "no") if qqp else labels
+
+
+def _plain_split(reader: Reader, path: Path, parse: _Parser) -> Split:
+    """Rows of a JSON-lines file, or of a file with one JSON list."""
+    if path.suffix != ".json":
+        return collect(reader.json_lines(path), parse, str(path))
+    value = reader.json(path)
+    if not isinstance(value, list):
+        raise complaint(str(path), f"got {shorten(value)}", "a JSON list of rows", "restore the file from its source")
+    return collect(_numbered(value, path), parse, str(path))
+
+
+def _gainlora_split(reader: Reader, path: Path, parse: _Parser) -> Split:
+    """Rows of a JSON object with `Definition` and `Instances`; the definition is added to each row."""
+    value = reader.json(path)
+    instances = value.get("Instances") if isinstance(value, dict) else None
+    if not isinstance(instances, list):
+        raise complaint(
+            str(path), f"got {shorten(value)}", "an object with a list `Instances`", "restore the file from its source"
+        )
+    definition = value.get("Definition")
+    if isinstance(definition, list):
+        definition = definition[0] if definition else ""
+    items = [item | {"definition": definition} if isinstance(item, dict) else item for item in instances]
+    return collect(_numbered(items, path), parse, str(path))
+
+
+def _numbered(items: list[Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """Each item with its place."""
+    return ((f"{path}, index {index}", item) for index, item in enumerate(items))
+
+
+class _Parser:
+    """Turns an item of a file into a row: fields `sentence` and `label`, or `input`, `output` and `definition`."""
+
+    def __init__(self, info: TaskInfo, labels: tuple[str, ...] | None) -> None:
+        self.info = info
+        self.labels = labels
+
+    def __call__(self, item: Any, where: str) -> Row | Skip:
+        if isinstance(item, dict) and "sentence" not in item and "input" in item:
+            return self._with_references(item, where)
+        text = text_of(item, "sentence", where)
+        label = text_of(item, "label", where)
+        return self._labelled(text, (label,), "", where)
+
+    def _with_references(self, item: dict[str, Any], where: str) -> Row | Skip:
+        """A row of the SAPT and GainLoRA form: `output` is one text or a list of references."""
+        text = text_of(item, "input", where)
+        output = item.get("output")
+        references = [output] if isinstance(output, str) else output
+        if not isinstance(references, list) or not references or not all(isinstance(one, str) for one in references):
+            raise complaint(
+                f"{where}, field 'output'", f"got {shorten(output)}", "a text or a list of texts", "correct the row"
+            )
+        answers = tuple(checked_text(one, f"{where}, field 'output'") for one in references if one.strip())
+        if not answers:
+            return Skip("empty reference")
+        return self._labelled(text, answers, self._definition(item, where), where)
+
+    def _definition(self, item: dict[str, Any], where: str) -> str:
+        """The definition, which only Long_Sequence tasks may lack."""
+        if self.info.suite != "superni" and item.get("definition") in (None, ""):
+            return ""
+        return text_of(item, "definition", where)
+
+    def _labelled(self, text: str, answers: tuple[str, ...], definition: str, where: str) -> Row | Skip:
+        """The row, if its answers are labels of the task."""
+        if self.info.name == "mnli" and answers == ("-",):
+            # No majority among the annotators: not in the label set, so no answer could be right.
+            return Skip("label '-'")
+        for answer in answers if self.labels else ():
+            checked_label(answer, self.labels or (), where)
+        return Row(text, answers, definition)

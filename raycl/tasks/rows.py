@@ -1,0 +1,127 @@
+"""Rows as they come from a source, before sampling and rendering, and the checks every row passes."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raycl.errors import DataError
+
+Style = Literal["o_lora", "long_sequence", "superni"]
+"""Prompt layout: see `raycl.tasks.prompts`."""
+
+SHOWN = 3
+"""Problems of one file that are listed; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example of a source: its text, the accepted answers, and its definition where the layout has one."""
+
+    text: str
+    answers: tuple[str, ...]
+    definition: str = ""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that is left out on purpose, with the reason that goes into the task's record."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split, and how many were left out for which reason."""
+
+    rows: tuple[Row, ...]
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RawTask:
+    """A task as read from its source: everything but the draw and the prompts."""
+
+    layout: str
+    style: Style
+    labels: tuple[str, ...] | None
+    train: Split
+    test: Split
+    files: dict[str, str] = field(default_factory=dict)
+    """File, relative to the source -> SHA-256 of its bytes."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """More facts for the record, e.g. the hub id."""
+
+
+def complaint(where: str, got: str, allowed: str, step: str) -> DataError:
+    """A DataError whose text names the place, what was found, what is allowed and the next step."""
+    return DataError(f"{where}: {got}; allowed: {allowed}; next step: {step}")
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """A value for a message: printable, at most `limit` characters; of a list or an object only the kind."""
+    if isinstance(value, (dict, list)):
+        return f"a JSON {'object' if isinstance(value, dict) else 'list'} of {len(value)}"
+    text = ascii(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def text_of(item: Any, name: str, where: str) -> str:
+    """The non-empty text in field `name` of a row. Raises DataError."""
+    step = "correct the row or remove it"
+    if not isinstance(item, dict):
+        raise complaint(where, f"a row is {shorten(item)}", "a JSON object", step)
+    if name not in item:
+        raise complaint(where, f"field {name!r} is missing", f"a text in {name!r}", step)
+    return checked_text(item[name], f"{where}, field {name!r}")
+
+
+def checked_text(value: Any, where: str) -> str:
+    """`value` if it is a text with at least one visible character that UTF-8 can hold. Raises DataError."""
+    if not isinstance(value, str) or not value.strip():
+        raise complaint(where, f"got {shorten(value)}", "a text that is not empty", "correct the row or remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise complaint(
+            where, f"got {shorten(value)}", "text that UTF-8 can hold", "remove the lone surrogate"
+        ) from None
+    return value
+
+
+def checked_label(label: str, labels: tuple[str, ...], where: str) -> str:
+    """`label` if it is one of `labels`. Raises DataError with the nearest label."""
+    if label in labels:
+        return label
+    close = difflib.get_close_matches(label[:100], labels, n=1)
+    guess = f" (nearest: {close[0]!r})" if close else ""
+    raise complaint(
+        where, f"label {shorten(label)}{guess}", ", ".join(labels), "correct the label, or add it to labels.json"
+    )
+
+
+def collect(items: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Row | Skip], source: str) -> Split:
+    """Parse (place, item) pairs into rows; all bad rows end in one DataError, and so does a split without rows."""
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
+    problems: list[str] = []
+    for where, item in items:
+        try:
+            parsed = parse(item, where)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if isinstance(parsed, Skip):
+            dropped[parsed.reason] += 1
+        else:
+            rows.append(parsed)
+    if problems:
+        more = [f"{source}: {len(problems) - SHOWN} more rows with problems"] if len(problems) > SHOWN else []
+        raise DataError("\n".join(problems[:SHOWN] + more))
+    if not rows:
+        left = f" ({sum(dropped.values())} left out)" if dropped else ""
+        raise complaint(source, f"no usable rows{left}", "at least one row", "restore the file from its source")
+    return Split(tuple(rows), dict(dropped))
