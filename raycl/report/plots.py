@@ -1,0 +1,174 @@
+"""Figures of the accuracy matrix: heat map, scores of each task over the stages, AP over the stages.
+
+Figures are drawn without pyplot, so nothing global is touched and any thread may draw. Colours are safe for the common
+kinds of colour blindness (cividis; the palette of Okabe and Ito), and no meaning hangs on colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from raycl.metrics import AccuracyMatrix
+from raycl.report.tables import number, short
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""Without the palette's yellow, which is too pale for a line on white."""
+DASHES = ("-", "--", ":")
+MARKERS = ("o", "s", "^")
+LONGEST_NAME = 28
+"""Characters of a task's name a label shows."""
+DPI = 150
+REPRODUCIBLE = {"svg.hashsalt": "raycl", "svg.fonttype": "none"}
+"""The same matrix gives the same SVG, with text as text."""
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` to `path`; the suffix (.png or .svg) is the format."""
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with mpl.rc_context(REPRODUCIBLE):
+        figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.15, metadata=metadata)
+
+
+def heat_map(matrix: AccuracyMatrix) -> Figure:
+    """The matrix, one row per stage and one column per task, on a fixed scale of 0 to 100.
+
+    Colour is for tasks seen; a score on a task not trained yet is grey italics on hatching, an unmeasured cell blank.
+    """
+    count = len(matrix.tasks)
+    first = 0 if any(not math.isnan(value) for value in matrix.cells[0]) else 1
+    stages = range(first, count + 1)
+    figure = _figure(2.4 + 0.62 * count, 1.6 + 0.42 * len(stages))
+    axes = figure.add_subplot()
+    colours = mpl.colormaps["cividis"]
+    for stage in stages:
+        for i in range(count):
+            _draw_cell(axes, matrix, stage, i, colours)
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count + 0.5, first - 0.5))
+    axes.set_xticks(range(count), [short(task, LONGEST_NAME) for task in matrix.tasks], rotation=40, ha="right")
+    axes.tick_params(length=0)
+    axes.set_yticks(stages, [_stage_label(matrix, stage) for stage in stages])
+    axes.set(xlabel="score on task", ylabel="after stage")
+    axes.spines[:].set_visible(False)
+    bar = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 100), colours)
+    figure.colorbar(bar, ax=axes, label="score (0 to 100)", fraction=0.05, pad=0.02, aspect=30)
+    _title(axes, matrix)
+    if _has_forward(matrix):
+        note = Patch(facecolor="#f4f4f4", edgecolor="#b5b5b5", hatch="////", label="not trained yet")
+        figure.legend(handles=[note], loc="outside upper right", frameon=False, fontsize=8)
+    return figure
+
+
+def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
+    """The score of each task from its own stage on: one line per task, named at its right end."""
+    figure = _figure(7.5, max(4.0, 0.27 * len(matrix.tasks) + 1.4))
+    axes = figure.add_subplot()
+    ends: list[tuple[float, float, str, str]] = []
+    for i, task in enumerate(matrix.tasks):
+        points = [(stage, matrix.get(stage, task)) for stage in range(i + 1, len(matrix.tasks) + 1)]
+        points = [(stage, score) for stage, score in points if not math.isnan(score)]
+        if points:
+            colour = OKABE_ITO[i % len(OKABE_ITO)]
+            kind = i // len(OKABE_ITO) % len(DASHES)
+            axes.plot(*zip(*points, strict=True), color=colour, ls=DASHES[kind], marker=MARKERS[kind], ms=4, lw=1.4)
+            ends.append((*points[-1], f"{short(task, LONGEST_NAME)}  {number(points[-1][1])}", colour))
+    _stage_axis(axes, matrix, "score on the task")
+    _label_ends(axes, ends, x=max(matrix.last_stage, 1))
+    axes.set_title("Score of each task from its own stage on", loc="left", fontsize=10)
+    return figure
+
+
+def ap_curve(matrix: AccuracyMatrix) -> Figure:
+    """AP after every stage, with its value at each point."""
+    figure = _figure(6.5, 3.6)
+    axes = figure.add_subplot()
+    points = [(stage, value) for stage, value in matrix.curves()["AP"].items() if not math.isnan(value)]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=OKABE_ITO[0], marker="o", ms=4, lw=1.6)
+    for stage, value in points:
+        axes.annotate(number(value), (stage, value), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    _stage_axis(axes, matrix, "AP: mean score of the tasks seen")
+    axes.set_title("Average performance after every stage", loc="left", fontsize=10)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_cell(axes: Axes, matrix: AccuracyMatrix, stage: int, column: int, colours: mpl.colors.Colormap) -> None:
+    """One cell with its score."""
+    value = float(matrix.cells[stage, column])
+    corner, text = (column - 0.5, stage - 0.5), number(value)
+    if math.isnan(value):
+        return
+    if column >= stage:
+        axes.add_patch(Rectangle(corner, 1, 1, fc="#f4f4f4", ec="#d0d0d0", hatch="////", lw=0))
+        box = {"facecolor": "#f4f4f4", "edgecolor": "none", "pad": 1.2}
+        axes.text(column, stage, text, ha="center", va="center", fontsize=8, style="italic", color="#555555", bbox=box)
+        return
+    axes.add_patch(Rectangle(corner, 1, 1, fc=colours(value / 100), ec="white", lw=1))
+    colour = "black" if value > 55 else "white"
+    axes.text(column, stage, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _stage_label(matrix: AccuracyMatrix, stage: int) -> str:
+    return f"{short(matrix.tasks[stage - 1], LONGEST_NAME)}  {stage}" if stage else "untrained  0"
+
+
+def _title(axes: Axes, matrix: AccuracyMatrix) -> None:
+    """AP, FT, BWT and FWT after the last scored stage, above the matrix."""
+    if matrix.last_stage:
+        values = matrix.summary(matrix.last_stage)
+        text = "   ".join(f"{name} {number(value, 2)}" for name, value in values.items() if not math.isnan(value))
+        axes.set_title(text, loc="left", fontsize=10)
+
+
+def _has_forward(matrix: AccuracyMatrix) -> bool:
+    """Whether a task was scored before its own stage."""
+    return any(not math.isnan(v) for stage, row in enumerate(matrix.cells) for v in row[stage:])
+
+
+def _stage_axis(axes: Axes, matrix: AccuracyMatrix, what: str) -> None:
+    """The axes of a curve over stages: tasks as ticks, scores from 0 to 100."""
+    count = len(matrix.tasks)
+    names = [f"{i}  {short(task, LONGEST_NAME)}" for i, task in enumerate(matrix.tasks, start=1)]
+    axes.set_xticks(range(1, count + 1), names, rotation=40, ha="right", fontsize=8)
+    axes.set(ylim=(-2, 104), xlim=(0.7, count + 0.3), ylabel=what, xlabel="after stage")
+    axes.grid(axis="y", color="#e5e5e5", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], x: float) -> None:
+    """Name lines at their right end, moved apart where they would overlap, with a thin leader to the line."""
+    gap = 106 / max(len(ends), 18)
+    heights: list[float] = []
+    ordered = sorted(ends, key=lambda end: end[1])
+    for _, score, _, _ in ordered:
+        heights.append(max(score, heights[-1] + gap) if heights else score)
+    excess = max(heights[-1] - 103, 0) if heights else 0
+    for position in range(len(heights) - 1, -1, -1):  # push back down what was pushed over the top
+        ceiling = 103 if position == len(heights) - 1 else heights[position + 1] - gap
+        heights[position] = min(heights[position], ceiling) if excess else heights[position]
+    for (stage, score, text, colour), height in zip(ordered, heights, strict=True):
+        axes.annotate(
+            text,
+            (stage, score),
+            (axes.get_xlim()[1] + 0.02 * x, height),
+            color=colour,
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )

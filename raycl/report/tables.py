@@ -1,0 +1,102 @@
+"""The accuracy matrix and the plan as tables: rich for the terminal, Markdown for files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from raycl.metrics import AccuracyMatrix
+
+CELL = 6
+"""Terminal columns one score takes: `100.0` and a space."""
+FIXED = 10
+"""Terminal columns a matrix takes beside names and scores: the stage number and AP."""
+LONGEST_NAME = 24
+"""Characters of a task's name a row label shows."""
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A score or measure as text; an en dash where it is undefined."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def short(text: str, width: int) -> str:
+    """`text` cut to `width` characters, with an ellipsis where something is left out."""
+    return text if len(text) <= width else text[: max(width - 1, 1)] + "…"
+
+
+def matrix_tables(matrix: AccuracyMatrix, width: int) -> list[Table]:
+    """The matrix as rich tables of at most about `width` columns: rows are stages, columns tasks by number.
+
+    Several tables, side by side in meaning, when the tasks do not fit into one. A score on a task not trained yet is
+    dim; a cell not measured is empty.
+    """
+    label = min(LONGEST_NAME, max(len("after stage"), *(len(task) for task in matrix.tasks)), max(width // 3, 6))
+    per_table = max((width - label - FIXED) // CELL, 1)
+    count = len(matrix.tasks)
+    parts = math.ceil(count / per_table)
+    per_table = math.ceil(count / parts)  # even parts instead of one full and one nearly empty table
+    return [_part(matrix, range(at, min(at + per_table, count)), label) for at in range(0, count, per_table)]
+
+
+def _part(matrix: AccuracyMatrix, columns: range, label: int) -> Table:
+    """The rich table of some of the tasks; AP stands in the one with the last task."""
+    with_ap = columns[-1] == len(matrix.tasks) - 1
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("after stage", no_wrap=True, max_width=label)
+    for name in [str(i + 1) for i in columns] + (["AP"] if with_ap else []):
+        table.add_column(name, justify="right", no_wrap=True, min_width=CELL - 1, style="bold" if name == "AP" else "")
+    for stage in range(0 if _has_row(matrix, 0) else 1, len(matrix.tasks) + 1):
+        cells = [_cell(matrix, stage, i) for i in columns]
+        average = [number(matrix.ap(stage) if stage else math.nan)] if with_ap else []
+        name = matrix.tasks[stage - 1] if stage else "untrained"
+        table.add_row(str(stage), short(name, label), *cells, *average)
+    return table
+
+
+def _has_row(matrix: AccuracyMatrix, stage: int) -> bool:
+    return not all(math.isnan(value) for value in matrix.cells[stage])
+
+
+def _cell(matrix: AccuracyMatrix, stage: int, column: int) -> Text:
+    value = float(matrix.cells[stage, column])
+    return Text("" if math.isnan(value) else number(value), style="dim" if column >= stage else "")
+
+
+def matrix_markdown(matrix: AccuracyMatrix) -> str:
+    """The matrix as a Markdown table: rows are stages, columns tasks; scores on tasks not trained yet in italics."""
+    lines = [_markdown_row(["after stage", *matrix.tasks, "AP"]), _markdown_row(["---", *["---:"] * (len(matrix.tasks) + 1)])]
+    for stage in range(0 if _has_row(matrix, 0) else 1, len(matrix.tasks) + 1):
+        name = f"{stage} {matrix.tasks[stage - 1]}" if stage else "0 untrained"
+        texts = ["" if math.isnan(value) else number(value) for value in matrix.cells[stage]]
+        texts = [f"*{text}*" if text and i >= stage else text for i, text in enumerate(texts)]
+        lines.append(_markdown_row([name, *texts, number(matrix.ap(stage)) if stage else ""]))
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What a sequence is going to do: per stage its task, key, whether the store holds it, and its examples.
+
+    A row has stage, task, key, stored (bool) and, where known, train and test (numbers of examples).
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("stage", justify="right", no_wrap=True)
+    table.add_column("task", overflow="ellipsis")  # the only column that may shrink
+    table.add_column("key", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("train", justify="right", no_wrap=True)
+    table.add_column("test", justify="right", no_wrap=True)
+    for row in rows:
+        state = Text("stored", style="green") if row["stored"] else Text("to run")
+        counts = [f"{row[split]:,}" if row.get(split) is not None else "–" for split in ("train", "test")]
+        table.add_row(str(row["stage"]), row["task"], row["key"][:12], state, *counts)
+    return table
