@@ -1,0 +1,135 @@
+"""From examples to batches: tokenise once, cut only the body of a prompt, pad, and lay out global batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from raycl.adapters.backbone import Inputs
+from raycl.tasks.task import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one example."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    """Target with the end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Tokenises examples for one model. Lengths are in tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder_decoder: bool
+    max_source: int
+    max_target: int
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Token ids of every example, in order."""
+        return [self._one(example) for example in examples]
+
+    def longest_answer(self, answers: Sequence[str]) -> int:
+        """Tokens of the longest of `answers` with its end token: where generation may stop."""
+        return max(len(self._answer("Answer:", [], answer)) for answer in answers)
+
+    def _one(self, example: Example) -> Encoded:
+        prompt = self.tokenizer(example.prompt).input_ids
+        whole = prompt
+        if len(prompt) > self.max_source:
+            prompt = self._cut(example)
+        return Encoded(tuple(prompt), tuple(self._answer(example.prompt, whole, example.answers[0])))
+
+    def _cut(self, example: Example) -> list[int]:
+        """Shorten the body so that instruction and answer cue stay whole; cuts the front where they alone are too long."""
+        head = self.tokenizer(example.head).input_ids
+        tail = self.tokenizer(example.tail, add_special_tokens=False).input_ids
+        if self.encoder_decoder and head and head[-1] == self.tokenizer.eos_token_id:
+            head, tail = head[:-1], [*tail, self.tokenizer.eos_token_id]
+        room = self.max_source - len(head) - len(tail)
+        body = self.tokenizer(example.body, add_special_tokens=False).input_ids[: max(room, 0)]
+        return [*head, *body, *tail][-self.max_source :]
+
+    def _answer(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
+        """Target ids. A decoder-only answer is the continuation of its prompt, as its tokenizer would write it."""
+        if self.encoder_decoder:
+            ids = self.tokenizer(answer, add_special_tokens=False).input_ids
+        else:
+            joint = self.tokenizer(f"{prompt} {answer}").input_ids
+            fits = bool(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
+            ids = joint[len(prompt_ids) :] if fits else self._continuation(answer)
+        return [*ids[: self.max_target - 1], self.tokenizer.eos_token_id]
+
+    def _continuation(self, answer: str) -> list[int]:
+        """An answer after a space, tokenised alone: used where the joint text splits the prompt differently."""
+        return self.tokenizer(f" {answer}", add_special_tokens=False).input_ids
+
+    def collate(self, batch: Sequence[Encoded], device: str | torch.device, answers: bool = True) -> Inputs:
+        """Pad a batch. Decoder-only rows are padded on the left, so that answers and continuations align on the right."""
+        pad = self.tokenizer.pad_token_id
+        joined = answers and not self.encoder_decoder
+        rows = [[*e.prompt, *e.answer] if joined else list(e.prompt) for e in batch]
+        width = max(len(row) for row in rows)
+        left = not self.encoder_decoder
+        ids = torch.tensor([_pad(row, width, pad, left) for row in rows], device=device)
+        mask = torch.tensor([_pad([1] * len(row), width, 0, left) for row in rows], device=device)
+        if not joined:
+            labels = self._decoder_labels(batch, device) if answers else None
+            return Inputs(ids, mask, mask, labels)
+        prompts = [_pad([1] * len(e.prompt) + [0] * len(e.answer), width, 0, left) for e in batch]
+        labels = [_pad([IGNORE] * len(e.prompt) + list(e.answer), width, IGNORE, left) for e in batch]
+        return Inputs(ids, mask, torch.tensor(prompts, device=device), torch.tensor(labels, device=device))
+
+    def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
+        longest = max(len(e.answer) for e in batch)
+        return torch.tensor([_pad(list(e.answer), longest, IGNORE, False) for e in batch], device=device)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One worker's share of an optimizer step."""
+
+    rows: list[Encoded]
+    tokens: float
+    """Answer tokens of the whole global batch per micro-batch: dividing the summed loss by it makes the average over all
+    micro-batches of all workers the token mean of the global batch, whatever the number of workers."""
+
+
+def global_batches(
+    examples: Sequence[Encoded], batch_size: int, micro: int, rank: int, world: int, generator: torch.Generator
+) -> Iterator[list[MicroBatch]]:
+    """One epoch: for each optimizer step the micro-batches of this worker, in an order drawn from `generator`.
+
+    The draw is the same on every worker. A last, smaller batch is filled up with rows whose answers are empty and so
+    weigh nothing.
+    """
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    for start in range(0, len(order), batch_size):
+        rows = [examples[i] for i in order[start : start + batch_size]]
+        tokens = sum(len(row.answer) for row in rows)
+        rows += [Encoded(rows[0].prompt, ())] * (batch_size - len(rows))
+        share = batch_size // world
+        mine = rows[rank * share : (rank + 1) * share]
+        per_micro = tokens / (batch_size / micro)
+        yield [MicroBatch(mine[i : i + micro], per_micro) for i in range(0, share, micro)]
+
+
+def by_length(examples: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+    """Indices in batches of similar prompt length, longest first, so that padding is small and memory peaks at once."""
+    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _pad(row: list[int], width: int, value: int, left: bool) -> list[int]:
+    filler = [value] * (width - len(row))
+    return filler + row if left else row + filler

@@ -1,0 +1,148 @@
+"""DeepSpeed, and only here: one engine per stage on CPU (gloo) or GPU, ZeRO 0 to 3.
+
+Base weights are frozen in bf16 and everything trainable is fp32, under DeepSpeed's `torch_autocast`: so gates and adapters
+keep fp32 precision at every ZeRO stage. The optimizer is torch's AdamW.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raycl.errors import SetupError
+from raycl.spec import TrainSpec
+from raycl.train.workers import Workers
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How a global batch is cut: global = micro x accumulation x world."""
+
+    batch: int
+    micro: int
+    world: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per worker and optimizer step."""
+        return self.batch // (self.micro * self.world)
+
+
+class Engine:
+    """A DeepSpeed engine around a module whose trainable parameters are given."""
+
+    def __init__(
+        self, module: nn.Module, parameters: Sequence[nn.Parameter], train: TrainSpec, shape: BatchShape, bf16: bool, workers: Workers
+    ) -> None:
+        deepspeed = _deepspeed(workers.device)
+        self.parameters = list(parameters)
+        self.zero = train.zero_stage
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=train.weight_decay)
+        config = _config(train, shape, bf16, max(p.numel() for p in self.parameters))
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
+
+    def loss(self, *args: Any) -> Any:
+        """The module's forward pass, under the engine's autocast."""
+        return self._engine(*args)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of one micro-batch."""
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """Count a micro-batch; at the end of a global batch, average over the workers, clip, and update at rate `lr`."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+
+    def train(self, mode: bool) -> None:
+        """Dropout on or off."""
+        self._engine.train(mode)
+
+    def close(self) -> None:
+        """Give every worker the full trained weights and take the engine's hooks and buffers away.
+
+        After ZeRO-3 all parameters are gathered back into ordinary tensors.
+        """
+        if self.zero == 3:
+            _unpartition(self._engine)
+        self._engine.destroy()
+        for parameter in self.parameters:
+            parameter.grad = None
+        del self._engine, self.optimizer
+
+
+def _config(train: TrainSpec, shape: BatchShape, bf16: bool, largest: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a stage."""
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.zero_stage == 3:
+        # Adapters, gates and keys stay whole: methods read them directly. Only larger base weights are sharded.
+        zero |= {"stage3_param_persistence_threshold": largest + 1}
+    return {
+        "train_batch_size": shape.batch,
+        "train_micro_batch_size_per_gpu": shape.micro,
+        "gradient_accumulation_steps": shape.accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _deepspeed(device: str) -> Any:
+    """Import DeepSpeed for `device` and make sure a process group stands."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        require_compiler()
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    _process_group(device)
+    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
+    return deepspeed
+
+
+def _process_group(device: str) -> None:
+    """A group of one for a process that Ray Train did not give one; forget DeepSpeed's view of a group that is gone."""
+    import deepspeed.comm.comm as ds_comm
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        ds_comm.cdb = None
+        backend = "gloo" if device == "cpu" else "nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"})
+
+
+def require_compiler() -> None:
+    """Raise SetupError where DeepSpeed's CPU communication op could not be built."""
+    if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")):
+        raise SetupError(
+            "no C++ compiler found: DeepSpeed builds its CPU communication op on first use. "
+            "Install one (Debian/Ubuntu: `apt-get install g++`, macOS: `xcode-select --install`) or set CXX."
+        )
+
+
+def _unpartition(engine: Any) -> None:
+    """Turn ZeRO-3's partitioned parameters back into ordinary ones."""
+    import deepspeed
+
+    for parameter in engine.module.parameters():
+        if not hasattr(parameter, "ds_id"):
+            continue
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole = parameter.data.clone()
+        parameter.data = whole
+        for name in [name for name in vars(parameter) if name.startswith("ds_")]:
+            delattr(parameter, name)
