@@ -85,5 +85,5 @@ def check_folder(source: str) -> Path:
         return folder
     raise DataError(
         f"data.source: {source!r} is not a folder; allowed: `demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or "
-        "the JSONL benchmark layout; next step: correct `--data` (or RAYCL_DATA), or try `--order demo`, which needs none"
+        "the JSONL benchmark layout; next step: correct `--data` (or RAYCL_DATA), or try `--order demo`"
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from raycl.tasks.rows import (
     checked_text,
     collect,
     complaint,
+    gather,
     shorten,
     text_of,
 )
@@ -61,18 +63,21 @@ class Place:
 
 
 def load_folder(root: Path, info: TaskInfo) -> RawTask:
-    """Read one task from `root`, whatever its layout. Raises DataError that lists the bad rows of the first bad file."""
+    """Read one task from `root`, whatever its layout. Raises DataError with the problems of both its files."""
     place = locate(root, info)
     reader = Reader(root)
     labels = _labels(reader, place, info)
     parse = _Parser(info, labels)
-    if place.layout == "gainlora":
-        train, test = (_gainlora_split(reader, path, parse) for path in (place.train, place.test))
-        style: Style = "superni" if info.suite == "superni" else "long_sequence"
-    else:
-        train, test = (_plain_split(reader, path, parse) for path in (place.train, place.test))
-        style = "superni" if info.suite == "superni" else "o_lora"
-    return RawTask(place.layout, style, labels, train, test, reader.hashes)
+    read = _gainlora_split if place.layout == "gainlora" else _plain_split
+    train, test = gather([partial(read, reader, place.train, parse), partial(read, reader, place.test, parse)])
+    return RawTask(place.layout, _style(place.layout, info), labels, train, test, reader.hashes)
+
+
+def _style(layout: Layout, info: TaskInfo) -> Style:
+    """The prompt layout that goes with a folder layout."""
+    if info.suite == "superni":
+        return "superni"
+    return "long_sequence" if layout == "gainlora" else "o_lora"
 
 
 def locate(root: Path, info: TaskInfo) -> Place:

@@ -49,7 +49,7 @@ class HubTable:
         template = self.template
         if "{question_content}" in template and not row["question_content"]:
             template = "Question: {question_title}\nAnswer: {best_answer}\n"
-        return template.format_map(row)
+        return template.format_map({column: "" if value is None else value for column, value in row.items()})
 
     def label(self, value: Any) -> str | None:
         """The label for a label value, or None if it is out of range."""
@@ -151,10 +151,11 @@ def _table(get: LoadDataset, table: HubTable, split: str) -> Any:
     try:
         return _fetch(get, table, split)
     except ConnectionError as error:
+        cause = shorten(str(error), 200)
         raise HubUnreachable(
-            f"{where}: the hub cannot be reached ({shorten(str(error), 200)}); next step: check the network, or {OFFLINE}"
+            f"{where}: the hub cannot be reached ({cause}); next step: check the network, or {OFFLINE}"
         ) from None
-    except Exception as error:  # noqa: BLE001 - the hub's clients raise types of several libraries
+    except Exception as error:  # the hub's clients raise types of several libraries
         raise complaint(
             where,
             f"cannot be loaded ({type(error).__name__}: {shorten(str(error), 200)})",
@@ -177,7 +178,7 @@ def _column(data: Any, table: HubTable) -> list[Any]:
     """All label values of a split. Raises DataError if the column is missing."""
     try:
         return list(data[table.label_column][:])
-    except KeyError:
+    except (KeyError, ValueError):  # ValueError since datasets 4
         raise _other_form(table, table.label_column) from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from raycl.errors import DataError
@@ -46,13 +45,16 @@ def load_tasks(names: Sequence[str], data: DataSpec) -> list[Task]:
 
 
 def open_source(data: DataSpec) -> Source:
-    """The function that reads one task from `data.source`. Raises DataError if a named folder does not exist."""
+    """The function that reads one task from `data.source`. Raises DataError if a named folder does not exist.
+
+    Tasks of the demo come from their package whatever the source, so that an order can mix them with others.
+    """
     if data.source == "demo":
         return load_demo
     if data.source == "hub":
-        return lambda info: load_hub(info, data.seed)
-    root: Path = check_folder(data.source)
-    return lambda info: load_folder(root, info)
+        return lambda info: load_demo(info) if info.suite == "demo" else load_hub(info, data.seed)
+    root = check_folder(data.source)
+    return lambda info: load_demo(info) if info.suite == "demo" else load_folder(root, info)
 
 
 def build_task(info: TaskInfo, source: Source, data: DataSpec) -> Task:
@@ -98,7 +100,7 @@ def _record(
     """Where the examples came from and what was done to them; JSON-ready."""
     splits = {"train": train, "test": test}
     return {
-        "source": data.source,
+        "source": "demo" if info.suite == "demo" else data.source,
         "layout": raw.layout,
         "prompt": raw.style,
         "files": raw.files,

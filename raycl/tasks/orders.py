@@ -70,7 +70,7 @@ _BY_PLAIN_NAME = {_plain(name): name for name in TASKS} | _OTHER_NAMES
 
 
 def canonical_task(name: str) -> str | None:
-    """The canonical name for a task's name, alias or SuperNI number (`SST-2`, `boolqa`, `task1572`, `073`); else None."""
+    """The canonical name for a name, an alias or a SuperNI number (`SST-2`, `boolqa`, `task1572`, `073`); else None."""
     plain = _plain(name)
     if plain in _BY_PLAIN_NAME:
         return _BY_PLAIN_NAME[plain]

@@ -6,9 +6,11 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from raycl.errors import DataError
+
+T = TypeVar("T")
 
 Style = Literal["o_lora", "long_sequence", "superni"]
 """Prompt layout: see `raycl.tasks.prompts`."""
@@ -125,3 +127,17 @@ def collect(items: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Row | 
         left = f" ({sum(dropped.values())} left out)" if dropped else ""
         raise complaint(source, f"no usable rows{left}", "at least one row", "restore the file from its source")
     return Split(tuple(rows), dict(dropped))
+
+
+def gather(steps: Iterable[Callable[[], T]]) -> list[T]:
+    """The results of all steps; if any fail, one DataError with the problems of all of them."""
+    results: list[T] = []
+    problems: list[str] = []
+    for step in steps:
+        try:
+            results.append(step())
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return results

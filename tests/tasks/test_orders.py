@@ -1,0 +1,104 @@
+"""Orders: contents, ids, aliases, messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raycl.errors import SpecError
+from raycl.tasks.catalogue import TASKS
+from raycl.tasks.orders import BENCHMARKS, ORDERS, canonical_task, resolve_order
+
+
+def test_the_orders_hold_known_tasks_once() -> None:
+    sizes = {"std-1": 4, "std-2": 4, "std-3": 4, "long-4": 15, "long-5": 15, "long-6": 15}
+    sizes |= {"sni-1": 15, "sni-2": 15, "demo": 4}
+    assert {order: len(tasks) for order, tasks in ORDERS.items()} == sizes
+    for tasks in ORDERS.values():
+        assert len(set(tasks)) == len(tasks)
+        assert set(tasks) <= set(TASKS)
+
+
+def test_every_long_order_is_a_permutation_of_the_benchmark() -> None:
+    for order in ("long-4", "long-5", "long-6"):
+        assert set(ORDERS[order]) == set(BENCHMARKS["long"])
+    for order in ("sni-1", "sni-2"):
+        assert set(ORDERS[order]) == set(BENCHMARKS["superni"])
+
+
+def test_am_lora_table_4() -> None:
+    assert resolve_order("1") == ("std-1", ("dbpedia", "amazon", "yahoo", "agnews"))
+    assert resolve_order("2") == ("std-2", ("dbpedia", "amazon", "agnews", "yahoo"))
+    assert resolve_order("3") == ("std-3", ("yahoo", "amazon", "agnews", "dbpedia"))
+    long_4 = "mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo"
+    long_5 = "multirc boolq wic mnli cb copa qqp rte imdb sst2 dbpedia agnews yelp amazon yahoo"
+    long_6 = "yelp amazon mnli cb copa qqp rte imdb sst2 dbpedia agnews yahoo multirc boolq wic"
+    assert resolve_order("4") == ("long-4", tuple(long_4.split()))
+    assert resolve_order("5") == ("long-5", tuple(long_5.split()))
+    assert resolve_order(" 6 ") == ("long-6", tuple(long_6.split()))
+
+
+def test_published_scripts_agree(benchmark_data: Path) -> None:
+    published = json.loads((benchmark_data / "task_orders.json").read_text())
+    same = {
+        "std-1": "olora_order_1",
+        "std-2": "olora_order_2",
+        "std-3": "olora_order_3",
+        "long-6": "gainlora_long_order3",
+        "long-4": "gainlora_long_order4",
+        "sni-1": "gainlora_superni_order1",
+        "sni-2": "gainlora_superni_order2",
+    }
+    for order, name in same.items():
+        assert list(ORDERS[order]) == published[name]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("boolqa", "boolq"),
+        ("BoolQA", "boolq"),
+        ("SST-2", "sst2"),
+        ("QQP", "qqp"),
+        ("MultiRC", "multirc"),
+        ("IMDB", "imdb"),
+        ("ag_news", "agnews"),
+        ("1572", "task1572_samsum_summary"),
+        ("task073", "task073_commonsenseqa_answer_generation"),
+        ("002", "task002_quoref_answer_generation"),
+        ("2", "task002_quoref_answer_generation"),
+        ("task363_sst2_polarity_classification", "task363_sst2_polarity_classification"),
+        ("../yelp/../../etc", None),
+        ("", None),
+        ("99999", None),
+    ],
+)
+def test_aliases(alias: str, name: str | None) -> None:
+    assert canonical_task(alias) == name
+
+
+def test_a_list_gets_a_custom_id_with_canonical_names_that_resolves_again() -> None:
+    wanted = ("custom:sst2,boolq,task1572_samsum_summary", ("sst2", "boolq", "task1572_samsum_summary"))
+    assert resolve_order("SST-2, boolqa,1572") == wanted
+    assert resolve_order(wanted[0]) == wanted
+    assert resolve_order("yelp") == ("custom:yelp", ("yelp",))
+
+
+@pytest.mark.parametrize("text", ["ylp,amazon", "std-9", "", ",", "7", "yelp,", "../../etc/passwd", "\x00"])
+def test_an_unknown_order_is_explained(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_order(text)
+    message = str(caught.value)
+    assert repr(text) in message
+    assert "allowed:" in message
+    assert "std-1" in message
+    assert "next step:" in message
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    with pytest.raises(SpecError, match="did you mean 'yelp'"):
+        resolve_order("ylp,amazon")
+    with pytest.raises(SpecError, match="did you mean 'long-4'"):
+        resolve_order("long-44")

@@ -1,0 +1,57 @@
+"""Scores of answers, against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from raycl.tasks.scoring import exact_match, normalise, rouge_l, score
+from raycl.tasks.task import Example
+
+
+def examples(*answers: tuple[str, ...]) -> list[Example]:
+    """Examples with these answers."""
+    return [Example(str(index), "", "", "", answer) for index, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" The  Good,\n film. ", "the good film"),
+        ("Society & Culture", "society culture"),
+        ("", ""),
+        ("...", ""),
+        ("Don't", "dont"),
+    ],
+)
+def test_normalise(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+def test_exact_match() -> None:
+    assert exact_match(" very Negative.", ["very negative"]) == 1.0
+    assert exact_match("negative", ["very negative"]) == 0.0
+    assert exact_match("the A", ["A"]) == 0.0
+    assert exact_match("b", ["a", "B"]) == 1.0
+    assert exact_match("", ["a"]) == 0.0
+
+
+def test_rouge_l() -> None:
+    # Longest common subsequence of 2 words; precision 2/3, recall 2/4.
+    assert rouge_l("the cat sat", ["the big cat ran"]) == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
+    assert rouge_l("running dogs", ["runs dog"]) == pytest.approx(1.0)
+    assert rouge_l("x", ["y", "x z"]) == pytest.approx(2 / 3)
+    assert rouge_l("", ["y"]) == 0.0
+
+
+def test_score_is_a_mean_of_0_to_100() -> None:
+    assert score("exact_match", ["a", "b", "c"], examples(("a",), ("x",), ("y", "C"))) == pytest.approx(200 / 3)
+    assert score("rouge_l", ["x", "q"], examples(("x z",), ("r",))) == pytest.approx(100 / 3)
+
+
+def test_score_refuses_what_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="0 predictions for 0 examples"):
+        score("exact_match", [], [])
+    with pytest.raises(ValueError, match="1 predictions for 2 examples"):
+        score("exact_match", ["a"], examples(("a",), ("b",)))
+    with pytest.raises(ValueError, match="allowed: exact_match, rouge_l"):
+        score("accuracy", ["a"], examples(("a",)))  # type: ignore[arg-type]
