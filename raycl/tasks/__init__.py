@@ -1,0 +1,1 @@
+"""Tasks: orders, prompts, data sources, sampling and the scoring of answers."""

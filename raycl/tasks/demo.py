@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,13 @@ def load_demo(info: TaskInfo) -> RawTask:
     if not path.is_file():
         raise SetupError(_missing(f"has no file data/{task.file}"))
     data = path.read_bytes()
-    train, test = _split(list(_distinct(task.pairs(_text(path, data)))), task, info.name)
+    try:
+        pairs = list(_distinct(task.pairs(_text(path, data))))
+    except (OSError, EOFError, ValueError, IndexError, zlib.error, csv.Error):
+        pairs = []
+    if {label for _, label in pairs} != set(info.labels or ()):
+        raise SetupError(_missing(f"has a damaged or changed file data/{task.file}"))
+    train, test = _split(pairs, task, info.name)
     files = {f"{PACKAGE}/data/{task.file}": hashlib.sha256(data).hexdigest()}
     return RawTask("demo", "o_lora", info.labels, train, test, files)
 
@@ -96,7 +103,7 @@ def _text(path: Path, data: bytes) -> str:
 def _records(text: str) -> Iterable[list[str]]:
     """The records of a CSV file below its header line."""
     rows = csv.reader(io.StringIO(text, newline=""))
-    next(rows)
+    next(rows, None)
     return rows
 
 

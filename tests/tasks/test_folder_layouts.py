@@ -124,6 +124,7 @@ def test_the_test_file_is_never_used_for_training(tmp_path: Path) -> None:
         ('[{"sentence": "  ", "label": "Good"}]', "index 0, field 'sentence': got '  '"),
         ('[{"sentence": 7, "label": "Good"}]', "got 7"),
         ('[{"sentence": "a", "label": "Goood"}]', "label 'Goood' (nearest: 'Good'); allowed: Good, Bad"),
+        ('[{"sentence": "a", "label": "-"}]', "label '-'; allowed: Good, Bad"),
         ('[{"sentence": "\\ud800", "label": "Good"}]', "lone surrogate"),
         ("[" * 100_000, "nested too deeply"),
         ("[" + "9" * 5000 + "]", "not JSON"),
