@@ -64,11 +64,6 @@ class Files:
             found = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self.path(folder), detail=False)}
         return sorted(name for name in found if not name.startswith(TEMPORARY))
 
-    def make_root(self) -> None:
-        """Create the root folder if it is missing."""
-        with self._named("create", ""):
-            self._fs.makedirs(self.root, exist_ok=True)
-
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one step: a reader sees the old file or the new one, never a part."""
         with self._named("write", name):
@@ -77,7 +72,7 @@ class Files:
                 with _temporary(self.path(name), data) as temporary:
                     os.replace(temporary, self.path(name))
             else:
-                self._fs.pipe_file(self.path(name), data)
+                self._put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file in one step unless it is there; says whether this call wrote it.
@@ -90,7 +85,7 @@ class Files:
             if not self.local:
                 if self._there(name):
                     return False
-                self._fs.pipe_file(self.path(name), data)
+                self._put(name, data)
                 return True
             with _temporary(self.path(name), data) as temporary:
                 return _link_or_replace(temporary, self.path(name))
@@ -101,6 +96,11 @@ class Files:
             self._refuse_links(name)
             if self._there(name):
                 self._fs.rm(self.path(name), recursive=True)
+
+    def _put(self, name: str, data: bytes) -> None:
+        # Object stores have no folders and ignore this; file servers need them.
+        self._fs.makedirs(self.path(name).rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(self.path(name), data)
 
     def _there(self, name: str) -> bool:
         # Another process may have written it since this one last listed the folder.

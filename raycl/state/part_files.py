@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LORA_NAME = re.compile(r"base_model\.model\.(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)\.lora_(?P<side>[AB])\.weight")
 # With these PEFT would compute something else than W x + (alpha / rank) B A x from the stored pairs.
-_CHANGES_MEANING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")
+_CHANGES_MEANING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
 
 
 def encode_part(part: StagePart, adapter_config: dict[str, Any] | None) -> dict[str, bytes]:
@@ -81,7 +81,9 @@ def _peft_config(branch: Branch, extra: dict[str, Any]) -> dict[str, Any]:
     for name in _CHANGES_MEANING:
         if plain.get(name):
             raise ValueError(f"adapter config has {name} = {plain[name]!r}: a branch is a plain (alpha / rank) B A")
-    return {"bias": "none", "inference_mode": True, **plain, **own, "target_modules": sorted(branch.a)}
+    # PEFT's other initialisations (PiSSA, OLoRA, ...) would change the base weights of a model that loads the branch.
+    fixed = {"target_modules": sorted(branch.a), "init_lora_weights": True, "inference_mode": True}
+    return {"bias": "none", **plain, **own, **fixed}
 
 
 def _plain(value: Any) -> Any:

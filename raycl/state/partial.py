@@ -42,10 +42,11 @@ def write_partial(files: Files, key: str, tensors: dict[str, torch.Tensor], fact
 
 def read_partial(files: Files, key: str) -> tuple[dict[str, torch.Tensor], Json] | None:
     """Tensors (on the CPU) and facts of a stage's checkpoint; none, with a warning in the log, if it is damaged."""
-    if not files.exists(_record_name(key)):
-        return None
+    record_name = _record_name(key)
     try:
-        record = PartialRecord.parse(files.read(_record_name(key)), key, files.uri(_record_name(key)))
+        if not files.exists(record_name):
+            return None
+        record = PartialRecord.parse(files.read(record_name), key, files.uri(record_name))
         name = f"{_folder(key)}/{_tensors_file(record.tensors.sha256)}"
         data = record.tensors.require(files.read(name), files.uri(name))
         return decode_tensors(data, files.uri(name)), record.facts

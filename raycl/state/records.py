@@ -49,8 +49,8 @@ class Record(Strict):
     key: Hex64
 
     def to_bytes(self) -> bytes:
-        """The content of the file, sealed."""
-        return seal(self.model_dump(mode="json"))
+        """The content of the file, sealed. Raises TypeError or ValueError for a value JSON cannot hold."""
+        return seal(self.model_dump())
 
     @classmethod
     def parse(cls, data: bytes, key: str, where: str) -> Self:

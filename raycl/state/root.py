@@ -26,7 +26,6 @@ def prepare_root(files: Files) -> None:
                 f"{files.uri()} is no raycl store and holds {len(others)} other files or folders ({others[0]}, ...). "
                 "Give a new or an empty folder"
             )
-        files.make_root()
         files.create(MARKER, seal({"kind": "raycl-store"}))
     if unseal(files.read(MARKER), where).get("kind") != "raycl-store":
         raise StoreError(f"{where} is no marker of a raycl store. Give another folder")

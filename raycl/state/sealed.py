@@ -20,7 +20,7 @@ def seal(record: dict[str, Any]) -> bytes:
     """
     versioned = {"schema_version": SCHEMA, **record}
     lines = [f"{_text(name)}: {_text(versioned[name])}" for name in sorted(versioned)]
-    lines.append(f'"seal": "{_seal_of(versioned)}"')
+    lines.append(f'"seal": "{hashlib.sha256(canonical_json(versioned)).hexdigest()}"')
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
@@ -38,8 +38,9 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
             f"{where} has schema version {version!r}; this raycl reads version {SCHEMA}. "
             "Use the raycl release that wrote it, or another store"
         )
-    found = record.pop("seal", None)
-    if found != _seal_of(record):
+    record.pop("seal", None)
+    # Compared as bytes, so that not even white space can change unseen.
+    if data != seal(record):
         raise StoreError(f"{where} does not match its seal: it was damaged or edited. {_REMEDY}")
     return record
 
@@ -60,10 +61,6 @@ _REMEDY = "Delete the folder it is in and run again, or restore the file from a 
 
 def _text(value: Any) -> str:
     return canonical_json(value).decode()
-
-
-def _seal_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(record)).hexdigest()
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

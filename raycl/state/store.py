@@ -61,7 +61,7 @@ class Store:
         """Whether the stage is stored."""
         return self._files.exists(_manifest_name(key))
 
-    def keys(self) -> list[str]:
+    def stage_keys(self) -> list[str]:
         """The keys of all stored stages, sorted."""
         return [key for key in self._keys_in("stages") if self.has(key)]
 
@@ -107,11 +107,12 @@ class Store:
             runtime=runtime,
             log=log,
         )
+        sealed = manifest.to_bytes()
         self._require_usable()
         if not self.has(key):
             self._write_contents(manifest, contents)
             self._load(manifest)
-            self._commit(manifest)
+            self._files.create(_manifest_name(key), sealed)
         return self._in_force(manifest)
 
     def read(self, key: str) -> StagePart:
@@ -197,9 +198,6 @@ class Store:
     def _write_contents(self, manifest: Manifest, contents: dict[str, bytes]) -> None:
         for name, data in sorted(contents.items()):
             self._files.write(f"{_content_folder(manifest)}/{name}", data)
-
-    def _commit(self, manifest: Manifest) -> None:
-        self._files.create(_manifest_name(manifest.key), manifest.to_bytes())
 
     def _in_force(self, made: Manifest) -> Manifest:
         """The stored manifest of a key; it stays if the stage is made once more, for later stages may stand on it."""

@@ -16,7 +16,7 @@ DTYPES = frozenset(["bool", "uint8", "int8", "int16", "int32", "int64", "float16
 def encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
     """The safetensors file of named tensors, moved to the CPU; equal tensors give equal bytes in any dict order.
 
-    Raises ValueError naming a tensor of an element type not in `DTYPES`, or with an empty name.
+    Raises ValueError naming a tensor of an element type not in `DTYPES`, a sparse one, or one with an empty name.
     """
     import torch
     from safetensors.torch import save
@@ -26,10 +26,10 @@ def encode_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
         tensor = tensors[name]
         if not name or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             raise ValueError(f"tensor {name!r} of {tensor.dtype} cannot be stored: allowed are {sorted(DTYPES)}")
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"tensor {name!r} is sparse and cannot be stored: make it dense")
         # A copy: views of one storage (slices of a stacked matrix, tied weights) are stored in full.
         packed[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        if packed[name].layout is not torch.strided:
-            raise ValueError(f"tensor {name!r} is sparse: store it dense")
     # One metadata entry: the format writes several in arbitrary order. `pt` is what PEFT and transformers look for.
     return save(packed, metadata={"format": "pt"})
 
@@ -58,5 +58,6 @@ def require_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
             bad = int((~torch.isfinite(tensor)).sum())
             raise StoreError(
                 f"{where}: {bad} of {tensor.numel()} values of tensor {name!r} are NaN or infinite; only finite "
-                "tensors are stored. If the stage diverged, lower its learning rate; if the file was damaged, delete its folder"
+                "tensors are stored. If training diverged, lower its learning rate; if a stored file is at fault, "
+                "delete its stage's folder and run again"
             )
