@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from raycl.errors import StoreError
 TEMPORARY = ".raycl-tmp-"
 """How the names of half-written local files start; a killed writer may leave one behind, and no reader looks at it."""
 
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
+
 
 class Files:
     """Whole files by name relative to `root`, with `/` between folders.
@@ -26,12 +29,18 @@ class Files:
         """`uri` is a local folder (`~` is the home folder) or any URI fsspec has a backend for; nothing is touched."""
         if not uri or "\0" in uri:
             raise StoreError(f"{uri!r} is no place for a store: give a folder or a URI such as s3://bucket/folder")
+        if _PASSWORD.search(uri):
+            raise StoreError(
+                "the URI of the store holds a password, and URIs are recorded and shown: give the password the way the "
+                "file system's own client reads it (environment variable or configuration file)"
+            )
         try:
             self._fs, self.root = url_to_fs(uri)
         except ImportError as error:
             raise StoreError(f"store {uri}: {error}. Install the package that serves this kind of URI") from error
         except ValueError as error:
             raise StoreError(f"store {uri}: {error}. Give a folder or a URI that fsspec knows") from error
+        self._given = uri
         self.local = isinstance(self._fs, LocalFileSystem)
         # Remote backends raise their libraries' own exceptions, which share no base class.
         self._failures: type[Exception] = OSError if self.local else Exception
@@ -42,7 +51,9 @@ class Files:
 
     def uri(self, name: str = "") -> str:
         """Where a name is, for people and other programs: an absolute local path, or a full URI."""
-        return self.path(name) if self.local else self._fs.unstrip_protocol(self.path(name))
+        if self.local or not name:
+            return self.path(name) if self.local else self._given
+        return f"{self._given}{'' if self._given.endswith('/') else '/'}{name}"
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there now."""

@@ -34,9 +34,14 @@ def content_key(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(recipe)).hexdigest()
 
 
+def is_key(text: str) -> bool:
+    """Whether `text` is 64 lower-case hex digits."""
+    return isinstance(text, str) and _KEY.fullmatch(text) is not None
+
+
 def require_key(key: str) -> str:
     """`key` itself if it is 64 lower-case hex digits; raises StoreError otherwise, before it can become a path."""
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
+    if not is_key(key):
         raise StoreError(
             f"{key!r} is not a content key: expected 64 hex digits (0-9, a-f), as `content_key` makes them"
         )

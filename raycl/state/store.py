@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from raycl.errors import StoreError
 from raycl.state import partial, scores
 from raycl.state.files import Files
-from raycl.state.keys import require_key
+from raycl.state.keys import is_key, require_key
 from raycl.state.manifest import Manifest, describe_stage
 from raycl.state.part_files import decode_part, encode_part
 from raycl.state.records import Json
@@ -238,7 +238,9 @@ class Store:
         return chain[::-1]
 
     def _keys_in(self, room: str) -> list[str]:
-        return [key for start in self._files.names(room) for key in self._files.names(f"{room}/{start}")]
+        """The folders with a key's name: whatever else lies there (a desktop's index files) is not the store's."""
+        found = (key for start in self._files.names(room) for key in self._files.names(f"{room}/{start}"))
+        return [key for key in found if is_key(key)]
 
 
 def _stage_folder(key: str) -> str:

@@ -232,6 +232,26 @@ def test_memory_store_works_like_a_folder() -> None:
         store._files.remove("")
 
 
+def test_a_file_server_gets_its_folders(tmp_path: Path) -> None:
+    store = Store(f"dir::file://{tmp_path}/store")
+    keys = publish_chain(store, 2)
+    assert Store(store.uri).read_state(keys[1]).stage == 2
+    assert store.folder(keys[0]) == f"{store.uri}/stages/{keys[0][:2]}/{keys[0]}/{store.manifest(keys[0]).folder}"
+
+
+def test_a_password_does_not_belong_in_a_uri() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store("sftp://me:secret@host/runs")
+    assert "secret" not in str(caught.value)
+
+
+def test_strange_files_among_the_stages_are_left_alone(store: Store) -> None:
+    key = publish(store).key
+    (Path(store.uri) / "stages" / ".DS_Store").write_text("x")
+    (stage_folder(store, key).parent / "notes.txt").write_text("x")
+    assert store.stage_keys() == [key] and store.verify() == []
+
+
 def test_paths_are_absolute_and_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
