@@ -77,7 +77,7 @@ class DataSpec(Strict):
     reveal_task: bool = Field(
         False, description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)"
     )
-    max_source_tokens: PositiveInt = Field(512, description="prompt length in tokens; longer texts are cut in front")
+    max_source_tokens: PositiveInt = Field(512, description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction")
     max_target_tokens: PositiveInt = Field(50, description="answer length in tokens, for training and generation")
 
 
@@ -115,7 +115,9 @@ class EvalSpec(Strict):
 class RunSpec(Strict):
     """A sequence: one model, one order of tasks, one method, one seed."""
 
-    order: str = Field(description="id of a task order (std-1..3, long-4..6, sni-1..2, demo), or 1..6, or task,task,...")
+    order: str = Field(
+        description="id of a task order (std-1..3, long-4..6, sni-1..2, demo), or 1..6, or task,task,..."
+    )
     tasks: list[str] = Field(description="the tasks of the order, first to last", min_length=1)
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()

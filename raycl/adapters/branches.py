@@ -46,7 +46,11 @@ class Branches:
         """Number of branches, the current one included."""
 
     def start(
-        self, a: Mapping[str, Tensor] | None, b: Mapping[str, Tensor] | None, generator: torch.Generator, train: str = "AB"
+        self,
+        a: Mapping[str, Tensor] | None,
+        b: Mapping[str, Tensor] | None,
+        generator: torch.Generator,
+        train: str = "AB",
     ) -> None:
         """Fill the current branch and decide which of its factors train.
 

@@ -33,7 +33,13 @@ class StackedLora(nn.Module, LoraLayer):
     """PEFT LoRA layer for `nn.Linear` with one current branch and a stack of frozen ones."""
 
     def __init__(
-        self, base_layer: nn.Linear, adapter_name: str, config: LoraConfig, r: int = 0, lora_alpha: int = 1, **kwargs: Any
+        self,
+        base_layer: nn.Linear,
+        adapter_name: str,
+        config: LoraConfig,
+        r: int = 0,
+        lora_alpha: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         LoraLayer.__init__(self, base_layer, **kwargs)

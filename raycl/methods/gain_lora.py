@@ -50,7 +50,9 @@ class GainLoraParams(OrthogonalParams, SubspaceParams):
     )
     gate_score: Score = Field("cosine", description="b = 4 cos(p_L, k) or p_L . k")
     gate_squash: Squash = Field("abs_tanh", description="f; all but the negative control `sigmoid` have f(0) = 0")
-    gate_pooling: Pooling = Field("mean_tokens", description="p_0; `mean_padded` depends on padding, as the release does")
+    gate_pooling: Pooling = Field(
+        "mean_tokens", description="p_0; `mean_padded` depends on padding, as the release does"
+    )
     gate_region: Literal["prompt", "all_input"] = Field("prompt", description="which tokens p_0 pools over")
     gate_epsilon: float = Field(0.995, gt=0, le=1, description="energy of the gate's features that M must capture")
     gate_chunks: PositiveInt = Field(1, description="diagonal blocks for p_0 and p_L; must divide d")

@@ -121,7 +121,9 @@ class InfLora(LoraMethod):
         raw = moment.value
         rest = residual(raw, self.bases[path])
         if rest.trace() < 1e-6 * raw.trace():
-            warnings.warn(f"{path}: earlier tasks fill the input space; the new branch can hardly learn there", stacklevel=2)
+            warnings.warn(
+                f"{path}: earlier tasks fill the input space; the new branch can hardly learn there", stacklevel=2
+            )
         _, vectors = leading(rest, chunks)
         rows = vectors[:, :, :rank].sum(dim=0).T
         return (rows / math.sqrt(3 * chunks)).float()

@@ -29,7 +29,9 @@ LONG6_LAMBDA2 = [0.0, 0.0, 0.0, 0.0, 0.1, 0.1, 0.3, 0.0, 0.1, 0.0, 0.0, 0.1, 0.0
 class OrthogonalParams(LoraParams):
     """Hyper-parameters of the orthogonality loss; each weight is one value or one per stage."""
 
-    lambda1: Weight | list[Weight] = Field(0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage")
+    lambda1: Weight | list[Weight] = Field(
+        0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage"
+    )
     lambda2: Weight | list[Weight] = Field(0.0, description="weight of sum (||A_t||_F + ||B_t||_F); per stage")
 
     @classmethod
@@ -76,7 +78,9 @@ class OLora(LoraMethod):
         super().install(backbone, state)
         old = state.branches
         self.old_a = {
-            path: torch.cat([branch.a[path] for branch in old]).to(backbone.device) for path in self.branches.layers if old
+            path: torch.cat([branch.a[path] for branch in old]).to(backbone.device)
+            for path in self.branches.layers
+            if old
         }
 
     def penalties(self) -> dict[str, Penalty]:
@@ -99,5 +103,7 @@ class OLora(LoraMethod):
 
     def _norms(self) -> Tensor:
         """sum over layers of ||A_t||_F + ||B_t||_F."""
-        weights: list[Any] = [m[CURRENT].weight for layer in self.branches.layers.values() for m in (layer.lora_A, layer.lora_B)]
+        weights: list[Any] = [
+            m[CURRENT].weight for layer in self.branches.layers.values() for m in (layer.lora_A, layer.lora_B)
+        ]
         return torch.stack([weight.norm() for weight in weights]).sum()

@@ -39,7 +39,13 @@ class Engine:
     """A DeepSpeed engine around a module whose trainable parameters are given."""
 
     def __init__(
-        self, module: nn.Module, parameters: Sequence[nn.Parameter], train: TrainSpec, shape: BatchShape, bf16: bool, workers: Workers
+        self,
+        module: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        train: TrainSpec,
+        shape: BatchShape,
+        bf16: bool,
+        workers: Workers,
     ) -> None:
         deepspeed = _deepspeed(workers.device)
         self.parameters = list(parameters)

@@ -22,21 +22,21 @@ class StageModule(nn.Module):
         super().__init__()
         self.model = backbone.model
         self.extra = nn.ModuleDict(method.modules())
-        self._backbone, self._method = backbone, method
+        self.backbone, self.method = backbone, method
         self._short_logits = "logits_to_keep" in inspect.signature(backbone.model.forward).parameters
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Sum over answer tokens of -log p (a scalar, fp32)."""
-        self._method.condition(inputs)
+        self.method.condition(inputs)
         logits, labels = self._logits(inputs)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
     def _logits(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits and the labels they predict, both (B, L, ...)."""
-        if self._backbone.encoder_decoder:
+        if self.backbone.encoder_decoder:
             out = self.model(input_ids=inputs.ids, attention_mask=inputs.mask, labels=inputs.labels, use_cache=False)
             return out.logits, inputs.labels
-        answer = int((inputs.labels != IGNORE).any(dim=0).flip(0).long().cumprod(0).sum())
+        answer = max(1, int((inputs.labels != IGNORE).any(dim=0).sum()))
         keep = {"logits_to_keep": answer + 1} if self._short_logits else {}
         positions = (inputs.mask.cumsum(dim=1) - 1).clamp(min=0)
         out = self.model(

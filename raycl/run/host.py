@@ -1,0 +1,180 @@
+"""Ray, and only here: run a sequence's worker loop in a Ray Train worker group, or in this process (local mode)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from ray.util.queue import Empty, Queue
+
+from raycl.home import home
+from raycl.methods.registry import method_params
+from raycl.run.plan import Plan, StagePlan
+from raycl.run.worker import SequenceWorker
+from raycl.spec import RunSpec, parse
+from raycl.state.store import Store
+from raycl.tasks.task import Task
+from raycl.train.workers import Workers, set_threads
+
+Event = dict[str, Any]
+Handle = Callable[[Event], None]
+
+RETRIES = 2
+"""How often a group whose worker died is started again; finished stages are in the store and stay."""
+
+
+def attach() -> bool:
+    """Connect to the cluster this process belongs to, if there is one. Returns whether there is."""
+    if ray.is_initialized():
+        return True
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except ConnectionError:
+        return False
+    return True
+
+
+def cluster_gpus() -> int:
+    """GPUs of the cluster at hand; without one, of this machine."""
+    if attach():
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def default_workers() -> int:
+    """One worker per GPU, or one on CPU."""
+    return max(1, cluster_gpus())
+
+
+def run_workers(
+    spec: RunSpec, plan: Plan, tasks: list[Task], store: Store, workers: int, environment: dict[str, Any], handle: Handle
+) -> None:
+    """Run all that the store lacks, and hand every event to `handle` in this process.
+
+    `workers` = 0 runs the very same loop in this process, without a cluster. Raises what the loop raises.
+    """
+    config: dict[str, Any] = {
+        "spec": spec.model_dump(mode="json"),
+        "plan": plan.to_json(),
+        "store": store.uri,
+        "environment": environment,
+        "threads": _threads(workers),
+    }
+    if workers == 0:
+        _fit(config | {"tasks": tasks, "emit": handle}, ScalingConfig(num_workers=0), store)
+        return
+    _start()
+    queue = Queue(actor_options={"num_cpus": 0})
+    try:
+        with _pump(queue, handle):
+            _fit(config | {"tasks": ray.put(tasks), "emit": queue}, _scaling(workers), store)
+    finally:
+        queue.shutdown(force=True)
+
+
+def _start() -> None:
+    """Attach to a cluster, or start one for this run without a dashboard."""
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    if not attach():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+
+
+def _threads(workers: int) -> int:
+    """CPU threads per worker: this machine's cores shared out. The same number in every host, since it touches results."""
+    return max(1, (os.cpu_count() or 1) // max(1, workers))
+
+
+def _scaling(workers: int) -> ScalingConfig:
+    """What a worker asks of the cluster."""
+    if cluster_gpus():
+        return ScalingConfig(num_workers=workers, use_gpu=True)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, min(_threads(workers), cpus // workers))})
+
+
+def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
+    """One `TorchTrainer.fit` for all remaining stages. Every call has a name of its own: a reused name would append."""
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    run = RunConfig(
+        name=f"sequence-{uuid.uuid4().hex[:12]}",
+        storage_path=f"{store.uri.rstrip('/')}/ray" if "://" in store.uri else str(home() / "ray"),
+        failure_config=FailureConfig(max_failures=RETRIES if scaling.num_workers else 0),
+    )
+    TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker."""
+    context = ray.train.get_context()
+    set_threads(config["threads"])
+    emit, tasks = config["emit"], config["tasks"]
+    if isinstance(emit, Queue):
+        tasks = ray.get(tasks)
+    rank = context.get_world_rank()
+    worker = SequenceWorker(
+        spec=parse(config["spec"], method_params),
+        plan=Plan.from_json(config["plan"]),
+        tasks=tasks,
+        store=Store(config["store"]),
+        workers=Workers(rank, context.get_world_size(), str(get_device())),
+        report=_reporter(emit, rank),
+        environment=config["environment"],
+    )
+    worker.store.check_usable()
+    worker.run(lambda stage: _report_stage(worker.store, stage, rank))
+
+
+def _reporter(emit: Queue | Handle, rank: int) -> Handle:
+    """Rank 0 sends events to the driver; the others keep silent."""
+    if rank != 0:
+        return lambda event: None
+    return emit.put if isinstance(emit, Queue) else emit
+
+
+def _report_stage(store: Store, stage: StagePlan, rank: int) -> None:
+    """Tell Ray Train that a stage is done. Its checkpoint is a pointer: the state itself is in the store already."""
+    metrics = {"stage": stage.stage, "key": stage.key}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pointer = {"key": stage.key, "store": store.uri, "folder": store.folder(stage.key)}
+        (Path(folder) / "stage.json").write_text(json.dumps(pointer), encoding="utf-8")
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+@contextlib.contextmanager
+def _pump(queue: Queue, handle: Handle) -> Iterator[None]:
+    """Hand events on while the group runs, and the rest of them at the end."""
+    done = threading.Event()
+
+    def drain() -> None:
+        while not done.is_set() or not queue.empty():
+            try:
+                handle(queue.get(timeout=0.5))
+            except Empty:
+                continue
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        time.sleep(0.1)
+        done.set()
+        thread.join(timeout=30)

@@ -1,0 +1,184 @@
+"""What every worker of a sequence runs: all missing stages and scores, one after another, in one warm process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from raycl.adapters.branches import adapter_config
+from raycl.methods.base import StageInfo
+from raycl.methods.registry import build
+from raycl.models import LoadedModel, load_model
+from raycl.run.plan import Cell, Plan, StagePlan
+from raycl.spec import RunSpec
+from raycl.state.stage_state import StageState
+from raycl.state.store import Store
+from raycl.tasks.task import Task
+from raycl.train.batches import Encoder
+from raycl.train.generation import score_task
+from raycl.train.stage import StageRun
+from raycl.train.workers import Workers
+
+Event = dict[str, Any]
+StageDone = Callable[[StagePlan], None]
+
+
+@dataclass
+class SequenceWorker:
+    """One worker's view of a sequence. Rank 0 publishes and reports; all ranks read states from the store."""
+
+    spec: RunSpec
+    plan: Plan
+    tasks: list[Task]
+    store: Store
+    workers: Workers
+    report: Callable[[Event], None]
+    environment: dict[str, Any]
+
+    def run(self, stage_done: StageDone) -> None:
+        """Do what the store lacks. `stage_done` is called on every rank after each stage that was worked on."""
+        self._score(0, StageState())
+        for stage in self.plan.stages:
+            stored = self.store.has(stage.key)
+            if not stored:
+                self._train(stage)
+            missing = self._missing(stage.stage)
+            if missing:
+                self._score(stage.stage, self._state(stage.key))
+            if not stored or missing:
+                stage_done(stage)
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The base model, loaded once for all stages."""
+        return load_model(self.spec.model, self.workers.device)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The tokeniser with the run's length limits."""
+        data = self.spec.data
+        return Encoder(
+            self.model.tokenizer, self.model.backbone.encoder_decoder, data.max_source_tokens, data.max_target_tokens
+        )
+
+    def _state(self, key: str | None) -> StageState:
+        """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
+        known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
+        if known[0] != key:
+            if key is None:
+                known = (None, StageState())
+            elif self.store.manifest(key).parent == known[0]:
+                known = (key, known[1].append(self.store.read(key)))
+            else:
+                known = (key, self.store.read_state(key))
+            self._known = known
+        return known[1]
+
+    def _info(self, stage: int) -> StageInfo:
+        return StageInfo(stage, len(self.tasks), self.tasks[stage - 1].name, self.spec.seed)
+
+    def _train(self, stage: StagePlan) -> None:
+        """Run one stage and publish it."""
+        state = self._state(stage.parent)
+        partial = StagePartial(self.store, stage.key) if self.spec.train.checkpoint_every else None
+        run = StageRun(
+            self.model,
+            build(self.spec.method, self._info(stage.stage)),
+            state,
+            self.tasks[stage.stage - 1],
+            self.spec,
+            self.encoder,
+            self.workers,
+            self.report,
+            partial,
+        )
+        part = run.run()
+        if self.workers.rank == 0:
+            self._publish(stage, run, part)
+        self.workers.barrier()
+
+    def _publish(self, stage: StagePlan, run: StageRun, part: Any) -> None:
+        end = {
+            "event": "stage_end",
+            "stage": stage.stage,
+            "task": stage.task,
+            "key": stage.key,
+            "cached": False,
+            "seconds": run.seconds,
+            "gauges": run.method.measures(),
+        }
+        adapter = None
+        if part.branch is not None:
+            adapter = adapter_config(self.model.backbone, self.spec.method.shape, self.model.name)
+        self.store.publish(
+            stage.key,
+            part,
+            recipe=stage.recipe,
+            parent=stage.parent,
+            stage=stage.stage,
+            adapter_config=adapter,
+            environment=self.environment,
+            runtime={"workers": self.workers.world, "device": self.workers.device, "seconds": run.seconds},
+            log=[*run.log, end],
+        )
+        self.store.drop_partial(stage.key)
+        self.report(end)
+
+    def _missing(self, stage: int) -> list[Cell]:
+        return [cell for cell in self.plan.cells_of(stage) if not self.store.has_scores(cell.key)]
+
+    def _score(self, stage: int, state: StageState) -> None:
+        """Score the missing cells of one row from the published state."""
+        cells = self._missing(stage)
+        if not cells:
+            return
+        method = build(self.spec.method, self._info(stage)) if stage else None
+        if method is not None:
+            method.serve(self.model.backbone, state)
+        try:
+            for done, cell in enumerate(cells, start=1):
+                self.report(
+                    {"event": "phase", "stage": stage, "phase": "evaluation", "done": done - 1, "total": len(cells)}
+                )
+                self._score_cell(cell, method)
+        finally:
+            if method is not None:
+                method.remove()
+        self.workers.barrier()
+
+    def _score_cell(self, cell: Cell, method: Any) -> None:
+        started = time.perf_counter()
+        task = next(task for task in self.tasks if task.name == cell.task)
+        scored = score_task(self.model, method, self.encoder, task, self.spec.eval.batch_size, self.workers)
+        if self.workers.rank != 0:
+            return
+        record = {
+            "task": cell.task,
+            "metric": task.metric,
+            "score": scored.score,
+            "examples": len(task.test),
+            "seconds": time.perf_counter() - started,
+        }
+        self.store.write_scores(cell.key, record, scored.predictions)
+        self.report({"event": "scores", "stage": cell.stage, "seen": cell.seen} | record)
+
+
+@dataclass(frozen=True)
+class StagePartial:
+    """Mid-stage checkpoints of one stage, in the store."""
+
+    store: Store
+    key: str
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint of this stage, or none."""
+        return self.store.read_partial(self.key)
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Replace the last checkpoint."""
+        self.store.write_partial(self.key, tensors, facts)
