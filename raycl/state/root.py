@@ -20,8 +20,8 @@ def prepare_root(files: Files) -> None:
     where = files.uri(MARKER)
     if not files.exists(MARKER):
         others = files.names()
-        # Another process may have made the store between the two looks.
-        if others and MARKER not in others:
+        # Asked again: another process may have made the store between the two looks.
+        if others and not files.exists(MARKER):
             raise StoreError(
                 f"{files.uri()} is no raycl store and holds {len(others)} other files or folders ({others[0]}, ...). "
                 "Give a new or an empty folder"

@@ -91,9 +91,8 @@ class Store:
 
         `key` is the content key of `recipe`, `stage` counts from 1, `adapter_config` holds further fields for the
         branch's PEFT config. A key that is stored already stays as it is: the first of several writers wins.
-        NaN and infinity in `runtime` and `log`, which only observe, become null; anywhere else they are an error.
-        Raises StoreError for a tensor with NaN or infinity; TypeError or ValueError for what has no valid form on
-        disk (see `encode_part`, `canonical_json`), among it a key that is not the recipe's.
+        NaN and infinity in `runtime` and `log`, which only observe, become null. Raises StoreError for such a tensor;
+        TypeError or ValueError for what has no valid form on disk, among it a key that is not the recipe's.
         """
         contents = encode_part(part, adapter_config)
         manifest = describe_stage(

@@ -157,6 +157,22 @@ def test_rivals_at_one_key_agree_on_the_first(tmp_path: Path) -> None:
         assert store.verify() == []
 
 
+def test_many_first_users_make_one_store(tmp_path: Path) -> None:
+    def first_use(root: Path, gate: int) -> None:
+        os.read(gate, 1)
+        Store(str(root)).check_usable()
+
+    for attempt in range(10):
+        root = tmp_path / f"store{attempt}"
+        gate, opener = os.pipe()
+        children = [in_child(lambda: first_use(root, gate)) for _ in range(4)]  # noqa: B023
+        os.write(opener, b"go!!")
+        assert [exit_code(child) for child in children] == [0] * 4
+        os.close(gate)
+        os.close(opener)
+        assert list(snapshot(root)) == ["raycl-store.json"]
+
+
 def test_without_hard_links_a_rename_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: Any) -> None:
         raise OSError(95, "Operation not supported")
