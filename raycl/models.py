@@ -98,6 +98,7 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     model = auto.from_pretrained(folder, dtype=dtype).to(device).eval().requires_grad_(False)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -108,6 +109,12 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
         width=model.get_input_embeddings().embedding_dim,
     )
     return LoadedModel(backbone, tokenizer, fingerprint(spec), spec.name)
+
+
+def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the few positions that reach the output layer: on a strided slice, torch would copy the vocabulary matrix once
+    per example instead (measured on CPU: more than half of a forward pass of 50 prompts)."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def family(spec: ModelSpec) -> str:

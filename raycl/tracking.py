@@ -62,7 +62,9 @@ def resolve_uri(uri: str | None) -> str:
     """`uri` (none = `default_uri`) with a SQLite path made absolute, so that it means the same in every folder."""
     uri = uri or default_uri()
     if "://" not in uri and uri != "databricks":
-        raise SpecError(f"tracking URI {uri!r}: allowed are sqlite:///<file>, http(s)://<host>:<port>, and MLflow's others")
+        raise SpecError(
+            f"tracking URI {uri!r}: allowed are sqlite:///<file>, http(s)://<host>:<port>, and MLflow's others"
+        )
     database = _sqlite_file(uri)
     return f"sqlite:///{database}" if database else uri
 

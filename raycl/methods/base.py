@@ -86,6 +86,11 @@ class Method(ABC):
         """Ask for a data pass before or after training: a dict that the method fills during it; none = no pass."""
         return None
 
+    @property
+    def observes_layers(self) -> bool:
+        """Whether a data pass must run the backbone; if not, `condition` alone sees every batch."""
+        return True
+
     def initialise(self, moments: Moments) -> None:
         """Use the moments of the pass before training. Called only if there were any."""
 

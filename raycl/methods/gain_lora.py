@@ -114,6 +114,11 @@ class GainLora(Method):
         self.levels = [len(self.bases) - 1] if when == "before" else list(range(len(self.bases)))
         return self.watched
 
+    @property
+    def observes_layers(self) -> bool:
+        """The gate's features need only the embeddings; InfLoRA's moments need the layers."""
+        return isinstance(self.inner, InfLora)
+
     def initialise(self, moments: Moments) -> None:
         """Design the inner branch, then aim the new key at the new task."""
         layers = {name: moment for name, moment in moments.items() if not name.startswith(GATE)}

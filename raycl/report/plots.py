@@ -52,7 +52,13 @@ def heat_map(matrix: AccuracyMatrix) -> Figure:
         for i in range(count):
             _draw_cell(axes, matrix, stage, i, colours)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count + 0.5, first - 0.5))
-    axes.set_xticks(range(count), [short(task, LONGEST_NAME) for task in matrix.tasks], rotation=40, ha="right")
+    axes.set_xticks(
+        range(count),
+        [short(task, LONGEST_NAME) for task in matrix.tasks],
+        rotation=40,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axes.tick_params(length=0)
     axes.set_yticks(stages, [_stage_label(matrix, stage) for stage in stages])
     axes.set(xlabel="score on task", ylabel="after stage")
@@ -78,9 +84,10 @@ def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
             colour = OKABE_ITO[i % len(OKABE_ITO)]
             kind = i // len(OKABE_ITO) % len(DASHES)
             axes.plot(*zip(*points, strict=True), color=colour, ls=DASHES[kind], marker=MARKERS[kind], ms=4, lw=1.4)
-            ends.append((*points[-1], f"{short(task, LONGEST_NAME)}  {number(points[-1][1])}", colour))
+            text = f"{i + 1}  {short(task, LONGEST_NAME)}  {number(points[-1][1])}"
+            ends.append((*points[-1], text, colour))
     _stage_axis(axes, matrix, "score on the task")
-    _label_ends(axes, ends, x=max(matrix.last_stage, 1))
+    _label_ends(axes, ends)
     axes.set_title("Score of each task from its own stage on", loc="left", fontsize=10)
     return figure
 
@@ -140,35 +147,45 @@ def _has_forward(matrix: AccuracyMatrix) -> bool:
 
 
 def _stage_axis(axes: Axes, matrix: AccuracyMatrix, what: str) -> None:
-    """The axes of a curve over stages: tasks as ticks, scores from 0 to 100."""
+    """The axes of a curve over stages, scores from 0 to 100."""
     count = len(matrix.tasks)
-    names = [f"{i}  {short(task, LONGEST_NAME)}" for i, task in enumerate(matrix.tasks, start=1)]
-    axes.set_xticks(range(1, count + 1), names, rotation=40, ha="right", fontsize=8)
+    axes.set_xticks(range(1, count + 1))
     axes.set(ylim=(-2, 104), xlim=(0.7, count + 0.3), ylabel=what, xlabel="after stage")
     axes.grid(axis="y", color="#e5e5e5", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], x: float) -> None:
-    """Name lines at their right end, moved apart where they would overlap, with a thin leader to the line."""
-    gap = 106 / max(len(ends), 18)
-    heights: list[float] = []
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Name lines (last stage, last score, text, colour) right of the axes, with a thin leader from each line."""
     ordered = sorted(ends, key=lambda end: end[1])
-    for _, score, _, _ in ordered:
-        heights.append(max(score, heights[-1] + gap) if heights else score)
-    excess = max(heights[-1] - 103, 0) if heights else 0
-    for position in range(len(heights) - 1, -1, -1):  # push back down what was pushed over the top
-        ceiling = 103 if position == len(heights) - 1 else heights[position + 1] - gap
-        heights[position] = min(heights[position], ceiling) if excess else heights[position]
+    heights = _apart([score for _, score, _, _ in ordered], gap=105 / max(len(ends), 20))
+    right = axes.get_xlim()[1]
     for (stage, score, text, colour), height in zip(ordered, heights, strict=True):
+        leader = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
         axes.annotate(
             text,
             (stage, score),
-            (axes.get_xlim()[1] + 0.02 * x, height),
+            (right * 1.01, height),
             color=colour,
             fontsize=8,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 4},
+            arrowprops=leader,
         )
+
+
+def _apart(heights: Sequence[float], gap: float, low: float = 0.0, high: float = 103.0) -> list[float]:
+    """Ascending `heights` moved as little as it takes to lie `gap` apart, between `low` and `high` where they fit."""
+    up, down = list(heights), list(heights)
+    for i in range(1, len(up)):
+        up[i] = max(up[i], up[i - 1] + gap)
+    for i in range(len(down) - 2, -1, -1):
+        down[i] = min(down[i], down[i + 1] - gap)
+    # Both keep the gap, so their mean does; it leaves a crowd of labels centred on the lines they name.
+    placed = [(a + b) / 2 for a, b in zip(up, down, strict=True)]
+    for i in range(len(placed)):
+        placed[i] = max(placed[i], low + i * gap)
+    for i in range(len(placed)):
+        placed[-1 - i] = min(placed[-1 - i], high - i * gap)
+    return placed

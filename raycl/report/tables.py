@@ -70,7 +70,10 @@ def _cell(matrix: AccuracyMatrix, stage: int, column: int) -> Text:
 
 def matrix_markdown(matrix: AccuracyMatrix) -> str:
     """The matrix as a Markdown table: rows are stages, columns tasks; scores on tasks not trained yet in italics."""
-    lines = [_markdown_row(["after stage", *matrix.tasks, "AP"]), _markdown_row(["---", *["---:"] * (len(matrix.tasks) + 1)])]
+    lines = [
+        _markdown_row(["after stage", *matrix.tasks, "AP"]),
+        _markdown_row(["---", *["---:"] * (len(matrix.tasks) + 1)]),
+    ]
     for stage in range(0 if _has_row(matrix, 0) else 1, len(matrix.tasks) + 1):
         name = f"{stage} {matrix.tasks[stage - 1]}" if stage else "0 untrained"
         texts = ["" if math.isnan(value) else number(value) for value in matrix.cells[stage]]

@@ -1,0 +1,46 @@
+# raycl: everything a new checkout needs. `make demo` and `make test` set up on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+UV_VERSION := 0.13.9
+
+.PHONY: help setup demo test test-fast lint lock check-tools clean
+
+help:            ## list the targets
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+check-tools:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. Install Python 3.11 or newer, or give make PYTHON=/path/to/python3."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old: raycl needs Python 3.11 or newer (make PYTHON=python3.12 ...)."; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module. On Debian/Ubuntu: apt-get install python3-venv."; exit 2; }
+	@command -v git >/dev/null || { echo "error: git not found. On Debian/Ubuntu: apt-get install git."; exit 2; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || [ -n "$$CXX" ] || { echo "error: no C++ compiler: DeepSpeed builds its CPU communication op on first use. On Debian/Ubuntu: apt-get install g++."; exit 2; }
+
+setup: check-tools $(STAMP)  ## virtual environment with the hash-pinned dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: setup      ## four small real tasks on the packaged 135M model, no downloads from any hub
+	$(BIN)/python jobs/sequence.py --order demo
+
+test: setup      ## all tests
+	$(BIN)/python -m pytest -x -q
+
+test-fast: setup ## all tests but the slow ones
+	$(BIN)/python -m pytest -x -q -m "not slow"
+
+lint: setup      ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lock: setup      ## pin the dependencies of pyproject.toml anew
+	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements.lock
+
+clean:           ## remove the virtual environment
+	rm -rf $(VENV)

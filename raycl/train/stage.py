@@ -1,0 +1,144 @@
+"""One stage: from stage state t-1 and a task to part t. Knows no method, no host and no file."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raycl.methods.base import Method, Moments, When
+from raycl.models import LoadedModel
+from raycl.spec import RunSpec, at_stage
+from raycl.state.stage_state import StagePart, StageState
+from raycl.tasks.task import Task
+from raycl.train.batches import Encoded, Encoder
+from raycl.train.engine import BatchShape, Engine
+from raycl.train.loop import Event, Partial, Report, TrainLoop
+from raycl.train.module import StageModule
+from raycl.train.passes import data_pass
+from raycl.train.selection import Best, held_out_loss
+from raycl.train.workers import Workers
+
+
+@dataclass
+class StageRun:
+    """All that one stage works with; `run` does it."""
+
+    model: LoadedModel
+    method: Method
+    state: StageState
+    task: Task
+    spec: RunSpec
+    encoder: Encoder
+    workers: Workers
+    report: Report
+    partial: Partial | None = None
+    log: list[Event] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> int:
+        """1-based index of this stage."""
+        return self.method.info.stage
+
+    def run(self) -> StagePart:
+        """Install, pass, train, pass, consolidate. The backbone is clean again afterwards, even after an error."""
+        started = time.perf_counter()
+        self._seed()
+        train, held_out = self._split(self.encoder.encode(self.task.train))
+        steps = math.ceil(len(train) / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
+        self.report({"event": "stage_start", "stage": self.stage, "task": self.task.name, "steps": steps})
+        try:
+            self.method.install(self.model.backbone, self.state)
+            module = StageModule(self.model.backbone, self.method)
+            self._pass("before", module, train, self.method.initialise)
+            self.workers.agree(_own_tensors(module))
+            self._train(module, train, held_out)
+            moments = self._pass("after", module, train, None)
+            part = self.method.consolidate(moments or {})
+        finally:
+            self.method.remove()
+        self.seconds["other"] = time.perf_counter() - started - sum(self.seconds.values())
+        return part
+
+    def _seed(self) -> None:
+        """All global generators from seed and stage, apart by rank (dropout); data order is the same on every rank."""
+        seed = self.method.info.generator("global").initial_seed() + self.workers.rank
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+    def _split(self, encoded: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
+        """Train and held-out part of the training set; the test set is never touched."""
+        if self.spec.train.keep == "last" or self.spec.train.holdout == 0:
+            return encoded, []
+        count = max(1, round(len(encoded) * self.spec.train.holdout))
+        order = torch.randperm(len(encoded), generator=self.method.info.generator("holdout")).tolist()
+        return [encoded[i] for i in sorted(order[count:])], [encoded[i] for i in sorted(order[:count])]
+
+    def _pass(
+        self, when: When, module: StageModule, train: list[Encoded], use: Callable[[Moments], None] | None
+    ) -> Moments | None:
+        """One data pass, if the method asks for it."""
+        started = time.perf_counter()
+        moments = self.method.collect(when)
+        if moments is not None:
+            batch = self.spec.eval.batch_size
+            data_pass(
+                module, self.encoder, train, moments, batch, self.workers, self._progress(f"data pass {when} training")
+            )
+            if use is not None:
+                use(moments)
+        self.seconds[f"pass_{when}"] = time.perf_counter() - started
+        return moments
+
+    def _progress(self, phase: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(
+            {"event": "phase", "stage": self.stage, "phase": phase, "done": done, "total": total}
+        )
+
+    def _record(self, event: Event) -> None:
+        """Keep a training record for the manifest, and report it."""
+        self.log.append(event)
+        self.report(event)
+
+    def _train(self, module: StageModule, train: list[Encoded], held_out: list[Encoded]) -> None:
+        """The optimizer's part of the stage."""
+        started = time.perf_counter()
+        settings = self.spec.train
+        shape = batch_shape(self.spec, self.workers.world)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        bf16 = self.spec.model.precision == "bf16"
+        engine = Engine(module, parameters, settings, shape, bf16, self.workers)
+        try:
+            loop = TrainLoop(
+                settings, self.method, engine, shape, train, self.encoder, self.workers, self._record, self.partial
+            )
+            self.log.extend(loop.logged)
+            best = Best(engine.parameters) if held_out else None
+            for epoch in range(loop.epochs):
+                loop.epoch(epoch)
+                if best is not None:
+                    best.offer(held_out_loss(module, self.encoder, held_out, self.spec.eval.batch_size, self.workers))
+        finally:
+            engine.close()
+        if best is not None:
+            best.restore()
+        self.seconds["train"] = time.perf_counter() - started
+
+
+def batch_shape(spec: RunSpec, world: int) -> BatchShape:
+    """How the global batch is cut for `world` workers."""
+    micro = spec.train.micro_batch_size or max(1, spec.train.batch_size // world)
+    return BatchShape(spec.train.batch_size, micro, world)
+
+
+def _own_tensors(module: StageModule) -> list[Tensor]:
+    """The method's tensors, base weights left out: adapters, gates, prompts."""
+    return [p.data for name, p in module.named_parameters() if ".lora_" in name or name.startswith("extra.")]
