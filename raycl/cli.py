@@ -19,11 +19,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 Order = Annotated[
     str, typer.Option(help="demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | task,task,...")
 ]
-Method = Annotated[str | None, typer.Option(help="sin_lora, inc_lora, o_lora, inf_lora, gain_lora  [default: gain_lora]")]
+Method = Annotated[
+    str | None, typer.Option(help="sin_lora, inc_lora, o_lora, inf_lora, gain_lora  [default: gain_lora]")
+]
 Model = Annotated[str | None, typer.Option(help="`packaged`, a local folder, or a hub id")]
 Data = Annotated[
     str | None,
-    typer.Option(envvar="RAYCL_DATA", help="folder in the O-LoRA, GainLoRA or benchmark layout, or `hub`  [default: hub]"),
+    typer.Option(
+        envvar="RAYCL_DATA", help="folder in the O-LoRA, GainLoRA or benchmark layout, or `hub`  [default: hub]"
+    ),
 ]
 Preset = Annotated[str, typer.Option(help="laptop | paper | auto (paper if the cluster has GPUs)")]
 Seed = Annotated[int | None, typer.Option(help="seed of initialisation, data order and dropout  [default: 0]")]
@@ -33,7 +37,9 @@ Workers = Annotated[
 StoreOption = Annotated[str | None, typer.Option(help="folder or URI of the stage store  [default: ~/.raycl/store]")]
 Config = Annotated[str | None, typer.Option(help="YAML file with run-spec fields")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="any field, e.g. --set method.rank=8; may be repeated")]
-Tracking = Annotated[str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI  [default: local]")]
+Tracking = Annotated[
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI  [default: local]")
+]
 Output = Annotated[str | None, typer.Option(help="folder for matrix, plots and spec  [default: under ~/.raycl/runs]")]
 Fields = Annotated[bool, typer.Option("--fields", help="list every field of the run spec with its meaning, and exit")]
 
@@ -114,7 +120,7 @@ def _gpus(preset: str) -> int:
     """GPUs at hand, asked only where the preset depends on them."""
     if preset != "auto":
         return 0
-    from raycl.run.host import cluster_gpus
+    from raycl.run.cluster import cluster_gpus
 
     return cluster_gpus()
 

@@ -58,7 +58,7 @@ class Outbox:
             what, call = self._line[0]
             try:
                 self._retrying()(call)
-            except Exception as error:  # noqa: BLE001 - whatever fails here must not reach the caller's work
+            except Exception as error:
                 if self._passing(error):
                     self._close(what, error)
                     return

@@ -77,7 +77,9 @@ class DataSpec(Strict):
     reveal_task: bool = Field(
         False, description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)"
     )
-    max_source_tokens: PositiveInt = Field(512, description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction")
+    max_source_tokens: PositiveInt = Field(
+        512, description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction"
+    )
     max_target_tokens: PositiveInt = Field(50, description="answer length in tokens, for training and generation")
 
 

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
-from raycl.adapters.stacked_lora import CURRENT, Mixer, StackedLora
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from raycl.adapters.stacked_lora import Mixer, StackedLora
     from raycl.state.stage_state import Branch
+
+# PEFT takes seconds to import, so it is imported where adapters are made: reading a spec or a stored sequence needs none.
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,17 @@ class Branches:
     """
 
     def __init__(self, backbone: Backbone, shape: LoraShape, frozen: Sequence[Branch]) -> None:
+        from peft import inject_adapter_in_model
+
+        from raycl.adapters.stacked_lora import CURRENT, StackedLora
+
         self.backbone = backbone
         config = lora_config(backbone, shape)
         config._register_custom_module({nn.Linear: StackedLora})
         inject_adapter_in_model(config, backbone.model, adapter_name=CURRENT)
-        self.layers = {path: m for path, m in backbone.model.named_modules() if isinstance(m, StackedLora)}
+        self.layers: dict[str, StackedLora] = {
+            path: module for path, module in backbone.model.named_modules() if isinstance(module, StackedLora)
+        }
         for path, layer in self.layers.items():
             layer.stack(path, frozen)
         self.count = len(frozen) + 1
@@ -59,7 +68,7 @@ class Branches:
         trainable factors: "AB", "B" or "".
         """
         for path, layer in self.layers.items():
-            down, up = layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight
+            down, up = layer.down, layer.up
             down.data = kaiming(down.shape, generator) if a is None else a[path].clone()
             up.data = torch.zeros(up.shape) if b is None else b[path].clone()
             for weight, letter in ((down, "A"), (up, "B")):
@@ -69,7 +78,7 @@ class Branches:
     def set_a(self, a: Mapping[str, Tensor]) -> None:
         """Overwrite the current down-projections, (rank, d_in) each."""
         for path, value in a.items():
-            weight = self.layers[path].lora_A[CURRENT].weight
+            weight = self.layers[path].down
             weight.data.copy_(value.to(weight))
 
     def mix_by(self, mixer: Mixer | None) -> None:
@@ -79,8 +88,8 @@ class Branches:
 
     def current(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of the current A and B of every layer, fp32 on the CPU."""
-        a = {path: _copy(layer.lora_A[CURRENT].weight) for path, layer in self.layers.items()}
-        b = {path: _copy(layer.lora_B[CURRENT].weight) for path, layer in self.layers.items()}
+        a = {path: _copy(layer.down) for path, layer in self.layers.items()}
+        b = {path: _copy(layer.up) for path, layer in self.layers.items()}
         return a, b
 
     def remove(self) -> None:
@@ -94,6 +103,8 @@ class Branches:
 
 def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
     """PEFT's configuration of one branch."""
+    from peft import LoraConfig
+
     return LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,

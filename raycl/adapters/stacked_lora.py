@@ -52,6 +52,16 @@ class StackedLora(nn.Module, LoraLayer):
         self.detach_old = False
         """Cut the gradient into x through the frozen branches, as GainLoRA's released code does."""
 
+    @property
+    def down(self) -> nn.Parameter:
+        """A_t, the current down-projection (rank, d_in)."""
+        return self.lora_A[CURRENT].weight
+
+    @property
+    def up(self) -> nn.Parameter:
+        """B_t, the current up-projection (d_out, rank)."""
+        return self.lora_B[CURRENT].weight
+
     def stack(self, path: str, branches: Sequence[Branch]) -> None:
         """Stack the frozen `branches` of the module at `path`, in the base layer's dtype (computed once per stage)."""
         if not branches:

@@ -7,14 +7,13 @@ the released code (cmnfriend/O-LoRA). Forward and state as IncLoRA. The paper's 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
-from raycl.adapters.stacked_lora import CURRENT
 from raycl.methods.base import Penalty
 from raycl.methods.lora import LoraMethod, LoraParams
 from raycl.methods.sin_lora import lora_settings
@@ -98,12 +97,10 @@ class OLora(LoraMethod):
         """sum over layers and entries of |A_old A_t^T|; gradients reach A_t only."""
         layers = self.branches.layers
         with torch.autocast(self.branches.backbone.device.type, enabled=False):
-            parts = [(self.old_a[path] @ layers[path].lora_A[CURRENT].weight.T).abs().sum() for path in layers]
+            parts = [(self.old_a[path] @ layers[path].down.T).abs().sum() for path in layers]
             return torch.stack(parts).sum()
 
     def _norms(self) -> Tensor:
         """sum over layers of ||A_t||_F + ||B_t||_F."""
-        weights: list[Any] = [
-            m[CURRENT].weight for layer in self.branches.layers.values() for m in (layer.lora_A, layer.lora_B)
-        ]
+        weights = [weight for layer in self.branches.layers.values() for weight in (layer.down, layer.up)]
         return torch.stack([weight.norm() for weight in weights]).sum()

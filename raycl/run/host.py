@@ -22,6 +22,7 @@ from ray.util.queue import Empty, Queue
 
 from raycl.home import home
 from raycl.methods.registry import method_params
+from raycl.run.cluster import attach, cluster_gpus
 from raycl.run.plan import Plan, StagePlan
 from raycl.run.worker import SequenceWorker
 from raycl.spec import RunSpec, parse
@@ -36,33 +37,14 @@ RETRIES = 2
 """How often a group whose worker died is started again; finished stages are in the store and stay."""
 
 
-def attach() -> bool:
-    """Connect to the cluster this process belongs to, if there is one. Returns whether there is."""
-    if ray.is_initialized():
-        return True
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except ConnectionError:
-        return False
-    return True
-
-
-def cluster_gpus() -> int:
-    """GPUs of the cluster at hand; without one, of this machine."""
-    if attach():
-        return int(ray.cluster_resources().get("GPU", 0))
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def default_workers() -> int:
-    """One worker per GPU, or one on CPU."""
-    return max(1, cluster_gpus())
-
-
 def run_workers(
-    spec: RunSpec, plan: Plan, tasks: list[Task], store: Store, workers: int, environment: dict[str, Any], handle: Handle
+    spec: RunSpec,
+    plan: Plan,
+    tasks: list[Task],
+    store: Store,
+    workers: int,
+    environment: dict[str, Any],
+    handle: Handle,
 ) -> None:
     """Run all that the store lacks, and hand every event to `handle` in this process.
 
@@ -104,7 +86,9 @@ def _scaling(workers: int) -> ScalingConfig:
     if cluster_gpus():
         return ScalingConfig(num_workers=workers, use_gpu=True)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": max(1, min(_threads(workers), cpus // workers))})
+    return ScalingConfig(
+        num_workers=workers, resources_per_worker={"CPU": max(1, min(_threads(workers), cpus // workers))}
+    )
 
 
 def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:

@@ -107,7 +107,12 @@ def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:
     return {
         "schema": SCHEMA,
         "state": state,
-        "task": {"name": task.name, "test": task.test_fingerprint, "metric": task.metric, "labels": list(task.labels or [])},
+        "task": {
+            "name": task.name,
+            "test": task.test_fingerprint,
+            "metric": task.metric,
+            "labels": list(task.labels or []),
+        },
         "lengths": _lengths(spec),
         "decoding": "greedy",
     }

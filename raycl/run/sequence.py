@@ -131,7 +131,8 @@ class Driver:
 
     def _run_missing(self) -> None:
         """Start workers for what is missing. Ray is imported only here, so a stored sequence answers at once."""
-        from raycl.run.host import default_workers, run_workers
+        from raycl.run.cluster import default_workers
+        from raycl.run.host import run_workers
 
         workers = default_workers() if self.spec.workers is None else self.spec.workers
         check_workers(self.spec, workers)
@@ -191,7 +192,9 @@ class Driver:
         memory = self.folder / "mlflow_run.json"
         known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
         run_id = self.tracker.start(
-            self.spec.model_dump(mode="json"), rows, known.get("run_id") if known.get("uri") == self.tracker.uri else None
+            self.spec.model_dump(mode="json"),
+            rows,
+            known.get("run_id") if known.get("uri") == self.tracker.uri else None,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         memory.write_text(json.dumps({"uri": self.tracker.uri, "run_id": run_id}), encoding="utf-8")
