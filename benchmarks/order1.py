@@ -62,7 +62,10 @@ def report(order: str, seed: int, shown: dict[str, list[str]]) -> str:
         "",
         "| method | AP | FT | BWT | FWT |",
         "| --- | --- | --- | --- | --- |",
-        *(f"| {name} | {' | '.join(_cell(s[m]) for m in ('AP', 'FT', 'BWT', 'FWT'))} |" for name, s in summaries.items()),
+        *(
+            f"| {name} | {' | '.join(_cell(s[m]) for m in ('AP', 'FT', 'BWT', 'FWT'))} |"
+            for name, s in summaries.items()
+        ),
     ]
     for name in done:
         matrix = (_folder(order, seed, name) / "matrix.md").read_text(encoding="utf-8").strip()

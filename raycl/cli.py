@@ -136,11 +136,17 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.disable(logging.INFO)
+    for chatty in ("ray._private.authentication.authentication_token_setup", "torch.utils.cpp_extension"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _print_fields(method: str) -> None:
     """Every field with its default, meaning and allowed values."""
+    from raycl.errors import SpecError
     from raycl.report.fields import field_table
 
-    print(field_table(method))
+    try:
+        print(field_table(method))
+    except ValueError as error:
+        raise SpecError(f"--method {method!r}: {error}") from None

@@ -29,7 +29,7 @@ class SecondMoment:
 
     @property
     def value(self) -> Tensor:
-        """C as one (d, d) fp64 matrix on the CPU, zero outside the blocks. Raises ValueError before any row was added."""
+        """C as one (d, d) fp64 matrix on its device, zero outside the blocks. Raises ValueError before a row was added."""
         if not self.count > 0:
             raise ValueError("second moment: no rows were added")
-        return torch.block_diag(*(self.total / self.count)).cpu()
+        return torch.block_diag(*(self.total / self.count))

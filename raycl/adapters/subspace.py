@@ -41,7 +41,7 @@ def grow(basis: Tensor, moment: Tensor, threshold: float, power: int = 1, chunks
     GPM's criterion on the residual features: energy E = sum of eigenvalues^power (power 1 is the squared Frobenius norm
     of the features; power 2 is what the released InfLoRA and GainLoRA code uses); directions are added, largest first,
     until (E(C) - E(residual) + E(added)) / E(C) >= threshold. Columns come re-orthonormalised against `basis`; the old
-    columns are never touched, so a stage only stores what it added.
+    columns are never touched, so a stage only stores what it added. Computed where the moment is, returned on the CPU.
     """
     basis = basis.to(moment)
     block = moment.shape[0] // chunks
@@ -54,7 +54,7 @@ def grow(basis: Tensor, moment: Tensor, threshold: float, power: int = 1, chunks
         captured = total - energies.sum()
         needed = _count(energies, captured, total, threshold)
         columns.append(vectors[index][:, :needed])
-    return orthonormalise(torch.cat(columns, dim=1), basis)
+    return orthonormalise(torch.cat(columns, dim=1), basis).cpu()
 
 
 def _count(energies: Tensor, captured: Tensor, total: Tensor, threshold: float) -> int:

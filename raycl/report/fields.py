@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel
 
 from raycl.methods.registry import method_params
 from raycl.spec import MethodParams, RunSpec
+
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+CONSTRAINED = re.compile(r"Annotated\[(\w+), FieldInfo\((.*?)\)\]\)?\]?")
 
 
 def field_table(method: str) -> str:
@@ -34,24 +38,14 @@ def _lines(model: type[BaseModel], prefix: str, method: type[MethodParams]) -> l
 
 def _kind(annotation: Any, metadata: list[Any]) -> str:
     """A readable type with its bounds."""
-    text = str(annotation) if not isinstance(annotation, type) else annotation.__name__
-    text = text.replace("typing.", "").replace("NoneType", "none")
-    bounds = [f"{sign}{getattr(item, attribute)}" for item in metadata for attribute, sign in _BOUNDS if hasattr(item, attribute)]
-    return " ".join([_plain(text), *bounds])
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    bounds = "".join(
+        f" {sign}{getattr(item, name)}" for item in metadata for name, sign in BOUNDS.items() if hasattr(item, name)
+    )
+    return CONSTRAINED.sub(_shorten, text.replace("typing.", "").replace("NoneType", "none")) + bounds
 
 
-_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-
-
-def _plain(text: str) -> str:
-    """Annotated[int, FieldInfo(...Gt(gt=0)...)] as `int >0`."""
-    import re
-
-    bound = {"Gt(gt=": " >", "Ge(ge=": " >=", "Le(le=": " <=", "Lt(lt=": " <"}
-
-    def shorten(match: re.Match[str]) -> str:
-        inner = match.group(2)
-        parts = [sign + found.group(1) for mark, sign in bound.items() if (found := re.search(re.escape(mark) + r"([\d.]+)", inner))]
-        return match.group(1) + "".join(parts)
-
-    return re.sub(r"Annotated\[(\w+), FieldInfo\((.*?)\)\]\)?\]?", shorten, text)
+def _shorten(match: re.Match[str]) -> str:
+    """`Annotated[int, FieldInfo(... Gt(gt=0) ...)]` as `int >0`."""
+    found = {name: re.search(rf"{name}=([\d.]+)", match.group(2)) for name in BOUNDS}
+    return match.group(1) + "".join(f" {BOUNDS[name]}{hit.group(1)}" for name, hit in found.items() if hit)

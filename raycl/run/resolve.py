@@ -52,3 +52,7 @@ def _check_order(spec: RunSpec) -> None:
             f"train.checkpoint_every: {spec.train.checkpoint_every} works with train.zero_stage=0 only "
             f"(now {spec.train.zero_stage}); set one of them to 0"
         )
+    if spec.train.keep == "best" and spec.train.zero_stage == 3:
+        raise SpecError(
+            "train.keep: 'best' works with train.zero_stage 0, 1 or 2 (now 3); lower it, or keep the last epoch"
+        )

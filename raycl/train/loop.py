@@ -104,6 +104,8 @@ class TrainLoop:
         if self.partial is None or self.workers.rank != 0:
             return
         tensors = {"rng": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["rng_cuda"] = torch.cuda.get_rng_state(self.workers.device)
         for index, parameter in enumerate(self.engine.parameters):
             tensors[f"{index}/value"] = parameter.detach()
             for name, value in self.engine.optimizer.state[parameter].items():
@@ -124,6 +126,8 @@ class TrainLoop:
                 name: value if name == "step" else value.to(parameter) for name, value in values.items()
             }
         torch.set_rng_state(tensors["rng"])
+        if "rng_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng_cuda"], self.workers.device)
         self.logged = list(facts["log"])
         return int(facts["step"])
 
