@@ -9,7 +9,8 @@ from torch import Tensor
 class SecondMoment:
     """Running second moment of d-dimensional features, block-diagonal in `chunks` equal blocks of the coordinates.
 
-    Sums are fp32 products accumulated in fp64, shape (chunks, d/chunks, d/chunks). `total` and `count` are what
+    Products and sums are fp64, shape (chunks, d/chunks, d/chunks): the round-off of fp32 products would make C full-rank,
+    and a subspace grown from it towards all of the energy would fill up with noise. `total` and `count` are what
     data-parallel workers add up before anyone reads `value`.
     """
 
@@ -23,8 +24,8 @@ class SecondMoment:
 
     def add(self, features: Tensor) -> None:
         """Add rows, shape (n, d)."""
-        rows = features.detach().float().reshape(features.shape[0], self.chunks, -1).transpose(0, 1)
-        self.total += (rows.transpose(1, 2) @ rows).double()
+        rows = features.detach().double().reshape(features.shape[0], self.chunks, -1).transpose(0, 1)
+        self.total += rows.transpose(1, 2) @ rows
         self.count += features.shape[0]
 
     @property

@@ -86,6 +86,11 @@ class InfLora(LoraMethod):
         self.inputs.watch(moments)
         return moments
 
+    def serve(self, backbone: Backbone, state: StageState) -> None:
+        """All branches, and nothing watched."""
+        super().serve(backbone, state)
+        self.inputs = LayerInputs(self.branches, self.params.layer_chunks)
+
     def condition(self, inputs: Inputs) -> None:
         """Remember the batch's masks for the layer hooks."""
         self.inputs.inputs = inputs
