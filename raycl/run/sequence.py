@@ -11,7 +11,6 @@ from typing import Any
 from raycl.home import home
 from raycl.metrics import AccuracyMatrix
 from raycl.models import fingerprint
-from raycl.report.files import write_outputs
 from raycl.report.terminal import Terminal
 from raycl.run.plan import Plan, make_plan
 from raycl.run.preflight import check_machine, check_workers
@@ -111,14 +110,21 @@ class Driver:
     folder: Path
     heard: set[str] = field(default_factory=set)
     """Keys of stages and cells whose results are recorded."""
+    recording: bool = True
+    """Whether MLflow hears of the events."""
 
     def run(self, missing: Missing) -> SequenceResult:
-        """Replay what is stored, run what is missing, finish."""
+        """Replay what is stored, run what is missing, finish. A finished sequence that is recorded is only shown."""
         started = time.time()
         self.matrix = AccuracyMatrix([task.name for task in self.tasks])
         rows = self._plan_rows(missing)
         self.terminal.plan(rows)
-        self._start_tracking(rows)
+        recorded = self._recorded()
+        if not missing and recorded.get("finished"):
+            self.recording = False
+            self._replay(live=False)
+            return self._show([], {name: self.folder / name for name in recorded["finished"]})
+        self._start_tracking(rows, recorded.get("run_id"))
         try:
             self._replay(live=False)
             if missing:
@@ -142,7 +148,8 @@ class Driver:
     def handle(self, event: Event) -> None:
         """Record one event."""
         self.terminal.handle(event)
-        self.tracker.handle(event)
+        if self.recording:
+            self.tracker.handle(event)
         if event["event"] == "stage_end":
             self.heard.add(event["key"])
         if event["event"] == "scores":
@@ -156,7 +163,8 @@ class Driver:
         self.heard |= {cell.key for cell in cells if cell.task == event["task"]}
         if stage and all(cell.key in self.heard for cell in cells):
             self.terminal.row(self.matrix, stage)
-            self.tracker.row(self.matrix, stage)
+            if self.recording:
+                self.tracker.row(self.matrix, stage)
 
     def _replay(self, live: bool) -> None:
         """Hand on what the store holds and nobody has reported: earlier runs' results, or a lost worker's last words."""
@@ -187,17 +195,27 @@ class Driver:
             for stage, task in zip(self.plan.stages, self.tasks, strict=True)
         ]
 
-    def _start_tracking(self, rows: list[Json]) -> None:
-        """Open the sequence's MLflow run, or take up the one an earlier call of the same spec opened."""
-        memory = self.folder / "mlflow_run.json"
-        known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
-        run_id = self.tracker.start(
-            self.spec.model_dump(mode="json"),
-            rows,
-            known.get("run_id") if known.get("uri") == self.tracker.uri else None,
-        )
+    def _recorded(self) -> Json:
+        """What an earlier call of the same spec recorded under the same tracking URI: run id, and files if it finished."""
+        if not self._memory.is_file():
+            return {}
+        known = json.loads(self._memory.read_text(encoding="utf-8"))
+        files = all((self.folder / name).is_file() for name in known.get("finished") or [])
+        return known if known.get("uri") == self.tracker.uri and files else {}
+
+    @property
+    def _memory(self) -> Path:
+        return self.folder / "mlflow_run.json"
+
+    def _start_tracking(self, rows: list[Json], run_id: str | None) -> None:
+        """Open the sequence's MLflow run, or take up the one an earlier call opened."""
+        self._remember(self.tracker.start(self.spec.model_dump(mode="json"), rows, run_id), None)
+
+    def _remember(self, run_id: str, finished: list[str] | None) -> None:
+        """Note which MLflow run holds this sequence, and the output files once it is finished."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps({"uri": self.tracker.uri, "run_id": run_id}), encoding="utf-8")
+        values = {"uri": self.tracker.uri, "run_id": run_id, "finished": finished}
+        self._memory.write_text(json.dumps(values), encoding="utf-8")
 
     def _finish(self, trained: list[int], seconds: float) -> SequenceResult:
         extra = {
@@ -206,8 +224,15 @@ class Driver:
             "stage_keys": [stage.key for stage in self.plan.stages],
             "data": {task.name: task.record for task in self.tasks},
         }
+        from raycl.report.files import write_outputs  # draws figures, which takes a second to import
+
         outputs = write_outputs(self.folder, self.matrix, self.spec.model_dump(mode="json"), extra)
         self.tracker.finish(self.matrix, list(outputs.values()), "FINISHED")
+        self._remember(self.tracker.run_id, list(outputs))
+        return self._show(trained, outputs)
+
+    def _show(self, trained: list[int], outputs: dict[str, Path]) -> SequenceResult:
+        """Print the end of a sequence."""
         last = self.plan.stages[-1].key
         paths = {"outputs": str(self.folder), "last stage": self.store.folder(last), "store": self.store.uri}
         self.terminal.summary(self.matrix, paths, mlflow_ui_command(self.tracker.uri))
