@@ -48,6 +48,7 @@ class Engine:
         workers: Workers,
     ) -> None:
         deepspeed = _deepspeed(workers.device)
+        _plain_strides(module)
         self.parameters = list(parameters)
         self.zero = train.zero_stage
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=train.weight_decay)
@@ -83,6 +84,16 @@ class Engine:
         for parameter in self.parameters:
             parameter.grad = None
         del self._engine, self.optimizer
+
+
+def _plain_strides(module: nn.Module) -> None:
+    """DeepSpeed views every parameter as bytes, which a column of a matrix refuses: its last stride is not 1.
+
+    torch calls such a tensor contiguous all the same, so only a copy helps.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() and parameter.stride(-1) != 1:
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def _config(train: TrainSpec, shape: BatchShape, bf16: bool, largest: int) -> dict[str, Any]:
