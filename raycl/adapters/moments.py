@@ -9,7 +9,8 @@ from torch import Tensor
 class SecondMoment:
     """Running second moment of d-dimensional features, block-diagonal in `chunks` equal blocks of the coordinates.
 
-    Products and sums are fp64, shape (chunks, d/chunks, d/chunks): the round-off of fp32 products would make C full-rank,
+    Sums are fp64, shape (chunks, d/chunks, d/chunks), and so are products (fp32 for 16-bit features, whose own rounding
+    is far coarser): the round-off of fp32 products would make C full-rank,
     and a subspace grown from it towards all of the energy would fill up with noise. `total` and `count` are what
     data-parallel workers add up before anyone reads `value`.
     """
@@ -24,8 +25,9 @@ class SecondMoment:
 
     def add(self, features: Tensor) -> None:
         """Add rows, shape (n, d)."""
-        rows = features.detach().double().reshape(features.shape[0], self.chunks, -1).transpose(0, 1)
-        self.total += rows.transpose(1, 2) @ rows
+        exact = torch.float32 if features.dtype in (torch.bfloat16, torch.float16) else torch.float64
+        rows = features.detach().to(exact).reshape(features.shape[0], self.chunks, -1).transpose(0, 1)
+        self.total += (rows.transpose(1, 2) @ rows).double()
         self.count += features.shape[0]
 
     @property
