@@ -35,6 +35,21 @@ def leading(moment: Tensor, chunks: int = 1) -> tuple[Tensor, Tensor]:
     return torch.stack(values), torch.stack(vectors)
 
 
+def leading_outside(moment: Tensor, basis: Tensor, chunks: int = 1) -> Tensor:
+    """Eigenvectors of the residual, per block as `leading` gives them, all orthogonal to M; columns without room are 0.
+
+    Where the features leave nothing outside span(M), round-off would choose the vectors, inside span(M) as likely as not.
+    Raising all eigenvalues outside span(M) by the same amount keeps the vectors and their order, and M's at the end.
+    """
+    basis = basis.to(moment)
+    width = moment.shape[0]
+    outside = torch.eye(width).to(moment) - basis @ basis.T
+    _, vectors = leading(residual(moment, basis) + moment.trace() / width * outside, chunks)
+    vectors = vectors - basis @ (basis.T @ vectors)
+    norms = vectors.norm(dim=1, keepdim=True)
+    return torch.where(norms > 0.5, vectors / norms, torch.zeros_like(vectors))
+
+
 def grow(basis: Tensor, moment: Tensor, threshold: float, power: int = 1, chunks: int = 1) -> Tensor:
     """New columns (d, j) for `basis` (d, k) so that together they capture `threshold` of the energy of C.
 

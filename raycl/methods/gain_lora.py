@@ -26,7 +26,7 @@ from raycl.adapters.branches import kaiming
 from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
 from raycl.adapters.moments import SecondMoment
-from raycl.adapters.subspace import grow, leading, residual
+from raycl.adapters.subspace import grow, leading_outside
 from raycl.methods.base import Method, Moments, Penalty, StageInfo, When
 from raycl.methods.inf_lora import InfLora, SubspaceParams, gpm_settings, stored_basis, threshold
 from raycl.methods.lora import LoraMethod
@@ -215,9 +215,8 @@ class GainLora(Method):
 
     def _aimed_key(self, moment: SecondMoment) -> Tensor:
         """k along the main direction of the new task's p_L outside span(M_L), per block; shape (1, d)."""
-        value = moment.value
-        rest = residual(value, self.bases[-1]) if self.params.init_constraint else value
-        _, vectors = leading(rest, self._chunks(len(self.bases) - 1))
+        known = self.bases[-1] if self.params.init_constraint else self.bases[-1][:, :0]
+        vectors = leading_outside(moment.value, known, self._chunks(len(self.bases) - 1))
         return self._key_norm(vectors[:, :, 0].sum(dim=0)[None])
 
     def _key_norm(self, key: Tensor) -> Tensor:

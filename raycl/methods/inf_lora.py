@@ -23,7 +23,7 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import Branches, kaiming
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.observe import LayerInputs
-from raycl.adapters.subspace import grow, leading, residual
+from raycl.adapters.subspace import grow, leading_outside, residual
 from raycl.methods.base import Moments, When
 from raycl.methods.lora import LoraMethod, LoraParams
 from raycl.spec import Json, PositiveInt
@@ -129,7 +129,7 @@ class InfLora(LoraMethod):
             warnings.warn(
                 f"{path}: earlier tasks fill the input space; the new branch can hardly learn there", stacklevel=2
             )
-        _, vectors = leading(rest, chunks)
+        vectors = leading_outside(raw, self.bases[path], chunks)
         rows = vectors[:, :, :rank].sum(dim=0).T
         return (rows / math.sqrt(3 * chunks)).float()
 

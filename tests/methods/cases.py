@@ -1,0 +1,149 @@
+"""The methods under test, and small helpers to look at what they compute. A new method is one line in CASES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raycl.adapters.backbone import Inputs
+from raycl.methods.base import Method, StageInfo
+from raycl.methods.registry import build, method_params
+from raycl.state.stage_state import StagePart, StageState
+from raycl.train.batches import Encoder
+from raycl.train.module import precision
+
+RANK, HIDDEN = 4, 32
+SHAPE: dict[str, Any] = {"rank": RANK, "alpha": 16, "dropout": 0.1}
+LAYERS: dict[str, Any] = {"epsilon": 0.9}
+GATE: dict[str, Any] = {"gate_hidden": [HIDDEN]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method with toy settings."""
+
+    params: dict[str, Any]
+    trains: str
+    """What a stage trains: A, B of the current branch, g = the new gate."""
+    keeps: str = ""
+    """What a part holds beside its branch: g = a gate, G = bases of the gate's features, L = bases of layer inputs."""
+    frozen_branches: bool = True
+    """Whether old branches stay in the model beside the current one."""
+
+
+CASES = {
+    "sin_lora": Case({"name": "sin_lora"}, "AB", frozen_branches=False),
+    "inc_lora": Case({"name": "inc_lora"}, "AB"),
+    "o_lora": Case({"name": "o_lora", "lambda1": 0.1, "lambda2": 0.01}, "AB"),
+    "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
+    "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
+    "gain_lora_over_o": Case({"name": "gain_lora", "over": "o_lora", "lambda1": 0.1, **GATE}, "ABg", "gG"),
+    "gain_lora_over_inf": Case({"name": "gain_lora", "over": "inf_lora", **LAYERS, **GATE}, "Bg", "gGL"),
+}
+CASES = {name: replace(case, params=SHAPE | case.params) for name, case in CASES.items()}
+
+SELF = {"llama": ["model.layers.{}.self_attn"], "t5": ["encoder.block.{}.layer.0.SelfAttention"]}
+SELF["t5"] += ["decoder.block.{}.layer.0.SelfAttention", "decoder.block.{}.layer.1.EncDecAttention"]
+ADAPTED = {
+    family: sorted(
+        f"{block.format(layer)}.{name}"
+        for block in SELF[family]
+        for layer in (0, 1)
+        for name in (("q_proj", "v_proj") if family == "llama" else ("q", "v"))
+    )
+    for family in SELF
+}
+"""Paths of the modules that carry adapters in the tiny models, written out independently of the code."""
+
+
+def expected_trainable(case: Case, family: str, stage: int) -> list[str]:
+    """Names in the stage module of everything that may train at `stage`."""
+    letters = case.trains.replace("g", "")
+    names = [f"model.{path}.lora_{letter}.branch.weight" for path in ADAPTED[family] for letter in letters]
+    if "g" in case.trains:
+        names += [f"extra.gates.{stage - 1}.{part}.move" for part in ("layers.0", "layers.1", "key")]
+    return sorted(names)
+
+
+def tensors_of(part: StagePart) -> dict[str, Tensor]:
+    """All tensors of a part by name."""
+    found = dict(part.tensors)
+    if part.branch is not None:
+        found |= {f"a {path}": value for path, value in part.branch.a.items()}
+        found |= {f"b {path}": value for path, value in part.branch.b.items()}
+    return found
+
+
+def same_part(left: StagePart, right: StagePart) -> bool:
+    """Whether two parts agree bit for bit."""
+    first, second = tensors_of(left), tensors_of(right)
+    return (
+        (left.task, left.facts) == (right.task, right.facts)
+        and first.keys() == second.keys()
+        and all(first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first)
+    )
+
+
+def make_method(params: dict[str, Any], stage: int = 1, stages: int = 3, seed: int = 0) -> Method:
+    """A method object outside of any stage run."""
+    return build(method_params(params["name"]).model_validate(params), StageInfo(stage, stages, f"toy{stage}", seed))
+
+
+@contextmanager
+def serving(model: Any, params: dict[str, Any], state: StageState) -> Iterator[Method]:
+    """A method that serves `state` on the model."""
+    method = make_method(params, max(1, state.stage))
+    method.serve(model.backbone, state)
+    try:
+        yield method
+    finally:
+        method.remove()
+
+
+def encoder_of(model: Any) -> Encoder:
+    """The encoder that the toy stages use."""
+    return Encoder(model.tokenizer, model.backbone.encoder_decoder, 64, 8)
+
+
+def batch_of(model: Any, examples: Any, answers: bool = True) -> Inputs:
+    """Examples as one batch."""
+    encoder = encoder_of(model)
+    return encoder.collate(encoder.encode(examples), "cpu", answers)
+
+
+@torch.no_grad()
+def answer_logits(model: Any, method: Method | None, inputs: Inputs) -> list[Tensor]:
+    """Per example, the logits at its real positions (encoder-decoder: of its answer; else: of all its tokens)."""
+    backbone = model.backbone
+    backbone.model.eval()
+    if method is not None:
+        method.condition(inputs)
+    extra: dict[str, Any] = {"labels": inputs.labels}
+    real = inputs.labels != -100
+    if not backbone.encoder_decoder:
+        extra, real = {"position_ids": (inputs.mask.cumsum(dim=1) - 1).clamp(min=0)}, inputs.mask.bool()
+    with precision(backbone):
+        logits = backbone.model(input_ids=inputs.ids, attention_mask=inputs.mask, use_cache=False, **extra).logits
+    return [row[keep].float() for row, keep in zip(logits, real, strict=True)]
+
+
+def served_logits(model: Any, params: dict[str, Any], state: StageState, examples: Any) -> list[Tensor]:
+    """Logits of a served state on examples."""
+    with serving(model, params, state) as method:
+        return answer_logits(model, method, batch_of(model, examples))
+
+
+def largest_difference(left: list[Tensor], right: list[Tensor]) -> float:
+    """The largest absolute difference over two lists of equal shapes."""
+    assert [a.shape for a in left] == [b.shape for b in right]
+    return max((a - b).abs().max().item() for a, b in zip(left, right, strict=True))
+
+
+def probe_logits(model: Any, examples: Any) -> Callable[..., list[Tensor]]:
+    """A probe for `run_stage`: the logits of the training module on examples."""
+    return lambda module, encoder: answer_logits(model, module.method, batch_of(model, examples))

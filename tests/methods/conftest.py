@@ -1,0 +1,47 @@
+"""Trained sequences that many tests look at, run once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, probe_logits
+
+STAGES = 3
+
+
+@pytest.fixture(scope="session", params=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    """Every method."""
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="session")
+def toy_tasks(toy_task: Callable[..., Any]) -> list[Any]:
+    """Three tasks on words of their own, four distinct prompts of uneven length each."""
+    return [toy_task(number, spread=3) for number in (1, 2, 3)]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Any, toy_tasks: list[Any], run_sequence: Callable[..., Any], case: Case) -> list[Any]:
+    """The three stages of a method on a tiny model, in memory; probes are logits on the first task's test split."""
+    return run_sequence(tiny, case.params, toy_tasks, probe=probe_logits(tiny, toy_tasks[0].test))
+
+
+@pytest.fixture(autouse=True)
+def clean_backbone(request: pytest.FixtureRequest) -> Any:
+    """No test may leave adapters on a model that others use."""
+    yield
+    for name in ("tiny", "tiny_bf16"):
+        if name in request.fixturenames:
+            modules = dict(request.getfixturevalue(name).backbone.model.named_modules())
+            left = [path for path in modules if "lora" in path]
+            assert not left, f"adapters left on {name}: {left}"
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Seed torch's global generator."""
+    torch.manual_seed(0)
