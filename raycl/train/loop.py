@@ -14,6 +14,7 @@ from raycl.methods.base import Method, Penalty
 from raycl.spec import TrainSpec, at_stage
 from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches
 from raycl.train.engine import BatchShape, Engine
+from raycl.train.selection import Best
 from raycl.train.workers import Workers
 
 Event = dict[str, Any]
@@ -44,7 +45,9 @@ class TrainLoop:
         workers: Workers,
         record: Report,
         partial: Partial | None,
+        best: Best | None = None,
     ) -> None:
+        self.best = best
         self.settings, self.method, self.engine, self.shape = settings, method, engine, shape
         self.train, self.encoder, self.workers, self.record, self.partial = train, encoder, workers, record, partial
         self.stage = method.info.stage
@@ -57,13 +60,17 @@ class TrainLoop:
         """Log records so far, those before a resumed checkpoint included."""
         self.resume_at = self._resume()
 
-    def epoch(self, epoch: int) -> None:
-        """All steps of one epoch; steps before a resumed checkpoint only move the data order on."""
+    def epoch(self, epoch: int) -> bool:
+        """All steps of one epoch; steps before a resumed checkpoint only move the data order on.
+
+        Returns whether the weights are now those of this epoch's end: not so where the checkpoint was made after it.
+        """
         self.engine.train(True)
         for micro_batches in self._batches(epoch):
             self.step += 1
             if self.step > self.resume_at:
                 self._step(micro_batches)
+        return self.step >= self.resume_at
 
     def _batches(self, epoch: int) -> Iterator[list[MicroBatch]]:
         generator = self.method.info.generator(f"order {epoch}")
@@ -100,22 +107,36 @@ class TrainLoop:
         self.logged.append(record)
 
     def _checkpoint(self) -> None:
-        """Leave trained weights, Adam's moments and the generator's state with the host."""
-        if self.partial is None or self.workers.rank != 0:
+        """Leave trained weights, Adam's moments, the best epoch so far, and every worker's own state with the host."""
+        if self.partial is None:
             return
-        tensors = {"rng": torch.get_rng_state()}
+        own = {"rng": torch.get_rng_state(), "meter": self.meter.state()}
         if torch.cuda.is_available():
-            tensors["rng_cuda"] = torch.cuda.get_rng_state(self.workers.device)
+            own["rng_cuda"] = torch.cuda.get_rng_state(self.workers.device)
+        everyone = self.workers.gather(own)
+        if self.workers.rank != 0:
+            return
+        tensors = {
+            f"worker {rank}/{name}": worker[name]
+            for rank, worker in enumerate(everyone)
+            for name in worker
+            if name != "meter"
+        }
+        facts = {"step": self.step, "log": self.logged, "meters": [worker["meter"] for worker in everyone]}
         for index, parameter in enumerate(self.engine.parameters):
             tensors[f"{index}/value"] = parameter.detach()
             for name, value in self.engine.optimizer.state[parameter].items():
                 tensors[f"{index}/{name}"] = value.detach()
-        self.partial.save(tensors, {"step": self.step, "log": self.logged})
+        if self.best is not None and self.best.values:
+            facts["best_loss"] = self.best.loss
+            tensors |= {f"best/{index}": value for index, value in enumerate(self.best.values)}
+        self.partial.save(tensors, facts)
 
     def _resume(self) -> int:
-        """Take up a mid-stage checkpoint, if there is one; returns the step it was made at."""
+        """Take up a mid-stage checkpoint, if all workers see the same one; returns the step it was made at."""
         found = self.partial.load() if self.partial is not None else None
-        if found is None:
+        steps = self.workers.gather(found and int(found[1]["step"]))
+        if found is None or len(set(steps)) > 1:
             return 0
         tensors, facts = found
         for index, parameter in enumerate(self.engine.parameters):
@@ -125,11 +146,22 @@ class TrainLoop:
             self.engine.optimizer.state[parameter] = {
                 name: value if name == "step" else value.to(parameter) for name, value in values.items()
             }
-        torch.set_rng_state(tensors["rng"])
-        if "rng_cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng_cuda"], self.workers.device)
+        if self.best is not None and "best_loss" in facts:
+            values = [tensors[f"best/{index}"].to(parameter) for index, parameter in enumerate(self.engine.parameters)]
+            self.best.loss, self.best.values = facts["best_loss"], values
+        self._resume_own(tensors, facts["meters"])
         self.logged = list(facts["log"])
-        return int(facts["step"])
+        return steps[0]
+
+    def _resume_own(self, tensors: dict[str, Tensor], meters: list[dict[str, Any]]) -> None:
+        """Take up this worker's own state, where the checkpoint was made by as many workers as there are now."""
+        if len(meters) != self.workers.world:
+            return
+        self.meter.restore(meters[self.workers.rank])
+        prefix = f"worker {self.workers.rank}/"
+        torch.set_rng_state(tensors[f"{prefix}rng"])
+        if f"{prefix}rng_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors[f"{prefix}rng_cuda"], self.workers.device)
 
 
 class Meter:
@@ -152,6 +184,17 @@ class Meter:
         self.weights = {name: term.weight for name, term in penalties.items()}
         for name, value in terms.items():
             self.totals[name] = self.totals.get(name, 0) + value.detach().float()
+
+    def state(self) -> dict[str, Any]:
+        """The sums since the last reading, as JSON, so that a resumed stage logs what an undisturbed one does."""
+        sums = {name: float(value) for name, value in self.totals.items()}
+        return {"count": self.count, "tokens": self.tokens, "sums": sums, "weights": self.weights}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.count, self.tokens, self.weights = state["count"], state["tokens"], dict(state["weights"])
+        device = self.workers.device
+        self.totals = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
 
     def read(self) -> dict[str, Any]:
         """loss, tokens_per_s (tokens run, padding included, over all workers), terms; starts over."""

@@ -117,14 +117,22 @@ class StageRun:
         bf16 = self.spec.model.precision == "bf16"
         engine = Engine(module, parameters, settings, shape, bf16, self.workers)
         try:
+            best = Best(engine.parameters) if held_out else None
             loop = TrainLoop(
-                settings, self.method, engine, shape, train, self.encoder, self.workers, self._record, self.partial
+                settings,
+                self.method,
+                engine,
+                shape,
+                train,
+                self.encoder,
+                self.workers,
+                self._record,
+                self.partial,
+                best,
             )
             self.log.extend(loop.logged)
-            best = Best(engine.parameters) if held_out else None
             for epoch in range(loop.epochs):
-                loop.epoch(epoch)
-                if best is not None:
+                if loop.epoch(epoch) and best is not None:
                     best.offer(held_out_loss(module, self.encoder, held_out, self.spec.eval.batch_size, self.workers))
         finally:
             engine.close()
