@@ -65,6 +65,22 @@ def test_a_plain_linear_map_does_move():
     assert (layer(inside) - inside @ start.T).abs().max() > 0.1
 
 
+def test_projecting_gradients_before_adam_is_not_enough():
+    """Why the constraint is built in: Adam rescales each coordinate, so projected gradients leave the complement."""
+    basis = subspace().float()
+    weight = torch.nn.Parameter(torch.randn(D_OUT, D_IN))
+    start = weight.detach().clone()
+    optimizer = torch.optim.AdamW([weight], lr=2e-2, weight_decay=0.0)
+    x, y = torch.randn(40, D_IN), torch.randn(40, D_OUT)
+    for _ in range(200):
+        optimizer.zero_grad()
+        F.mse_loss(F.silu(x @ weight.T), y).backward()
+        weight.grad -= (weight.grad @ basis) @ basis.T
+        assert (weight.grad @ basis).abs().max() <= 1e-6
+        optimizer.step()
+    assert ((weight - start) @ basis).abs().max() > 1e-2
+
+
 def test_forward_and_effective_weight_agree():
     """Called with x, the map applies the weight it returns when called bare; at the start that is W0."""
     start = torch.randn(D_OUT, D_IN)
