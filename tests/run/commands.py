@@ -21,7 +21,8 @@ LIBRARIES = [
     "deepspeed",
     "mlflow",
     "peft",
-    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "mlflow.store.tracking.sqlalchemy_store",
     "raycl.cli",
     "raycl.report.terminal",
     "raycl.run.host",
@@ -49,7 +50,7 @@ class Finished:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Every event the driver handled, each with `at`, the time of its arrival in seconds."""
+        """Every event the driver handled, each with `at` (time of its arrival) and `memory` (bytes used)."""
         return [json.loads(line) for line in (self.folder / "events.jsonl").read_text().splitlines()]
 
     @property
@@ -88,27 +89,36 @@ class Commands:
         self.context.set_forkserver_preload(LIBRARIES)
         self.count = 0
 
-    def start(self, arguments: Sequence[object], stop_at: tuple[int, int] | None = None, **environment: str) -> Running:
-        """Start `jobs/sequence.py arguments`; with `stop_at` = (stage, step) it kills itself before that step."""
-        self.count += 1
-        folder = self.scratch / f"command-{self.count}"
-        folder.mkdir(parents=True)
-        values = self.environment | environment
-        process = self.context.Process(target=_command, args=(list(map(str, arguments)), folder, values, stop_at))
-        process.start()
-        return Running(process, folder)
+    def start(
+        self,
+        arguments: Sequence[object],
+        stop_at: tuple[int, int] | None = None,
+        whole: bool = False,
+        **environment: str,
+    ) -> Running:
+        """Start `jobs/sequence.py arguments`; with `stop_at` = (stage, step) it kills itself before that step.
 
-    def run(self, arguments: Sequence[object], stop_at: tuple[int, int] | None = None, **environment: str) -> Finished:
+        Unless `whole`, MLflow and the figures are left out: they take most of the time of a tiny run.
+        """
+        return self.call(_command, list(map(str, arguments)), stop_at, whole, **environment)
+
+    def run(
+        self,
+        arguments: Sequence[object],
+        stop_at: tuple[int, int] | None = None,
+        whole: bool = False,
+        **environment: str,
+    ) -> Finished:
         """Run a command to its end."""
-        return self.start(arguments, stop_at, **environment).wait()
+        return self.start(arguments, stop_at, whole, **environment).wait()
 
     def call(self, function: Any, *arguments: Any, **environment: str) -> Running:
-        """Start a picklable function in such a process."""
+        """Start `function(folder, *arguments)` in such a process; it must be picklable."""
         self.count += 1
         folder = self.scratch / f"command-{self.count}"
         folder.mkdir(parents=True)
         values = self.environment | environment
-        process = self.context.Process(target=_called, args=(function, arguments, folder, values))
+        process = self.context.Process(target=_called, args=(function, folder, values, arguments))
         process.start()
         return Running(process, folder)
 
@@ -123,10 +133,10 @@ def _redirect(folder: Path, environment: Mapping[str, str]) -> None:
         os.close(descriptor)
 
 
-def _called(function: Any, arguments: tuple[Any, ...], folder: Path, environment: Mapping[str, str]) -> None:
+def _called(function: Any, folder: Path, environment: Mapping[str, str], arguments: tuple[Any, ...]) -> None:
     _redirect(folder, environment)
     one_thread()
-    function(*arguments)
+    function(folder, *arguments)
 
 
 def one_thread() -> None:
@@ -136,16 +146,14 @@ def one_thread() -> None:
     host._threads = lambda workers: 1
 
 
-def _command(
-    arguments: list[str], folder: Path, environment: Mapping[str, str], stop_at: tuple[int, int] | None
-) -> None:
+def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None, whole: bool) -> None:
     """What such a process does: the command line, watched."""
-    _redirect(folder, environment)
-    one_thread()
     before = set(sys.modules)
     _record_events(folder / "events.jsonl")
     if stop_at:
         _die_at(*stop_at)
+    if not whole:
+        _leave_out_records()
     from raycl.cli import app
 
     try:
@@ -156,16 +164,30 @@ def _command(
         sys.stderr.flush()
 
 
+def _leave_out_records() -> None:
+    """No MLflow and no figures."""
+    from unittest.mock import MagicMock
+
+    from raycl.report import files
+    from raycl.run import sequence
+
+    sequence.Tracker = lambda *arguments: MagicMock(uri="sqlite:///none.db", start=lambda *known: "run", run_id="run")
+    files.plots = MagicMock(save=lambda figure, path: path.touch())
+
+
 def _record_events(path: Path) -> None:
-    """Write every event the driver handles to a file, with the time of its arrival."""
+    """Write every event the driver handles to a file, with the time and the memory in use."""
+    import psutil
+
     from raycl.run.sequence import Driver
 
     handle = Driver.handle
     path.touch()
+    process = psutil.Process()
 
     def recorded(self: Driver, event: dict[str, Any]) -> None:
         with path.open("a") as stream:
-            stream.write(json.dumps(event | {"at": time.time(), "pid": os.getpid()}) + "\n")
+            stream.write(json.dumps(event | {"at": time.time(), "memory": process.memory_info().rss}) + "\n")
         handle(self, event)
 
     Driver.handle = recorded
