@@ -1,0 +1,214 @@
+"""Examples to batches: cuts, answers, padding, and who gets which row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raycl.tasks.task import Example
+from raycl.train.batches import IGNORE, Encoded, Encoder, MicroBatch, by_length, global_batches
+
+
+def example(body: str, answer: str = "very bad", head: str = "t1head ", tail: str = " t1tail") -> Example:
+    """One example."""
+    return Example("0", head, body, tail, (answer,))
+
+
+def encoder(tiny, source: int = 64, target: int = 8) -> Encoder:
+    """The tiny model's encoder."""
+    return Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, source, target)
+
+
+def words(tiny, ids) -> list[str]:
+    """The tokens behind ids."""
+    return tiny.tokenizer.convert_ids_to_tokens(list(ids))
+
+
+def test_tokens_of_a_short_example(tiny, family):
+    """A prompt is head, body and tail with the tokenizer's own special token; an answer ends with the end token."""
+    row = encoder(tiny).encode([example("t1w1 t1w2")])[0]
+    prompt = ["t1head", "t1w1", "t1w2", "t1tail"]
+    assert words(tiny, row.prompt) == (["<s>", *prompt] if family == "llama" else [*prompt, "</s>"])
+    assert words(tiny, row.answer) == ["very", "bad", "</s>"]
+
+
+@pytest.mark.parametrize("limit", [6, 5, 4, 3])
+def test_a_long_prompt_loses_the_end_of_its_body(tiny, family, limit):
+    """Head and tail stay whole, and so do the special tokens; the body is cut from its end to exactly the limit."""
+    body = [f"t1w{i}" for i in range(8)]
+    row = encoder(tiny, source=limit).encode([example(" ".join(body))])[0]
+    kept = ["t1head", *body[: limit - 3], "t1tail"]
+    assert words(tiny, row.prompt) == (["<s>", *kept] if family == "llama" else [*kept, "</s>"])
+    assert words(tiny, row.answer) == ["very", "bad", "</s>"]
+
+
+def test_a_prompt_at_the_limit_is_not_cut(tiny):
+    """Exactly as many tokens as allowed pass unchanged; one more is cut."""
+    body = "t1w1 t1w2 t1w3"
+    whole = encoder(tiny).encode([example(body)])[0].prompt
+    assert encoder(tiny, source=len(whole)).encode([example(body)])[0].prompt == whole
+    assert len(encoder(tiny, source=len(whole) - 1).encode([example(body)])[0].prompt) == len(whole) - 1
+
+
+def test_head_and_tail_that_are_too_long_lose_the_front(tiny, family):
+    """Where instruction and cue alone exceed the limit, the end of the prompt, with the cue, is what stays."""
+    long = example("t1w1", head="t1w2 t1w3 t1w4 ", tail=" t1w5 t1tail")
+    row = encoder(tiny, source=3).encode([long])[0]
+    assert words(tiny, row.prompt) == (["t1w4", "t1w5", "t1tail"] if family == "llama" else ["t1w5", "t1tail", "</s>"])
+
+
+def test_a_long_answer_keeps_its_end_token(tiny):
+    """An answer is cut to the limit, end token included."""
+    row = encoder(tiny, target=3).encode([example("t1w1", "t1w1 t1w2 t1w3 t1w4")])[0]
+    assert words(tiny, row.answer) == ["t1w1", "t1w2", "</s>"]
+
+
+def test_longest_answer_counts_the_end_token(tiny):
+    """Generation may stop after the longest label and its end token."""
+    assert encoder(tiny).longest_answer(["good", "very bad"]) == 3
+    assert encoder(tiny).longest_answer(["good"]) == 2
+
+
+class BytePairs:
+    """A tokenizer that merges: a space belongs to the next word, and "a:b" is one token where "a:" stands alone."""
+
+    eos_token_id = 99
+    pad_token_id = 0
+    table = {"a:": [1], "a: b": [1, 2], " b": [2], "b": [3], "x": [4], "x b": [5], "x ": [6]}  # noqa: RUF012
+
+    def __call__(self, text, add_special_tokens=True):
+        return type("Ids", (), {"input_ids": list(self.table[text])})
+
+
+def test_a_decoder_only_answer_is_the_continuation_of_its_prompt():
+    """The answer's tokens are those that follow the prompt in the joint text (" b"), not those of the bare answer ("b");
+    where the joint text splits the prompt otherwise, the answer after a space is tokenised alone."""
+    ours = Encoder(BytePairs(), False, 64, 8)
+    assert ours._answer("a:", [1], "b") == [2, 99]
+    assert ours._answer("x", [4], "b") == [2, 99]
+
+
+def test_decoder_only_batches_are_padded_on_the_left(tiny, family):
+    """Prompt and answer are one row; labels are the answer only; masks tell prompt, answer and padding apart."""
+    if family != "llama":
+        pytest.skip("encoder-decoder batches are tested below")
+    rows = encoder(tiny).encode([example("t1w1 t1w2", "good"), example("t1w1", "very bad")])
+    inputs = encoder(tiny).collate(rows, "cpu")
+    assert inputs.ids.tolist() == [[*rows[0].prompt, *rows[0].answer], [*rows[1].prompt, *rows[1].answer]]
+    short = encoder(tiny).collate([rows[0], Encoded((1, 5), (6, 2))], "cpu")
+    pad = [0] * 3
+    assert short.ids[1].tolist() == [*pad, 1, 5, 6, 2]
+    assert short.mask[1].tolist() == [*pad, 1, 1, 1, 1]
+    assert short.prompt_mask[1].tolist() == [*pad, 1, 1, 0, 0]
+    assert short.labels[1].tolist() == [IGNORE] * 5 + [6, 2]
+    bare = encoder(tiny).collate([rows[0], Encoded((1, 5), (6, 2))], "cpu", answers=False)
+    assert bare.labels is None and bare.ids[1].tolist() == [0, 0, 0, 1, 5] and torch.equal(bare.mask, bare.prompt_mask)
+
+
+def test_encoder_decoder_batches_are_padded_on_the_right(tiny, family):
+    """Prompts and answers are apart, both padded on the right."""
+    if family != "t5":
+        pytest.skip("decoder-only batches are tested above")
+    inputs = encoder(tiny).collate([Encoded((5, 6, 7), (8, 2)), Encoded((5,), (8, 9, 2))], "cpu")
+    assert inputs.ids.tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert inputs.mask.tolist() == inputs.prompt_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert inputs.labels.tolist() == [[8, 2, IGNORE], [8, 9, 2]]
+
+
+def rows_of(count: int, seed: int = 0) -> list[Encoded]:
+    """Rows with distinct prompts and answers of 1 to 4 tokens."""
+    lengths = torch.randint(1, 5, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [Encoded((index,), tuple(range(length))) for index, length in enumerate(lengths)]
+
+
+def epoch(rows, batch, micro, world, seed=0) -> list[list[list[MicroBatch]]]:
+    """Per worker, the steps of one epoch."""
+    return [
+        list(global_batches(rows, batch, micro, rank, world, torch.Generator().manual_seed(seed)))
+        for rank in range(world)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+def test_every_example_is_seen_once_per_epoch(count, micro, accumulation, world, seed):
+    """Over all workers an epoch holds each example once; filler rows, and only they, have empty answers; the mean over
+    micro-batches of (summed loss / tokens) is the token mean of the global batch."""
+    batch = micro * accumulation * world
+    rows = rows_of(count, seed)
+    workers = epoch(rows, batch, micro, world, seed)
+    assert len({len(steps) for steps in workers}) == 1
+    seen = []
+    for step in zip(*workers, strict=True):
+        assert all(len(m.rows) == micro for share in step for m in share)
+        assert all(len(share) == accumulation for share in step)
+        real = [row for share in step for m in share for row in m.rows if row.answer]
+        seen += [row.prompt[0] for row in real]
+        tokens = sum(len(row.answer) for row in real)
+        parts = [sum(len(row.answer) for row in m.rows) / m.tokens for share in step for m in share]
+        assert sum(parts) / len(parts) == pytest.approx(1.0)
+        assert {m.tokens for share in step for m in share} == {tokens / (accumulation * world)}
+    assert sorted(seen) == list(range(count))
+
+
+def test_token_denominators_by_hand():
+    """Answers of 1, 2 and 3 tokens, batch 4 in micro-batches of 2: 6 tokens over 2 micro-batches are 3 per micro-batch."""
+    rows = [Encoded((index,), tuple(range(index + 1))) for index in range(3)]
+    steps = epoch(rows, 4, 2, 1)[0]
+    assert len(steps) == 1 and [m.tokens for m in steps[0]] == [3.0, 3.0]
+    assert [len(m.rows) for m in steps[0]] == [2, 2]
+    filler = steps[0][1].rows[1]
+    assert filler.answer == () and filler.prompt == steps[0][0].rows[0].prompt
+
+
+def test_workers_share_one_order(tiny):
+    """Two workers see the halves of what one worker sees, batch by batch; another draw gives another order."""
+    rows = rows_of(16)
+    alone = [[row for m in step for row in m.rows] for step in epoch(rows, 8, 2, 1)[0]]
+    pair = epoch(rows, 8, 2, 2)
+    together = [[row for share in step for m in share for row in m.rows] for step in zip(*pair, strict=True)]
+    assert alone == together
+    assert epoch(rows, 8, 2, 1)[0] == epoch(rows, 8, 2, 1)[0] != epoch(rows, 8, 2, 1, seed=1)[0]
+
+
+def test_batches_by_length_cover_everything_longest_first():
+    """Every index once, lengths falling, the longest batch first."""
+    rows = [Encoded(tuple(range(length)), ()) for length in (3, 9, 1, 9, 4)]
+    batches = by_length(rows, 2)
+    assert batches == [[1, 3], [4, 0], [2]]
+
+
+def test_filler_rows_weigh_nothing(tiny, toy_task, run_stage):
+    """Five examples in batches of eight: the logged loss and the trained weights do not depend on the filler."""
+    task = toy_task(1, distinct=5, repeats=1, spread=3)
+    params = {"name": "sin_lora", "rank": 2, "alpha": 4}
+    filled = run_stage(tiny, params, [task], batch_size=8, epochs=3)
+    fitting = run_stage(tiny, params, [task], batch_size=5, epochs=3)
+    for first, second in zip(filled.log, fitting.log, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+    for path, a in filled.part.branch.a.items():
+        assert torch.allclose(a, fitting.part.branch.a[path], atol=1e-4)
+
+
+def test_a_micro_batch_of_filler_only_is_harmless(tiny, toy_task, run_stage):
+    """Three examples in batches of eight, two at a time: the last micro-batches hold no answer, and training agrees with
+    the batch in one piece."""
+    task = toy_task(1, distinct=3, repeats=1, spread=3)
+    params = {"name": "sin_lora", "rank": 2, "alpha": 4}
+    cut = run_stage(tiny, params, [task], batch_size=8, micro_batch_size=2, epochs=3)
+    whole = run_stage(tiny, params, [task], batch_size=8, epochs=3)
+    for first, second in zip(cut.log, whole.log, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+    for path, a in cut.part.branch.a.items():
+        assert torch.allclose(a, whole.part.branch.a[path], atol=1e-4)
+
+
+def test_encoding_is_the_same_for_every_answer_in_the_list(tiny):
+    """The first accepted answer is the target; the others change nothing."""
+    one = example("t1w1", "good")
+    two = replace(one, answers=("good", "very bad"))
+    assert encoder(tiny).encode([one]) == encoder(tiny).encode([two])

@@ -1,0 +1,98 @@
+"""The stage module's loss against transformers' own."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from raycl.adapters.backbone import Inputs
+from raycl.methods.base import Method, StageInfo
+from raycl.methods.registry import build, method_params
+from raycl.state.stage_state import StageState
+from raycl.train.batches import Encoded, Encoder
+from raycl.train.module import StageModule, precision
+
+PARAMS = method_params("sin_lora").model_validate({"name": "sin_lora", "rank": 2, "alpha": 4})
+
+
+@pytest.fixture
+def module(tiny):
+    """A stage module with one inert branch."""
+    method: Method = build(PARAMS, StageInfo(1, 1, "toy1", 0))
+    method.install(tiny.backbone, StageState())
+    yield StageModule(tiny.backbone, method)
+    method.remove()
+
+
+def batch(tiny, toy_task) -> tuple[Inputs, int]:
+    """A batch of uneven rows and its number of answer tokens."""
+    encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
+    rows = encoder.encode(toy_task(1, distinct=6, repeats=1, spread=3).train)
+    return encoder.collate(rows, "cpu"), sum(len(row.answer) for row in rows)
+
+
+def test_loss_is_the_token_mean_of_transformers(tiny, module, toy_task):
+    """The summed loss over the number of answer tokens is the loss transformers computes from the same labels."""
+    inputs, tokens = batch(tiny, toy_task)
+    assert len({int(n) for n in inputs.mask.sum(dim=1)}) > 1
+    extra = {}
+    if not tiny.backbone.encoder_decoder:
+        extra["position_ids"] = (inputs.mask.cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        theirs = tiny.backbone.model(
+            input_ids=inputs.ids, attention_mask=inputs.mask, labels=inputs.labels, **extra
+        ).loss
+        ours = module(inputs) / tokens
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_loss_of_a_batch_is_the_sum_over_its_rows(tiny, module, toy_task):
+    """Padding and neighbours do not enter: alone, the rows' losses add up to the batch's."""
+    encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
+    rows = encoder.encode(toy_task(1, distinct=6, repeats=1, spread=3).train)
+    with torch.no_grad():
+        together = module(encoder.collate(rows, "cpu"))
+        alone = sum(module(encoder.collate([row], "cpu")) for row in rows)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def test_a_row_without_answer_adds_nothing(tiny, module, toy_task):
+    """A filler row among others, and a batch of nothing else, weigh 0 and have finite gradients."""
+    encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
+    rows = encoder.encode(toy_task(1, distinct=2, repeats=1).train)
+    filler = Encoded(rows[0].prompt, ())
+    with torch.no_grad():
+        plain = module(encoder.collate(rows, "cpu"))
+        filled = module(encoder.collate([*rows, filler], "cpu"))
+    assert filled.item() == pytest.approx(plain.item(), rel=1e-5)
+    empty = module(encoder.collate([filler, filler], "cpu"))
+    empty.backward()
+    assert empty.item() == 0
+    grads = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
+    assert all(not grad.any() for grad in grads)
+
+
+def test_precision_follows_the_base_weights(tiny, tiny_bf16):
+    """fp32 base weights run without autocast, bf16 ones under it."""
+    assert isinstance(precision(tiny.backbone), nullcontext)
+    with precision(tiny_bf16.backbone):
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def test_bf16_loss_is_close_to_fp32(tiny, tiny_bf16, toy_task):
+    """With base weights in bf16 the loss stays within 3 % and is returned in fp32."""
+    inputs, tokens = batch(tiny, toy_task)
+    losses = []
+    for model in (tiny, tiny_bf16):
+        method = build(PARAMS, StageInfo(1, 1, "toy1", 0))
+        method.install(model.backbone, StageState())
+        try:
+            with torch.no_grad(), precision(model.backbone):
+                loss = StageModule(model.backbone, method)(inputs)
+        finally:
+            method.remove()
+        assert loss.dtype == torch.float32
+        losses.append(loss.item() / tokens)
+    assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[1] != losses[0]
