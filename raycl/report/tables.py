@@ -20,8 +20,8 @@ LONGEST_NAME = 24
 
 
 def number(value: float, digits: int = 1) -> str:
-    """A score or measure as text; an en dash where it is undefined."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+    """A score or measure as text; a dash where it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def short(text: str, width: int) -> str:
@@ -70,10 +70,8 @@ def _cell(matrix: AccuracyMatrix, stage: int, column: int) -> Text:
 
 def matrix_markdown(matrix: AccuracyMatrix) -> str:
     """The matrix as a Markdown table: rows are stages, columns tasks; scores on tasks not trained yet in italics."""
-    lines = [
-        _markdown_row(["after stage", *matrix.tasks, "AP"]),
-        _markdown_row(["---", *["---:"] * (len(matrix.tasks) + 1)]),
-    ]
+    rule = ["---", *["---:"] * (len(matrix.tasks) + 1)]
+    lines = [_markdown_row(["after stage", *matrix.tasks, "AP"]), _markdown_row(rule)]
     for stage in range(0 if _has_row(matrix, 0) else 1, len(matrix.tasks) + 1):
         name = f"{stage} {matrix.tasks[stage - 1]}" if stage else "0 untrained"
         texts = ["" if math.isnan(value) else number(value) for value in matrix.cells[stage]]
@@ -100,6 +98,6 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("test", justify="right", no_wrap=True)
     for row in rows:
         state = Text("stored", style="green") if row["stored"] else Text("to run")
-        counts = [f"{row[split]:,}" if row.get(split) is not None else "–" for split in ("train", "test")]
+        counts = [f"{row[split]:,}" if row.get(split) is not None else "-" for split in ("train", "test")]
         table.add_row(str(row["stage"]), row["task"], row["key"][:12], state, *counts)
     return table
