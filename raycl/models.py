@@ -61,7 +61,7 @@ def locate(spec: ModelSpec) -> Path | None:
     if spec.name == PACKAGED:
         return packaged_gguf()
     path = Path(spec.name).expanduser()
-    if path.is_dir():
+    if spec.name and path.is_dir():
         if not (path / "config.json").is_file():
             raise SpecError(f"model.name: {spec.name} has no config.json; give a folder written by save_pretrained.")
         return path.resolve()
@@ -86,20 +86,24 @@ def fingerprint(spec: ModelSpec) -> str:
 
 
 def load_model(spec: ModelSpec, device: str) -> LoadedModel:
-    """Load a base model, frozen and in eval mode, on `device`, without dropout or remote code."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    """Load a base model, frozen and in eval mode, on `device`. Code inside the model's folder is never run.
 
+    Raises SpecError if the folder cannot be loaded.
+    """
     from raycl.adapters.backbone import Backbone
 
     path = locate(spec) or _snapshot(spec)
     folder = _converted(path) if path.is_file() else path
-    config = AutoConfig.from_pretrained(folder)
-    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-    model = auto.from_pretrained(folder, dtype=dtype).to(device).eval().requires_grad_(False)
+    try:
+        config, model, tokenizer = _read(folder, spec.precision)
+    except Exception as error:  # the loaders raise types of several libraries
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise SpecError(
+            f"model.name: {folder} cannot be loaded ({type(error).__name__}: {reason}). "
+            "Give a folder as save_pretrained writes it, of a model type that transformers knows without further code."
+        ) from error
+    model = model.to(device).eval().requires_grad_(False)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     backbone = Backbone(
@@ -109,6 +113,18 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
         width=model.get_input_embeddings().embedding_dim,
     )
     return LoadedModel(backbone, tokenizer, fingerprint(spec), spec.name)
+
+
+def _read(folder: Path, precision: str) -> tuple[Any, Any, Any]:
+    """Configuration, model and tokenizer of a folder. Without the explicit no, transformers asks whether to run code."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    return config, model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -123,7 +139,13 @@ def family(spec: ModelSpec) -> str:
     if path is not None and path.is_file():
         return "llama"
     config = (path or _snapshot(spec)) / "config.json"
-    return str(json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown"))
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    if not isinstance(values, dict):
+        raise SpecError(f"model.name: {config} is missing or no JSON object; give a folder written by save_pretrained.")
+    return str(values.get("model_type", "unknown"))
 
 
 def _snapshot(spec: ModelSpec) -> Path:
