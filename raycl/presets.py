@@ -44,6 +44,7 @@ def merge(*layers: Json) -> Json:
 
 def parse_override(text: str) -> Json:
     """`method.rank=8` as {"method": {"rank": 8}}; the value is YAML, so lists are written [1, 2].
+    YAML reads 1e-4 as text; validation makes it a number where the field is one.
 
     Raises SpecError where there is no `=` or the value is not YAML.
     """
@@ -52,24 +53,12 @@ def parse_override(text: str) -> Json:
     if not equals or not all(names):
         raise SpecError(f"--set {text!r}: expected field=value, for example --set method.rank=8")
     try:
-        nested: Any = _number(yaml.safe_load(value))
+        nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise SpecError(f"--set {text!r}: the value is not valid YAML ({error.__class__.__name__})") from None
     for name in reversed(names):
         nested = {name: nested}
     return nested
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; read it as the number it is."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def read_config(path: str) -> Json:
@@ -83,8 +72,4 @@ def read_config(path: str) -> Json:
         raise SpecError(f"--config {path}: not valid YAML ({error}); see docs/configuration.md") from None
     if not isinstance(values, dict):
         raise SpecError(f"--config {path}: expected a mapping of fields, found {type(values).__name__}")
-    return _numbers(values)
-
-
-def _numbers(values: Json) -> Json:
-    return {key: _numbers(value) if isinstance(value, dict) else _number(value) for key, value in values.items()}
+    return values

@@ -21,9 +21,11 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Strict(BaseModel):
-    """Base of every spec model: unknown fields are errors, values never change after validation."""
+    """Base of every spec model: unknown fields are errors, numbers are finite, values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 def at_stage(value: Any, stage: int) -> Any:
@@ -170,16 +172,29 @@ def parse(values: Json, method_params: Callable[[str], type[MethodParams]]) -> R
     try:
         spec = RunSpec.model_validate(values, context={"method_params": method_params})
     except ValidationError as error:
-        raise SpecError(_render([_line(problem) for problem in error.errors()])) from None
+        raise SpecError(_render([_line(p) for p in error.errors() if not _of_other_form(p)])) from None
     problems = spec.per_stage_problems()
     if problems:
         raise SpecError(_render(problems))
     return spec
 
 
+def _is_form(part: Any) -> bool:
+    """Whether a part of an error's place is a form of a per-stage field (one value, or a list) and not a field's name."""
+    return isinstance(part, str) and part.startswith(("constrained-", "list["))
+
+
+def _of_other_form(problem: Any) -> bool:
+    """Whether an error only says that a list is no single value, or the other way round."""
+    form = str(problem["loc"][-1]) if problem["loc"] else ""
+    if form.startswith("list["):
+        return problem["type"] == "list_type"
+    return form.startswith("constrained-") and isinstance(problem.get("input"), list)
+
+
 def _line(problem: Any) -> str:
     """One pydantic error as `field: message (got value)`."""
-    where = ".".join(str(part) for part in problem["loc"] if part not in ("float", "int")) or "spec"
+    where = ".".join(str(part) for part in problem["loc"] if not _is_form(part)) or "spec"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown field"
