@@ -82,9 +82,7 @@ def test_a_checkpoint_between_log_lines_keeps_the_logged_means(
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_costs_only_the_stage_so_far(
-    commands: Commands, flags: MakeFlags, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_costs_only_the_stage_so_far(commands: Commands, flags: MakeFlags, tmp_path: Path) -> None:
     """A mid-stage checkpoint that cannot be trusted is ignored: the stage starts over and ends the same."""
     arguments = {
         name: flags(tmp_path / name, "sin_lora", "llama", "roget", train__checkpoint_every=1, **SMALL)
