@@ -62,5 +62,6 @@ class LoraMethod(Method):
         self.branches.start(newest.a, newest.b, self.info.generator("branch"), train="")
 
     def remove(self) -> None:
-        """Take the adapters off."""
-        self.branches.remove()
+        """Take the adapters off; after an installation that failed early there may be none."""
+        if hasattr(self, "branches"):
+            self.branches.remove()

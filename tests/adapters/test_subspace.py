@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycl.adapters.moments import SecondMoment
-from raycl.adapters.subspace import complement, grow, leading, orthonormalise, residual
+from raycl.adapters.subspace import complement, grow, leading, leading_outside, orthonormalise, residual
 
 EMPTY = torch.zeros(8, 0, dtype=torch.float64)
 
@@ -119,6 +119,35 @@ def test_leading_vectors_are_those_of_the_svd():
     assert torch.allclose((vectors[0] * rows.T).sum(dim=0).abs(), torch.ones(8, dtype=torch.float64))
     top = vectors[0].abs().argmax(dim=0)
     assert (vectors[0][top, torch.arange(8)] > 0).all()
+
+
+def test_leading_directions_outside_are_those_of_the_residual():
+    """Outside span(M) the vectors are the residual's, in the same order; the last k columns are 0."""
+    basis = grow(EMPTY, moment(features(30, rank=3, seed=9)), 1.0)
+    c = moment(features(30))
+    _, plain = leading(residual(c, basis))
+    ours = leading_outside(c, basis)
+    assert torch.allclose((ours[0, :, :5] * plain[0, :, :5]).sum(dim=0).abs(), torch.ones(5, dtype=torch.float64))
+    assert not ours[0, :, 5:].any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+def test_nothing_new_still_gives_directions_outside(scale):
+    """Features wholly inside span(M) leave only round-off: the vectors are orthonormal and orthogonal to M all the same."""
+    basis = grow(EMPTY, moment(features(30, rank=3, seed=9)), 1.0)
+    c = moment(features(30, rank=3, seed=9) * scale)
+    vectors = leading_outside(c, basis)[0, :, :5]
+    assert (vectors.T @ vectors - torch.eye(5)).abs().max() <= 1e-10
+    assert (basis.T @ vectors).abs().max() <= 1e-12
+
+
+def test_a_full_space_has_no_direction_outside():
+    """Where M spans everything, or a whole block, all its vectors are 0."""
+    c = moment(features(30))
+    assert not leading_outside(c, torch.linalg.qr(features(8, seed=2)).Q).any()
+    block = torch.eye(8, dtype=torch.float64)[:, :4]
+    vectors = leading_outside(c, block, 2)
+    assert not vectors[0].any() and (vectors[1, 4:].T @ vectors[1, 4:] - torch.eye(4)).abs().max() <= 1e-10
 
 
 def test_residual_is_the_moment_of_the_projected_features():

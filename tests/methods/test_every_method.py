@@ -225,6 +225,33 @@ def test_remove_leaves_no_trace(trained, case, tiny, toy_tasks):
         assert f"model.{name}" not in base or torch.equal(base[f"model.{name}"], value)
 
 
+def test_a_failing_stage_leaves_no_trace(tiny, case, toy_tasks, run_stage):
+    """An error in the middle of a stage takes the adapters off, and it is the error that comes out."""
+
+    def fail(module, encoder):
+        raise FloatingPointError("stopped here")
+
+    objects = dict(tiny.backbone.model.named_modules())
+    with pytest.raises(FloatingPointError, match="stopped here"):
+        run_stage(tiny, case.params, toy_tasks, probe=fail)
+    again = dict(tiny.backbone.model.named_modules())
+    assert again.keys() == objects.keys() and all(again[name] is objects[name] for name in objects)
+
+
+def test_unknown_target_modules_are_named(tiny, case, toy_tasks, run_stage):
+    """Targets that the model does not have: the error names them, not what failed while cleaning up."""
+    with pytest.raises(ValueError, match="no_such_module"):
+        run_stage(tiny, case.params | {"targets": ["no_such_module"]}, toy_tasks)
+
+
+def test_other_target_modules_are_adapted(tiny, case, family, toy_tasks, run_stage):
+    """`targets` puts the branch on those modules and on no others, with their own widths."""
+    name = "down_proj" if family == "llama" else "wo"
+    part = run_stage(tiny, case.params | {"targets": [name]}, toy_tasks).part
+    assert {path.rsplit(".", 1)[-1] for path in part.branch.a} == {name}
+    assert {a.shape for a in part.branch.a.values()} == {(RANK, 64)}
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_what_the_stage_key_leaves_out_has_no_effect(trained, case, tiny, toy_tasks, run_stage, stage):
     """A hyper-parameter that `at` drops at a stage may take another value: the part stays the same, bit for bit."""

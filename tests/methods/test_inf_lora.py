@@ -232,12 +232,17 @@ def test_threshold_rises_to_1():
     assert threshold(0.9, 16, 15) == threshold(0.9, 99, 15) == 1.0
 
 
-def test_a_full_input_space_is_told(tiny, toy_task, run_sequence):
-    """The same inputs again leave no room: a warning names the layer."""
+def test_a_task_on_old_inputs_is_told_and_harms_nothing(tiny, family, toy_task, run_sequence):
+    """The same inputs again leave no direction of their own: a warning names the layer, and A_t still has its scaled
+    orthonormal rows outside span(M)."""
     tasks = [toy_task(1, distinct=2), toy_task(1, distinct=2)]
     renamed = [tasks[0], type(tasks[1])("again", *list(vars(tasks[1]).values())[1:])]
     with pytest.warns(UserWarning, match="earlier tasks fill the input space"):
-        run_sequence(tiny, EXACT, renamed, lr=1e-9, epochs=1)
+        results = run_sequence(tiny, EXACT, renamed, lr=1e-9, epochs=1)
+    for path, basis in layer_bases(results[0].state, family).items():
+        a = results[1].part.branch.a[path]
+        assert (a.double() @ basis).abs().max() <= 1e-5
+        assert (a @ a.T - torch.eye(len(a)) / 3).abs().max() <= 1e-5
 
 
 def test_serving_needs_no_pass(sequence, tiny, toy_tasks, design):
