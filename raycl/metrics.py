@@ -41,7 +41,7 @@ class AccuracyMatrix:
     # --- cells -------------------------------------------------------------------------------------------------------
 
     def set(self, stage: int, task: str, score: float) -> None:
-        """Record the score of `task` (0 to 100) after `stage` (0 = untrained model); a second value replaces the first."""
+        """Record the score of `task` (0 to 100) after `stage` (0 = untrained model), replacing an earlier one."""
         if task not in self.tasks:
             raise ValueError(f"unknown task {task!r}; the matrix holds {', '.join(self.tasks)}")
         if not 0 <= stage <= len(self.tasks):

@@ -7,17 +7,13 @@ starts, because the import takes seconds. Tracking never stops the training: eve
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,13 +23,11 @@ from filelock import FileLock
 from raycl.errors import SpecError
 from raycl.metrics import AccuracyMatrix
 from raycl.outbox import Outbox
-from raycl.spec import at_stage
+from raycl.tracking_records import RunRecord, as_name, end_metrics, flat, shared_tags, stage_params, step_metrics
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
-LONGEST_PARAM = 500
-"""Characters of a param's value shown as they are; a longer value is shown by its hash (spec.json has it in full)."""
 FLUSH_METRICS = 500
 """Metrics gathered before they are sent; MLflow takes at most 1000 in one call."""
 FLUSH_SECONDS = 5.0
@@ -76,21 +70,6 @@ def mlflow_ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-@dataclass
-class _Run:
-    """One MLflow run: its id, the metrics that wait to be sent, and the points it already has.
-
-    A point (metric, step) is written once, so a stage that is replayed after a restart draws no second line.
-    """
-
-    id: str = ""
-    ended: bool = False
-    buffer: list[tuple[str, float, int, int]] = field(default_factory=list)
-    """(metric, value, time in ms, step)."""
-    sent: float = field(default_factory=time.monotonic)
-    points: set[tuple[str, int]] = field(default_factory=set)
-
-
 class Tracker:
     """Writes one sequence to MLflow: `start`, then `handle` and `row` while it goes on, then `finish`."""
 
@@ -104,8 +83,8 @@ class Tracker:
         self._experiment_id = ""
         self._spec: Json = {}
         self._plan: dict[int, Mapping[str, Any]] = {}
-        self._parent = _Run()
-        self._children: dict[int, _Run] = {}
+        self._parent = RunRecord()
+        self._children: dict[int, RunRecord] = {}
 
     @property
     def run_id(self) -> str:
@@ -121,7 +100,7 @@ class Tracker:
         """
         self._spec, self._plan = spec, {row["stage"]: row for row in plan}
         self._outbox.send("the run of the sequence", lambda: self._open_parent(run_id))
-        self._params(self._parent, _flat(spec))
+        self._params(self._parent, flat(spec))
         self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, spec, "spec.json"))
         return self.run_id
 
@@ -131,11 +110,11 @@ class Tracker:
         if kind == "stage_start":
             self._params(self._child(stage), {"steps": str(event["steps"])})
         elif kind == "step":
-            self._add(self._child(stage), _step_metrics(event), event["step"])
+            self._add(self._child(stage), step_metrics(event), event["step"])
         elif kind == "stage_end":
             self._end_stage(stage, event)
         elif kind == "scores":
-            self._add(self._parent, {f"acc/{_name(event['task'])}": event["score"]}, stage)
+            self._add(self._parent, {f"acc/{as_name(event['task'])}": event["score"]}, stage)
 
     def row(self, matrix: AccuracyMatrix, stage: int) -> None:
         """Record AP, FT, BWT and FWT after `stage` on the parent, at step = stage; undefined ones are left out."""
@@ -166,19 +145,19 @@ class Tracker:
         if run_id and _exists(self._client, run_id):
             self._resume(self._parent, run_id)
             return
-        tags = {"raycl.kind": "sequence", "raycl.stages": str(len(self._spec["tasks"])), **self._tags()}
+        tags = {"raycl.kind": "sequence", "raycl.stages": str(len(self._spec["tasks"])), **shared_tags(self._spec)}
         self._parent.id = self._client.create_run(self._experiment_id, tags=tags, run_name=self.run_name).info.run_id
 
-    def _child(self, stage: int) -> _Run:
+    def _child(self, stage: int) -> RunRecord:
         """The run of a stage, opened at its first event."""
         if stage not in self._children:
-            self._children[stage] = child = _Run()
+            self._children[stage] = child = RunRecord()
             task = self._spec["tasks"][stage - 1]
             self._call(f"the run of stage {stage}", self._parent, lambda _: self._open_child(child, stage, task))
-            self._params(child, self._stage_params(stage, task))
+            self._params(child, stage_params(self._spec, self._plan.get(stage, {}), stage))
         return self._children[stage]
 
-    def _open_child(self, child: _Run, stage: int, task: str) -> None:
+    def _open_child(self, child: RunRecord, stage: int, task: str) -> None:
         """Resume the parent's run of this stage or make one."""
         where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`raycl.stage` = '{stage}'"
         found = self._client.search_runs([self._experiment_id], where, max_results=1)
@@ -187,9 +166,11 @@ class Tracker:
             return
         tags = {"mlflow.parentRunId": self.run_id, "raycl.kind": "stage", "raycl.stage": str(stage), "raycl.task": task}
         name = f"{stage:02d} {task}"
-        child.id = self._client.create_run(self._experiment_id, tags=tags | self._tags(), run_name=name).info.run_id
+        child.id = self._client.create_run(
+            self._experiment_id, tags=tags | shared_tags(self._spec), run_name=name
+        ).info.run_id
 
-    def _resume(self, run: _Run, run_id: str) -> None:
+    def _resume(self, run: RunRecord, run_id: str) -> None:
         """Go on with an existing run; it keeps its points."""
         self._client.update_run(run_id, status="RUNNING")
         for key in self._client.get_run(run_id).data.metrics:
@@ -200,15 +181,13 @@ class Tracker:
         """Record a stage's log (where it comes along), durations, gauges and key, and close its run."""
         child = self._child(stage)
         for record in event.get("log") or ():
-            self._add(child, _step_metrics(record), record["step"])
-        totals = {f"seconds/{_name(name)}": value for name, value in event["seconds"].items()}
-        totals |= {f"stage/{_name(name)}": value for name, value in event.get("gauges", {}).items()}
-        self._add(child, totals, stage)
+            self._add(child, step_metrics(record), record["step"])
+        self._add(child, end_metrics(event), stage)
         for tag, value in (("raycl.key", event["key"]), ("raycl.cached", str(event["cached"]).lower())):
             self._call(f"tag {tag}", child, lambda run, tag=tag, value=value: self._client.set_tag(run, tag, value))
         self._end(child, "FINISHED")
 
-    def _end(self, run: _Run, status: str) -> None:
+    def _end(self, run: RunRecord, status: str) -> None:
         """Send what waits and close a run, once."""
         self._send(run)
         if not run.ended:
@@ -217,22 +196,7 @@ class Tracker:
 
     # --- tags, params, metrics ---------------------------------------------------------------------------------------
 
-    def _tags(self) -> dict[str, str]:
-        """The tags parent and children share, so that a flat search finds either."""
-        spec = self._spec
-        values = {"method": spec["method"]["name"], "order": spec["order"], "seed": spec["seed"]}
-        values |= {"model": spec["model"]["name"], "preset": spec.get("preset", "none")}
-        return {f"raycl.{name}": str(value) for name, value in values.items()}
-
-    def _stage_params(self, stage: int, task: str) -> dict[str, str]:
-        """What a child run is compared by: its task, its data, and the settings that held at this stage."""
-        row = self._plan.get(stage, {})
-        known = {f"{split}_examples": row[split] for split in ("train", "test") if split in row}
-        train = {name: at_stage(value, stage) for name, value in self._spec.get("train", {}).items()}
-        shared = {name: self._spec[name] for name in ("order", "seed", "method")}
-        return _flat({"stage": stage, "task": task, **known, **shared, "train": train})
-
-    def _params(self, run: _Run, params: Mapping[str, str]) -> None:
+    def _params(self, run: RunRecord, params: Mapping[str, str]) -> None:
         self._call("the params of a run", run, lambda run_id: self._log_params(run_id, params))
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
@@ -247,21 +211,21 @@ class Tracker:
         for first in range(0, len(new), BATCH_PARAMS):
             self._client.log_batch(run_id, params=new[first : first + BATCH_PARAMS])
 
-    def _add(self, run: _Run, values: Mapping[str, float | None], step: int) -> None:
+    def _add(self, run: RunRecord, values: Mapping[str, float | None], step: int) -> None:
         """Put metrics into the run's buffer and send it when it is large or old enough."""
         now = int(time.time() * 1000)
         run.buffer += [(key, float(value), now, step) for key, value in values.items() if value is not None]
         if len(run.buffer) >= FLUSH_METRICS or time.monotonic() - run.sent >= FLUSH_SECONDS:
             self._send(run)
 
-    def _send(self, run: _Run) -> None:
+    def _send(self, run: RunRecord) -> None:
         """Hand the run's buffer to the outbox."""
         batch, run.buffer, run.sent = run.buffer, [], time.monotonic()
         for first in range(0, len(batch), FLUSH_METRICS):
             part = batch[first : first + FLUSH_METRICS]
             self._call("a batch of metrics", run, lambda _, part=part: self._log_metrics(run, part))
 
-    def _log_metrics(self, run: _Run, batch: list[tuple[str, float, int, int]]) -> None:
+    def _log_metrics(self, run: RunRecord, batch: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
         new = {(key, step): Metric(key, value, at, step) for key, value, at, step in batch}
@@ -270,8 +234,8 @@ class Tracker:
             self._client.log_batch(run.id, metrics=list(new.values()))
         run.points |= new.keys()
 
-    def _call(self, what: str, run: _Run, call: Callable[[str], object]) -> None:
-        """Send `call(run id)` to the outbox; a run that could not be opened has warned already, so its calls are void."""
+    def _call(self, what: str, run: RunRecord, call: Callable[[str], object]) -> None:
+        """Send `call(run id)` to the outbox; calls of a run that could not be opened are void."""
         self._outbox.send(what, lambda: call(run.id) if run.id else None)
 
 
@@ -334,33 +298,3 @@ def _passing(error: BaseException) -> bool:
 def _sqlite_file(uri: str) -> Path | None:
     """The absolute path of a SQLite URI's database; none for other URIs."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-# --- names and values ------------------------------------------------------------------------------------------------
-
-
-def _step_metrics(event: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a `step` event: loss, lr, tokens_per_s, terms/<name>/raw|weighted|ratio, gauges/<name>."""
-    metrics = {name: event.get(name) for name in ("loss", "lr", "tokens_per_s")}
-    for term, values in event.get("terms", {}).items():
-        metrics |= {f"terms/{_name(term)}/{kind}": value for kind, value in values.items()}
-    return metrics | {f"gauges/{_name(name)}": value for name, value in event.get("gauges", {}).items()}
-
-
-def _name(text: str) -> str:
-    """`text` with the characters MLflow does not allow in a metric's name replaced."""
-    return re.sub(r"[^\w\-. ]", "_", text)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `outer.inner` -> text; lists as JSON; what is longer than `LONGEST_PARAM` as its hash."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-            continue
-        text = value if isinstance(value, str) else json.dumps(value)
-        if len(text) > LONGEST_PARAM:
-            text = f"sha256:{hashlib.sha256(text.encode()).hexdigest()} ({len(text)} characters)"
-        flat[f"{prefix}{name}"] = text
-    return flat

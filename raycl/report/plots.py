@@ -40,7 +40,7 @@ def save(figure: Figure, path: Path) -> None:
 def heat_map(matrix: AccuracyMatrix) -> Figure:
     """The matrix, one row per stage and one column per task, on a fixed scale of 0 to 100.
 
-    Colour is for tasks seen; a score on a task not trained yet is grey italics on hatching, an unmeasured cell blank.
+    Colour is for tasks seen; a score on a task not trained yet is grey on hatching, an unmeasured cell empty.
     """
     count = len(matrix.tasks)
     first = 0 if any(not math.isnan(value) for value in matrix.cells[0]) else 1
@@ -78,7 +78,7 @@ def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
     axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str]] = []
     for i, task in enumerate(matrix.tasks):
-        points = [(stage, matrix.get(stage, task)) for stage in range(i + 1, len(matrix.tasks) + 1)]
+        points = [(stage, matrix.get(stage, task)) for stage in range(i + 1, matrix.last_stage + 1)]
         points = [(stage, score) for stage, score in points if not math.isnan(score)]
         if points:
             colour = OKABE_ITO[i % len(OKABE_ITO)]
@@ -118,6 +118,7 @@ def _draw_cell(axes: Axes, matrix: AccuracyMatrix, stage: int, column: int, colo
     value = float(matrix.cells[stage, column])
     corner, text = (column - 0.5, stage - 0.5), number(value)
     if math.isnan(value):
+        axes.add_patch(Rectangle(corner, 1, 1, fc="none", ec="#ececec", lw=0.8, zorder=0))
         return
     if column >= stage:
         axes.add_patch(Rectangle(corner, 1, 1, fc="#f4f4f4", ec="#d0d0d0", hatch="////", lw=0))
@@ -147,10 +148,10 @@ def _has_forward(matrix: AccuracyMatrix) -> bool:
 
 
 def _stage_axis(axes: Axes, matrix: AccuracyMatrix, what: str) -> None:
-    """The axes of a curve over stages, scores from 0 to 100."""
-    count = len(matrix.tasks)
-    axes.set_xticks(range(1, count + 1))
-    axes.set(ylim=(-2, 104), xlim=(0.7, count + 0.3), ylabel=what, xlabel="after stage")
+    """The axes of a curve up to the last scored stage, scores from 0 to 100."""
+    last = max(matrix.last_stage, 1)
+    axes.set_xticks(range(1, last + 1))
+    axes.set(ylim=(-2, 104), xlim=(0.5, last + 0.5), ylabel=what, xlabel="after stage")
     axes.grid(axis="y", color="#e5e5e5", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -160,13 +161,22 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     """Name lines (last stage, last score, text, colour) right of the axes, with a thin leader from each line."""
     ordered = sorted(ends, key=lambda end: end[1])
     heights = _apart([score for _, score, _, _ in ordered], gap=105 / max(len(ends), 20))
-    right = axes.get_xlim()[1]
+    left, right = axes.get_xlim()
+    x = right + 0.03 * (right - left)
     for (stage, score, text, colour), height in zip(ordered, heights, strict=True):
-        leader = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
+        leader = {
+            "arrowstyle": "-",
+            "color": colour,
+            "lw": 0.6,
+            "alpha": 0.6,
+            "relpos": (0, 0.5),
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
         axes.annotate(
             text,
             (stage, score),
-            (right * 1.01, height),
+            (x, height),
             color=colour,
             fontsize=8,
             va="center",

@@ -1,0 +1,81 @@
+"""What MLflow is told, in its own words: events as metrics, settings as params and tags. Plain data, no MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycl.spec import at_stage
+
+LONGEST_PARAM = 500
+"""Characters of a param's value shown as they are; a longer value is shown by its hash (spec.json has it in full)."""
+
+
+@dataclass
+class RunRecord:
+    """One MLflow run as the writer sees it: its id, the metrics that wait to be sent, and the points it already has.
+
+    A point (metric, step) is written once, so a stage that is replayed after a restart draws no second line.
+    """
+
+    id: str = ""
+    """Empty until MLflow has answered."""
+    ended: bool = False
+    buffer: list[tuple[str, float, int, int]] = field(default_factory=list)
+    """(metric, value, time in ms, step)."""
+    sent: float = field(default_factory=time.monotonic)
+    """When the buffer was last sent, on the monotonic clock in seconds."""
+    points: set[tuple[str, int]] = field(default_factory=set)
+
+
+def step_metrics(event: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of a `step` event: loss, lr, tokens_per_s, terms/<name>/raw|weighted|ratio, gauges/<name>."""
+    metrics = {name: event.get(name) for name in ("loss", "lr", "tokens_per_s")}
+    for term, values in event.get("terms", {}).items():
+        metrics |= {f"terms/{as_name(term)}/{kind}": value for kind, value in values.items()}
+    return metrics | {f"gauges/{as_name(name)}": value for name, value in event.get("gauges", {}).items()}
+
+
+def end_metrics(event: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of a `stage_end` event: seconds/<what>, and stage/<gauge> (gauges/ holds those of single steps)."""
+    seconds = {f"seconds/{as_name(name)}": value for name, value in event.get("seconds", {}).items()}
+    return seconds | {f"stage/{as_name(name)}": value for name, value in event.get("gauges", {}).items()}
+
+
+def shared_tags(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The tags the run of a sequence and the runs of its stages share, so that a flat search finds either."""
+    values = {"method": spec["method"]["name"], "order": spec["order"], "seed": spec["seed"]}
+    values |= {"model": spec["model"]["name"], "preset": spec.get("preset", "none")}
+    return {f"raycl.{name}": str(value) for name, value in values.items()}
+
+
+def stage_params(spec: Mapping[str, Any], row: Mapping[str, Any], stage: int) -> dict[str, str]:
+    """What a stage's run is compared by: its task, its data (from its `row` of the plan), the settings it had."""
+    examples = {f"{split}_examples": row[split] for split in ("train", "test") if split in row}
+    train = {name: at_stage(value, stage) for name, value in spec.get("train", {}).items()}
+    shared = {name: spec[name] for name in ("order", "seed", "method")}
+    return flat({"stage": stage, "task": spec["tasks"][stage - 1], **examples, **shared, "train": train})
+
+
+def as_name(text: str) -> str:
+    """`text` with the characters MLflow does not allow in one part of a metric's name replaced."""
+    return re.sub(r"[^\w\-. ]", "_", text)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `outer.inner` -> text; lists as JSON; what is longer than `LONGEST_PARAM` as its hash."""
+    params: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            params |= flat(value, f"{prefix}{name}.")
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        if len(text) > LONGEST_PARAM:
+            text = f"sha256:{hashlib.sha256(text.encode()).hexdigest()} ({len(text)} characters)"
+        params[f"{prefix}{name}"] = text
+    return params
