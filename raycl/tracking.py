@@ -34,6 +34,8 @@ FLUSH_SECONDS = 5.0
 """Longest time a metric waits for others before it is sent."""
 BATCH_PARAMS = 100
 """Params MLflow takes in one call."""
+LOCK_SECONDS = 60.0
+"""Longest wait for another process that makes or migrates the same SQLite database."""
 TRANSIENT = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 """MLflow's error codes for what may pass by itself: no connection, a locked database, too many requests."""
 ENVIRONMENT = {
@@ -254,7 +256,7 @@ def _connect(uri: str, experiment: str) -> tuple[Any, str]:
     if database:
         database.parent.mkdir(parents=True, exist_ok=True)
     # Two processes that migrate one SQLite file at once fail with "duplicate column".
-    with FileLock(f"{database}.lock") if database else nullcontext():
+    with FileLock(f"{database}.lock", timeout=LOCK_SECONDS) if database else nullcontext():
         client = MlflowClient(tracking_uri=uri)
         folder = (database.parent / "mlartifacts").as_uri() if database else None
         return client, _experiment(client, experiment, folder)

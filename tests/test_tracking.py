@@ -1,0 +1,329 @@
+"""What MLflow holds after a sequence, read back with MLflow's own client; what happens when MLflow is away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycl import outbox
+from raycl.errors import SpecError
+from raycl.metrics import AccuracyMatrix
+from raycl.outbox import Outbox
+from raycl.tracking import Tracker, default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking_records import LONGEST_PARAM, flat
+
+SPEC: dict[str, Any] = {
+    "order": "demo",
+    "tasks": ["reviews", "plots (long)"],
+    "model": {"name": "packaged", "precision": "fp32"},
+    "method": {"name": "o_lora", "rank": 8},
+    "train": {"lr": [0.001, 0.0005], "epochs": 1},
+    "seed": 3,
+    "preset": "smoke",
+}
+PLAN = [
+    {"stage": 1, "task": "reviews", "key": "a" * 64, "stored": False, "train": 100, "test": 20},
+    {"stage": 2, "task": "plots (long)", "key": "b" * 64, "stored": True, "train": 90, "test": 10},
+]
+
+
+def step(stage: int, number: int, loss: float) -> dict[str, Any]:
+    """A `step` event."""
+    terms = {"orthogonal": {"raw": 2.0, "weighted": 1.0, "ratio": 0.5}}
+    base = {"event": "step", "stage": stage, "step": number, "steps": 3, "loss": loss, "lr": 0.001}
+    return base | {"tokens_per_s": 100.0, "terms": terms, "gauges": {"overlap": 0.1}}
+
+
+def end(stage: int, cached: bool, **more: Any) -> dict[str, Any]:
+    """A `stage_end` event."""
+    row = PLAN[stage - 1]
+    seconds = {"train": 4.0, "pass": 0.0, "evaluation": 1.0, "other": 0.5}
+    base = {"event": "stage_end", "stage": stage, "task": row["task"], "key": row["key"], "cached": cached}
+    return base | {"seconds": seconds, "gauges": {"overlap": 0.2}} | more
+
+
+def first_stage(tracker: Tracker) -> None:
+    """The events of stage 1, trained here."""
+    tracker.handle({"event": "stage_start", "stage": 1, "task": "reviews", "steps": 3})
+    for number in (1, 2, 3):
+        tracker.handle(step(1, number, 1.0 / number))
+    tracker.handle({"event": "phase", "stage": 1, "phase": "evaluation", "done": 1, "total": 2})
+    tracker.handle(end(1, cached=False))
+
+
+def scores(tracker: Tracker, matrix: AccuracyMatrix) -> None:
+    """All scores of the sequence, row by row."""
+    for stage, row in enumerate([(10.0, 20.0), (80.0, 30.0), (70.0, 60.0)]):
+        for task, score in zip(SPEC["tasks"], row, strict=True):
+            matrix.set(stage, task, score)
+            tracker.handle(
+                {"event": "scores", "stage": stage, "task": task, "score": score, "examples": 5, "seen": True}
+            )
+        if stage:
+            tracker.row(matrix, stage)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a space, as users have them."""
+    return tmp_path_factory.mktemp("my runs")
+
+
+@pytest.fixture(scope="module")
+def uri(folder: Path) -> str:
+    return f"sqlite:///{folder / 'sub' / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def client(uri: str, finished: Tracker) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@pytest.fixture(scope="module")
+def finished(uri: str, folder: Path) -> Tracker:
+    """A sequence recorded from start to end: stage 1 trained, stage 2 from the store."""
+    figure = folder / "matrix.png"
+    figure.write_bytes(b"a figure")
+    tracker = Tracker(uri, "finished", "my run")
+    assert tracker.start(SPEC, PLAN) == tracker.run_id != ""
+    first_stage(tracker)
+    tracker.handle(end(2, cached=True, log=[step(2, 1, 0.9), step(2, 3, 0.3)]))
+    matrix = AccuracyMatrix(SPEC["tasks"])
+    scores(tracker, matrix)
+    tracker.finish(matrix, [figure])
+    return tracker
+
+
+def children(client: Any, tracker: Tracker) -> list[Any]:
+    """The stage runs of a sequence, first stage first."""
+    experiment = client.get_experiment_by_name(tracker.experiment).experiment_id
+    where = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+    return sorted(client.search_runs([experiment], where), key=lambda run: run.data.tags["raycl.stage"])
+
+
+def history(client: Any, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+
+
+def test_parent_run(client: Any, finished: Tracker) -> None:
+    run = client.get_run(finished.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "my run")
+    expected = {"method": "o_lora", "order": "demo", "seed": "3", "model": "packaged", "preset": "smoke", "stages": "2"}
+    assert {name: run.data.tags[f"raycl.{name}"] for name in expected} == expected
+    assert run.data.params["train.lr"] == "[0.001, 0.0005]"
+    assert run.data.params["method.rank"] == "8"
+    assert history(client, finished.run_id, "acc/reviews") == [(0, 10.0), (1, 80.0), (2, 70.0)]
+    assert history(client, finished.run_id, "acc/plots _long_") == [(0, 20.0), (1, 30.0), (2, 60.0)]
+    assert history(client, finished.run_id, "AP") == [(1, 80.0), (2, 65.0)]
+    assert [history(client, finished.run_id, name) for name in ("FT", "BWT", "FWT")] == [
+        [(2, v)] for v in (10, -10, 10)
+    ]
+
+
+def test_stage_runs(client: Any, finished: Tracker) -> None:
+    trained, cached = children(client, finished)
+    assert [run.info.status for run in (trained, cached)] == ["FINISHED", "FINISHED"]
+    assert [run.data.tags["raycl.task"] for run in (trained, cached)] == SPEC["tasks"]
+    assert [run.data.tags["raycl.cached"] for run in (trained, cached)] == ["false", "true"]
+    assert trained.data.tags["raycl.key"] == "a" * 64
+    assert trained.data.tags["raycl.method"] == "o_lora"
+    assert trained.data.params["steps"] == "3"
+    assert [run.data.params["train.lr"] for run in (trained, cached)] == ["0.001", "0.0005"]
+    assert (trained.data.params["train_examples"], trained.data.params["test_examples"]) == ("100", "20")
+    assert history(client, trained.info.run_id, "loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert history(client, cached.info.run_id, "loss") == [(1, 0.9), (3, 0.3)]
+    for run in (trained, cached):
+        metrics = run.data.metrics
+        assert {f"terms/orthogonal/{kind}" for kind in ("raw", "weighted", "ratio")} <= metrics.keys()
+        assert (metrics["gauges/overlap"], metrics["stage/overlap"], metrics["seconds/train"]) == (0.1, 0.2, 4.0)
+
+
+def test_artifacts_lie_beside_the_database(client: Any, finished: Tracker, folder: Path) -> None:
+    paths = {file.path for file in client.list_artifacts(finished.run_id)}
+    assert paths == {"matrix.png", "spec.json", "tables"}
+    stored = folder / "sub" / "mlartifacts" / finished.run_id / "artifacts"
+    assert json.loads((stored / "spec.json").read_text()) == SPEC
+    assert (stored / "tables" / "accuracy_matrix.csv").read_text().splitlines()[-1] == "2,70.00,60.00"
+
+
+def test_resume_adds_to_the_same_runs_without_doubling_points(client: Any, uri: str) -> None:
+    first = Tracker(uri, "resumed", "run")
+    first.start(SPEC, PLAN)
+    first.handle({"event": "stage_start", "stage": 1, "task": "reviews", "steps": 3})
+    first.handle(step(1, 1, 1.0))
+    first.handle({"event": "scores", "stage": 0, "task": "reviews", "score": 10.0, "examples": 5, "seen": False})
+    first.finish(AccuracyMatrix(SPEC["tasks"]), [], "FAILED")
+    assert [run.info.status for run in children(client, first)] == ["FAILED"]
+
+    again = Tracker(uri, "resumed", "run")
+    assert again.start(SPEC, PLAN, first.run_id) == first.run_id
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    first_stage(again)
+    matrix = AccuracyMatrix(SPEC["tasks"])
+    scores(again, matrix)
+    again.finish(matrix, [])
+    (child,) = children(client, again)
+    assert [point[0] for point in history(client, child.info.run_id, "loss")] == [1, 2, 3]
+    assert [point[0] for point in history(client, again.run_id, "acc/reviews")] == [0, 1, 2]
+    assert {run.info.status for run in (child, client.get_run(again.run_id))} == {"FINISHED"}
+
+
+def test_a_changed_param_is_a_warning_and_keeps_its_first_value(
+    client: Any, finished: Tracker, uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = Tracker(uri, "finished", "my run")
+    again.start({**SPEC, "seed": 4}, PLAN, finished.run_id)
+    again.finish(AccuracyMatrix(SPEC["tasks"]), [])
+    assert client.get_run(finished.run_id).data.params["seed"] == "3"
+    assert [record.message for record in caplog.records if "keeps its first value of seed" in record.message]
+
+
+def test_a_run_or_experiment_that_was_removed_does_not_stop_tracking(client: Any, uri: str) -> None:
+    tracker = Tracker(uri, "removed", "run")
+    tracker.start(SPEC, PLAN, "0" * 32)
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    tracker.finish(AccuracyMatrix(SPEC["tasks"]), [], "KILLED")
+    client.delete_experiment(client.get_experiment_by_name("removed").experiment_id)
+    again = Tracker(uri, "removed", "run")
+    assert client.get_run(again.start(SPEC, PLAN)).info.lifecycle_stage == "active"
+
+
+def test_a_server_that_is_down_costs_one_warning_and_no_error(
+    finished: Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker("http://127.0.0.1:9", "away", "run")
+    with caplog.at_level(logging.WARNING, "raycl"):
+        assert tracker.start(SPEC, PLAN) == ""
+        first_stage(tracker)
+        scores(tracker, AccuracyMatrix(SPEC["tasks"]))
+        assert len(caplog.records) == 1
+        tracker.finish(AccuracyMatrix(SPEC["tasks"]), [])
+    assert [("no answer, the run goes on" in r.message, "are lost" in r.message) for r in caplog.records] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_after_an_outage_nothing_is_missing(client: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raycl import tracking
+
+    def away(*_: Any) -> None:
+        raise ConnectionError("refused")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(tracking, "_connect", away)
+        tracker = Tracker(uri, "outage", "run")
+        assert tracker.start(SPEC, PLAN) == ""
+        first_stage(tracker)
+    matrix = AccuracyMatrix(SPEC["tasks"])
+    scores(tracker, matrix)
+    tracker.finish(matrix, [])
+    (child,) = children(client, tracker)
+    assert [point[0] for point in history(client, child.info.run_id, "loss")] == [1, 2, 3]
+    assert history(client, tracker.run_id, "AP") == [(1, 80.0), (2, 65.0)]
+
+
+def test_two_processes_may_make_one_database_and_experiment_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from raycl.tracking import Tracker\n"
+        "tracker = Tracker(sys.argv[1], 'shared', 'run'); sys.stdin.readline()\n"
+        f"print(tracker.start({SPEC!r}, []), tracker._experiment_id)"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=120) for process in running]
+    assert [errors for _, errors in results] == ["", ""], "MLflow's and alembic's chatter is silenced"
+    (first, experiment), (second, same) = (output.split() for output, _ in results)
+    assert experiment == same
+    assert first != second
+
+
+# --- no MLflow from here on ------------------------------------------------------------------------------------------
+
+
+def test_outbox_keeps_order_through_an_outage(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox, "FIRST_PAUSE", 1000.0)
+    box = Outbox("service", lambda error: isinstance(error, ConnectionError))
+    made: list[int] = []
+    tries: list[int] = []
+    up = False
+
+    def call(number: int) -> None:
+        tries.append(number)
+        if not up:
+            raise ConnectionError("refused\nwith a long explanation")
+        made.append(number)
+
+    for number in range(3):
+        box.send(f"call {number}", lambda number=number: call(number))
+    assert (made, tries, box.undelivered) == ([], [0] * outbox.ATTEMPTS, 3)
+    assert "call 0 waits (ConnectionError: refused)" in caplog.text
+    up = True
+    box.flush()
+    assert made == [], "the pause is not over"
+    box.flush(now=True)
+    assert (made, box.undelivered) == ([0, 1, 2], 0)
+    assert len(caplog.records) == 2
+
+
+def test_outbox_drops_what_is_refused_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    box = Outbox("service", lambda error: False)
+    made: list[str] = []
+    box.send("a bad call", lambda: 1 / 0)
+    box.send("a good call", lambda: made.append("good"))
+    assert made == ["good"]
+    assert "service: a bad call could not be recorded (ZeroDivisionError: division by zero)" in caplog.text
+
+
+def test_outbox_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "LONGEST_LINE", 2)
+    monkeypatch.setattr(outbox, "ATTEMPTS", 1)
+    box = Outbox("service", lambda error: True)
+    for _ in range(5):
+        box.send("a call", lambda: 1 / 0)
+    assert len(box._line) == 2
+    assert box.undelivered == 5
+
+
+def test_long_params_are_shown_by_their_hash() -> None:
+    params = flat({"short": True, "none": None, "long": {"text": "x" * (LONGEST_PARAM + 1)}})
+    assert (params["short"], params["none"]) == ("true", "null")
+    assert params["long.text"].startswith("sha256:")
+    assert params["long.text"].endswith("(501 characters)")
+
+
+def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RAYCL_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert default_uri() == resolve_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_uri("http://host:5000") == "http://host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
+    assert resolve_uri(None) == "http://server"
+    with pytest.raises(SpecError, match="sqlite:///<file>"):
+        resolve_uri("./mlruns")
+
+
+def test_ui_command() -> None:
+    assert mlflow_ui_command("sqlite:////a b/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
+    assert mlflow_ui_command("http://host:5000") == "python -m webbrowser http://host:5000"
+
+
+def test_mlflow_is_imported_only_when_a_sequence_starts() -> None:
+    code = "import sys, raycl.tracking as t; t.Tracker('http://host', 'e', 'r'); print('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
