@@ -107,7 +107,7 @@ def test_a_pass_has_neither_gradients_nor_dropout(tiny, toy_task, run_stage):
     """Passes run in eval mode: with a trained branch under heavy dropout, two of them agree bit for bit."""
     task = toy_task(1, distinct=5, repeats=1, spread=3)
     heavy = INF | {"dropout": 0.5}
-    state = run_stage(tiny, heavy, [task, task]).state
+    state = run_stage(tiny, heavy, [task]).state
     _, first, _ = passed(tiny, heavy, task.train, 2, state=state)
     _, second, _ = passed(tiny, heavy, task.train, 2, state=state)
     _, bare, _ = passed(tiny, heavy, task.train, 2)
