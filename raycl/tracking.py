@@ -125,10 +125,7 @@ class Tracker:
         self._send(self._parent)
 
     def finish(self, matrix: AccuracyMatrix, artifacts: Iterable[Path], status: str = "FINISHED") -> None:
-        """Record the matrix as a table and the files `artifacts` on the parent, and close every run with `status`.
-
-        `status` is FINISHED, FAILED or KILLED. Records that still wait for MLflow are tried once more.
-        """
+        """Record the matrix as a table and the files `artifacts`, and close every run as FINISHED, FAILED or KILLED."""
         table = (matrix.to_csv() or "", "tables/accuracy_matrix.csv")
         self._call("the accuracy matrix", self._parent, lambda run: self._client.log_text(run, *table))
         for path in artifacts:

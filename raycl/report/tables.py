@@ -55,7 +55,7 @@ def _part(matrix: AccuracyMatrix, columns: range, label: int) -> Table:
         cells = [_cell(matrix, stage, i) for i in columns]
         average = [number(matrix.ap(stage) if stage else math.nan)] if with_ap else []
         name = matrix.tasks[stage - 1] if stage else "untrained"
-        table.add_row(str(stage), short(name, label), *cells, *average)
+        table.add_row(str(stage), Text(short(name, label)), *cells, *average)
     return table
 
 
@@ -99,5 +99,5 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         state = Text("stored", style="green") if row["stored"] else Text("to run")
         counts = [f"{row[split]:,}" if row.get(split) is not None else "-" for split in ("train", "test")]
-        table.add_row(str(row["stage"]), row["task"], row["key"][:12], state, *counts)
+        table.add_row(str(row["stage"]), Text(row["task"]), row["key"][:12], state, *counts)
     return table

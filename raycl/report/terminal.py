@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
@@ -150,7 +149,9 @@ class Terminal:
         """Add a bar to the live display, which starts with its first bar."""
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}", table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "{task.description}", markup=False, table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")
+                ),
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[speed]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
@@ -160,14 +161,14 @@ class Terminal:
                 expand=True,
             )
             self._progress.start()
-        self._bars[bar] = self._progress.add_task(escape(name), total=total, speed="")
+        self._bars[bar] = self._progress.add_task(name, total=total, speed="")
 
     def _update(self, bar: str, name: str, done: int, total: int | None, speed: str) -> None:
         """Move a bar on, adding it where its first event was missed."""
         if bar not in self._bars:
             self._bar(bar, name, total)
         if self._progress is not None:
-            self._progress.update(self._bars[bar], completed=done, total=total, description=escape(name), speed=speed)
+            self._progress.update(self._bars[bar], completed=done, total=total, description=name, speed=speed)
 
     def _end_phase(self) -> None:
         if self._progress is not None and "phase" in self._bars:

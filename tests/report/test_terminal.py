@@ -1,0 +1,100 @@
+"""What a sequence prints: plain lines in a log, a live display on a terminal, no failure at any width."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raycl.metrics import AccuracyMatrix
+from raycl.report.terminal import Terminal
+
+SECONDS = {"train": 10.0, "pass": 2.0, "evaluation": 0.0, "other": 1.0}
+
+
+def run(console: Console, matrix: AccuracyMatrix, plan: list[dict[str, Any]]) -> str:
+    """The output of a sequence whose stage 2 is stored."""
+    with Terminal(console) as terminal:
+        terminal.plan(plan)
+        terminal.handle({"event": "phase", "stage": 0, "phase": "evaluation", "done": 1, "total": 4})
+        for stage, task in enumerate(matrix.tasks, start=1):
+            if stage != 2:
+                train(terminal, stage, task)
+            ended = {"event": "stage_end", "stage": stage, "task": task, "key": "ab" * 32, "cached": stage == 2}
+            terminal.handle({**ended, "seconds": SECONDS, "gauges": {}})
+            for done in range(3):
+                terminal.handle({"event": "phase", "stage": stage, "phase": "evaluation", "done": done, "total": 2})
+            terminal.handle(
+                {"event": "scores", "stage": stage, "task": task, "score": 1.0, "examples": 1, "seen": True}
+            )
+            terminal.row(matrix, stage)
+        terminal.summary(matrix, {"folder": "/some/where", "store": "s3://bucket/x"}, "mlflow ui --port 5000")
+    return console.file.getvalue()
+
+
+def train(terminal: Terminal, stage: int, task: str, steps: int = 40) -> None:
+    """The events of a training with a log line every step."""
+    terminal.handle({"event": "stage_start", "stage": stage, "task": task, "steps": steps})
+    terminal.handle({"event": "phase", "stage": stage, "phase": "data pass", "done": 1, "total": 4})
+    for number in range(1, steps + 1):
+        base = {"event": "step", "stage": stage, "step": number, "steps": steps, "loss": 1.2345, "lr": 0.1}
+        terminal.handle({**base, "tokens_per_s": 1234.5, "terms": {}, "gauges": {}})
+
+
+def test_a_log_gets_a_few_plain_lines_per_stage(four: AccuracyMatrix, plan: list[dict[str, Any]]) -> None:
+    lines = run(Console(file=io.StringIO(), width=80), four, plan).splitlines()
+    assert lines[0] == "Plan: 4 stages, 1 in the store, 3 to run"
+    assert [line for line in lines if line.startswith("stage 1/4 dbpedia")] == [
+        "stage 1/4 dbpedia: 40 steps",
+        "stage 1/4 dbpedia: data pass",
+        *(f"stage 1/4 dbpedia: step {n}/40  loss 1.234  1,234 tokens/s" for n in (10, 20, 30, 40)),
+        "stage 1/4 dbpedia: done in 13.0 s (train 10.0, pass 2.0, other 1.0)",
+        "stage 1/4 dbpedia: evaluation",
+        "stage 1/4 dbpedia scores: dbpedia 90.0  |  AP 90.00",
+    ]
+    assert "stage 2/4 amazon: taken from the store (abababababab)" in lines
+    assert "\x1b" not in "".join(lines)
+
+
+def test_the_summary_has_matrix_measures_paths_and_command(four: AccuracyMatrix, plan: list[dict[str, Any]]) -> None:
+    lines = run(Console(file=io.StringIO(), width=80), four, plan).splitlines()
+    assert lines[-4:] == [
+        "After stage 4/4: AP 84.00  FT 4.00  BWT -4.00  FWT 10.00",
+        "folder  /some/where",
+        "store   s3://bucket/x",
+        "MLflow  mlflow ui --port 5000",
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_loss_and_speed(four: AccuracyMatrix, plan: list[dict[str, Any]]) -> None:
+    text = run(Console(file=io.StringIO(), width=110, force_terminal=True), four, plan)
+    assert "loss 1.234  1,234 tokens/s" in text
+    assert "stage 1/4 dbpedia: done in 13.0 s" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor comes back"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("width", [1, 8, 20, 40])
+def test_narrow_terminals(fifteen: AccuracyMatrix, plan: list[dict[str, Any]], width: int, terminal: bool) -> None:
+    assert run(Console(file=io.StringIO(), width=width, force_terminal=terminal), fifteen, plan)
+
+
+def test_names_with_markup_are_shown_as_they_are() -> None:
+    matrix = AccuracyMatrix(["[red]a[/b]"])
+    matrix.set(1, "[red]a[/b]", 50.0)
+    plan = [{"stage": 1, "task": "[red]a[/b]", "key": "ab" * 32, "stored": False}]
+    for terminal in (True, False):
+        text = run(Console(file=io.StringIO(), width=120, force_terminal=terminal), matrix, plan)
+        assert "stage 1/1 [red]a[/b]" in text
+        assert "to run" in text
+
+
+def test_a_failure_inside_a_stage_leaves_the_cursor_visible() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with pytest.raises(KeyboardInterrupt), Terminal(console) as terminal:
+        train(terminal, 1, "reviews")
+        raise KeyboardInterrupt
+    text = console.file.getvalue()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
