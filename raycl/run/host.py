@@ -16,10 +16,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
+from raycl.errors import UserError
 from raycl.home import home
 from raycl.methods.registry import method_params
 from raycl.run.cluster import attach, cluster_gpus
@@ -99,7 +100,17 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
         storage_path=f"{store.uri.rstrip('/')}/ray" if "://" in store.uri else str(home() / "ray"),
         failure_config=FailureConfig(max_failures=RETRIES if scaling.num_workers else 0),
     )
-    TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+    try:
+        TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+    except TrainingFailedError as error:
+        raise _users_error(error) or error from None
+
+
+def _users_error(error: TrainingFailedError) -> UserError | None:
+    """The error behind a failed group that the user can mend, if it was one."""
+    failures = getattr(error, "worker_failures", {}).values()
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
+    return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
 
 def _train_loop(config: dict[str, Any]) -> None:

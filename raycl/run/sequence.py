@@ -13,7 +13,7 @@ from raycl.metrics import AccuracyMatrix
 from raycl.models import fingerprint
 from raycl.report.terminal import Terminal
 from raycl.run.plan import Plan, make_plan
-from raycl.run.preflight import check_machine, check_workers
+from raycl.run.preflight import check_machine, check_model, check_output, check_states, check_workers
 from raycl.spec import RunSpec
 from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
@@ -55,15 +55,20 @@ def run_sequence(spec: RunSpec, options: Options, terminal: Terminal) -> Sequenc
 
     Raises UserError before anything is started if the data, the model, the store or the machine do not fit.
     """
+    if spec.workers is not None:
+        check_workers(spec, spec.workers)
+    folder = Path(options.output).resolve() if options.output else home() / "runs" / run_name(spec)
+    tracker = Tracker(options.tracking, options.experiment, folder.name)
     tasks = load_tasks(spec.tasks, spec.data)
     plan = make_plan(spec, tasks, fingerprint(spec.model))
+    check_output(folder)
     store = Store(options.store or str(home() / "store"))
     store.check_usable()
     missing = Missing.of(plan, store)
     if missing:
         check_machine(spec)
-    folder = Path(options.output).resolve() if options.output else home() / "runs" / run_name(spec)
-    tracker = Tracker(options.tracking, options.experiment, folder.name)
+        check_model(spec)
+        check_states(plan, store, missing.stages, missing.cells)
     driver = Driver(spec, plan, tasks, store, tracker, terminal, folder)
     with terminal:
         return driver.run(missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class SequenceWorker:
         """Do what the store lacks. `stage_done` is called on every rank after each stage that was worked on."""
         self._score(0, StageState())
         for stage in self.plan.stages:
-            stored = self.store.has(stage.key)
+            stored = self._agreed(self.store.has(stage.key))
             if not stored:
                 self._train(stage)
             missing = self._missing(stage.stage)
@@ -123,14 +124,23 @@ class SequenceWorker:
             stage=stage.stage,
             adapter_config=adapter,
             environment=self.environment,
-            runtime={"workers": self.workers.world, "device": self.workers.device, "seconds": run.seconds},
+            runtime={
+                "workers": self.workers.world,
+                "device": self.workers.device,
+                "process": os.getpid(),
+                "seconds": run.seconds,
+            },
             log=[*run.log, end],
         )
         self.store.drop_partial(stage.key)
         self.report(end)
 
     def _missing(self, stage: int) -> list[Cell]:
-        return [cell for cell in self.plan.cells_of(stage) if not self.store.has_scores(cell.key)]
+        return self._agreed([cell for cell in self.plan.cells_of(stage) if not self.store.has_scores(cell.key)])
+
+    def _agreed(self, seen: Any) -> Any:
+        """What rank 0 sees in the store: another run may write while the workers look one after the other."""
+        return self.workers.gather(seen)[0]
 
     def _score(self, stage: int, state: StageState) -> None:
         """Score the missing cells of one row from the published state."""
