@@ -1,0 +1,185 @@
+"""The rooms of raycl: who may import what, nothing that runs strangers' code, everything documented and annotated."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for room in ("raycl", "jobs") for path in (ROOT / room).rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+ROOMS = {
+    "ray": ["raycl/run/host.py", "raycl/run/cluster.py"],
+    "deepspeed": ["raycl/train/engine.py"],
+    "mlflow": ["raycl/tracking.py"],
+    "peft": ["raycl/adapters/"],
+    "safetensors": ["raycl/state/"],
+    "fsspec": ["raycl/state/"],
+    "transformers": ["raycl/models.py"],
+    "huggingface_hub": ["raycl/models.py"],
+    "datasets": ["raycl/tasks/"],
+    "typer": ["raycl/cli.py"],
+    "rich": ["raycl/report/"],
+    "pandas": ["raycl/report/", "raycl/metrics.py"],
+    "matplotlib": ["raycl/report/"],
+    "torch": ["raycl/models.py", *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run"))],
+}
+"""Library -> the files and folders that may import it."""
+TYPES_ONLY = {"transformers": ["raycl/train/batches.py"]}
+"""Files that may name a library's types, which costs no import when they run."""
+KNOWS: dict[str, set[str]] = {
+    "errors": set(),
+    "home": set(),
+    "metrics": set(),
+    "outbox": set(),
+    "spec": {"errors"},
+    "presets": {"errors", "spec"},
+    "tasks": {"errors", "spec"},
+    "state": {"errors", "raycl", "spec"},
+    "adapters": {"spec", "state"},
+    "models": {"adapters", "errors", "home", "spec"},
+    "methods": {"adapters", "spec", "state"},
+    "train": {"adapters", "errors", "methods", "models", "spec", "state", "tasks"},
+    "tracking_records": {"spec"},
+    "tracking": {"errors", "home", "metrics", "outbox", "spec", "tracking_records"},
+    "report": {"errors", "methods", "metrics", "spec"},
+    "run": {
+        *("adapters", "errors", "home", "methods", "metrics", "models", "presets", "report", "spec", "state", "tasks"),
+        *("tracking", "train"),
+    },
+    "cli": {"errors", "presets", "report", "run"},
+    "jobs": {"cli"},
+}
+"""Room -> the rooms it may import; downwards only."""
+STATE_SEEN_BELOW = {"raycl.state.stage_state"}
+"""What adapters and methods may see of the state: its types, never the store."""
+FORBIDDEN = ("pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
+CALLS = re.compile(r"^(eval|exec|compile|__import__|yaml\.(unsafe_)?load|torch\.load|os\.system|pickle\..*)$")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every module a file imports, wherever in it, and whether only for its types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for part in node.body
+        for inner in ast.walk(part)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in typed) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", id(node) in typed
+
+
+def room_of(name: str) -> str:
+    """The room of a file or a module: its first part below raycl, or jobs."""
+    parts = name.removesuffix(".py").replace("/", ".").split(".")
+    return parts[0] if parts[0] != "raycl" else (parts[1] if len(parts) > 1 and parts[1] != "__init__" else "raycl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_library_is_known_only_to_its_room(name: str) -> None:
+    """Ray, DeepSpeed, MLflow, PEFT and the rest each have one place."""
+    for module, typed in imports(ROOT / name):
+        library = module.partition(".")[0]
+        allowed = ROOMS.get(library, [name]) + (TYPES_ONLY.get(library, []) if typed else [])
+        assert any(name == one or (one.endswith("/") and name.startswith(one)) for one in allowed), (
+            f"{name} imports {module}: only {', '.join(allowed)} may"
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_go_downwards(name: str) -> None:
+    """run -> train -> methods -> adapters; run -> state; everything -> spec; nothing upwards, not even for types."""
+    room = room_of(name)
+    for module, _ in imports(ROOT / name):
+        if not module.startswith("raycl"):
+            continue
+        target = room_of(module)
+        assert target == room or target in KNOWS.get(room, set()), f"{name} (room {room}) imports {module}"
+        if target == "state" and room in ("adapters", "methods"):
+            assert module in STATE_SEEN_BELOW, f"{name} imports {module}: only the state's types are for methods"
+
+
+def test_the_rooms_have_no_circle() -> None:
+    """The table above is an order: some room knows nothing, and taking it away leaves another such room."""
+    left = {room: set(known) - {"raycl"} for room, known in KNOWS.items()}
+    while left:
+        lowest = {room for room, known in left.items() if not known & set(left)}
+        assert lowest, f"circle among {sorted(left)}"
+        left = {room: known for room, known in left.items() if room not in lowest}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_can_run_code_of_strangers(name: str) -> None:
+    """No pickle, no eval or exec, no unsafe YAML, no torch.load; transformers is told never to run a model's code."""
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    assert not [module for module, _ in imports(ROOT / name) if module.partition(".")[0] in FORBIDDEN]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert not CALLS.match(called), f"{name}:{node.lineno} calls {called}"
+        trust = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
+        if "transformers" in ROOMS and called.endswith(".from_pretrained") and name == "raycl/models.py":
+            local = any(word.arg is None for word in node.keywords)
+            assert local or (isinstance(trust, ast.Constant) and trust.value is False), f"{name}:{node.lineno}"
+        assert trust is None or (isinstance(trust, ast.Constant) and trust.value is False)
+        shell = {word.arg: word.value for word in node.keywords}.get("shell")
+        assert shell is None, f"{name}:{node.lineno} starts a shell"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_public_is_documented_and_annotated(name: str) -> None:
+    """Every public module, class and function says what it is for; every argument and result has a type."""
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    empty = not tree.body
+    assert empty or ast.get_docstring(tree), f"{name} has no docstring"
+    for node, public in definitions(tree, True):
+        where = f"{name}:{node.lineno} {node.name}"
+        if public:
+            assert ast.get_docstring(node), f"{where} has no docstring"
+        if not isinstance(node, ast.ClassDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [extra for extra in (node.args.vararg, node.args.kwarg) if extra]
+            missing = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
+            assert not missing, f"{where}: no type for {', '.join(missing)}"
+            assert node.returns is not None, f"{where}: no type for the result"
+
+
+def definitions(
+    tree: ast.AST, public: bool
+) -> Iterator[tuple[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """Classes and functions with their methods, and whether they are public; functions inside functions are not."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            open_to_all = public and not node.name.startswith("_")
+            yield node, open_to_all
+            inside = open_to_all and isinstance(node, ast.ClassDef)
+            yield from definitions(node, inside)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_are_short_and_lines_fit(name: str) -> None:
+    """Below 40 lines without the docstring, 125 columns, files below 400 lines."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 400
+    assert max((len(line) for line in text.splitlines()), default=0) <= 125
+    for node, _ in definitions(ast.parse(text), True):
+        if not isinstance(node, ast.ClassDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert (node.end_lineno or 0) - first.lineno < 40, f"{name}:{node.lineno} {node.name} is too long"
+
+
+def test_a_job_is_only_an_entry_point() -> None:
+    """No logic in jobs/: an import and a call."""
+    for path in (ROOT / "jobs").glob("*.py"):
+        assert len(path.read_text().splitlines()) < 12
