@@ -31,6 +31,8 @@ TARGETS = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"), ("q_proj", "v_proj")),
 }
 """Linear modules that get adapters, by the model's `model_type`."""
+DROPOUTS = ("dropout_rate", "attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop")
+"""Where configurations keep the model's own dropout."""
 WEIGHT_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
 
 
@@ -95,7 +97,7 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     path = locate(spec) or _snapshot(spec)
     folder = _converted(path) if path.is_file() else path
     try:
-        config, model, tokenizer = _read(folder, spec.precision)
+        config, model, tokenizer = _read(folder, spec)
     except Exception as error:  # the loaders raise types of several libraries
         reason = (str(error).splitlines() or [""])[0][:300]
         raise SpecError(
@@ -115,15 +117,18 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     return LoadedModel(backbone, tokenizer, fingerprint(spec), spec.name)
 
 
-def _read(folder: Path, precision: str) -> tuple[Any, Any, Any]:
+def _read(folder: Path, spec: ModelSpec) -> tuple[Any, Any, Any]:
     """Configuration, model and tokenizer of a folder. Without the explicit no, transformers asks whether to run code."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, spec.dropout)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+    model = auto.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False)
     return config, model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 

@@ -65,6 +65,9 @@ class ModelSpec(Strict):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="base weights and matrix products; everything trainable stays in fp32"
     )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout inside the frozen base model while training; T5's published runs use 0.1"
+    )
 
 
 class DataSpec(Strict):

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from raycl.errors import SpecError
+from raycl.home import home
 from raycl.metrics import AccuracyMatrix
 from raycl.outbox import Outbox
 from raycl.tracking_records import RunRecord, as_name, end_metrics, flat, shared_tags, stage_params, step_metrics
@@ -50,8 +51,7 @@ ENVIRONMENT = {
 
 def default_uri() -> str:
     """The tracking URI when none is given: MLFLOW_TRACKING_URI, else a database in RAYCL_HOME (~/.raycl)."""
-    home = Path(os.environ.get("RAYCL_HOME") or Path.home() / ".raycl").expanduser().absolute()
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def resolve_uri(uri: str | None) -> str:

@@ -163,6 +163,7 @@ def gpm_settings(family: str, order: str) -> Json:
     else:
         train = {"lr": 5e-5, "epochs": 50}
     return {
+        "model": {"dropout": 0.1 if family in ("t5", "mt5") else 0.0},
         "method": {"rank": 4 if short else 8, "alpha": 32.0, "dropout": 0.0},
         "train": {**train, "batch_size": 32, "keep": "best", "holdout": 0.1},
         "data": {"max_source_tokens": 512 if family in ("t5", "mt5") else 1024},

@@ -78,9 +78,12 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
 
 def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, parent: str | None) -> Json:
     """All that determines the state after `stage`, and nothing else: no world size, no path, no logging."""
+    model: Json = {"fingerprint": model_fingerprint, "precision": spec.model.precision}
+    if spec.model.dropout:
+        model["dropout"] = spec.model.dropout
     return {
         "schema": SCHEMA,
-        "model": {"fingerprint": model_fingerprint, "precision": spec.model.precision},
+        "model": model,
         "task": {"name": task.name, "train": task.train_fingerprint},
         "lengths": _lengths(spec),
         "method": spec.method.at(stage),

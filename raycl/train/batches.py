@@ -91,7 +91,7 @@ class Encoder:
         return Inputs(ids, mask, torch.tensor(prompts, device=device), torch.tensor(labels, device=device))
 
     def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
-        longest = max(len(e.answer) for e in batch)
+        longest = max(1, *(len(e.answer) for e in batch))  # a batch of filler rows only still needs a position
         return torch.tensor([_pad(list(e.answer), longest, IGNORE, False) for e in batch], device=device)
 
 
