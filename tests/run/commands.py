@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +34,7 @@ LIBRARIES = [
     "transformers.models.t5.modeling_t5",
 ]
 """What the server imports before it forks."""
+JOB = Path(__file__).parents[2] / "jobs" / "sequence.py"
 SECONDS = 240
 """Longest life of a command."""
 
@@ -111,6 +114,26 @@ class Commands:
     ) -> Finished:
         """Run a command to its end."""
         return self.start(arguments, stop_at, whole, **environment).wait()
+
+    def cold(self, arguments: Sequence[object]) -> Finished:
+        """Run `jobs/sequence.py arguments` in a new interpreter, as a user does."""
+        self.count += 1
+        folder = self.scratch / f"command-{self.count}"
+        folder.mkdir(parents=True)
+        started = time.monotonic()
+        with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+            done = subprocess.run(
+                [sys.executable, __file__, str(folder), *map(str, arguments)],
+                env=os.environ | self.environment,
+                stdout=out,
+                stderr=err,
+                timeout=SECONDS,
+                check=False,
+            )
+        seconds = time.monotonic() - started
+        return Finished(
+            done.returncode, (folder / "out").read_text(), (folder / "err").read_text(), seconds, folder
+        )
 
     def call(self, function: Any, *arguments: Any, **environment: str) -> Running:
         """Start `function(folder, *arguments)` in such a process; it must be picklable."""
@@ -205,3 +228,11 @@ def _die_at(stage: int, step: int) -> None:
         take_step(self, micro_batches)
 
     TrainLoop._step = fatal
+
+
+if __name__ == "__main__":  # the process of `Commands.cold`
+    _, _folder, *sys.argv[1:] = sys.argv
+    try:
+        runpy.run_path(str(JOB), run_name="__main__")
+    finally:
+        (Path(_folder) / "modules.json").write_text(json.dumps(sorted(sys.modules)))
