@@ -17,7 +17,7 @@ from raycl.state.keys import content_key
 
 ROOMS = {
     "": ["order", "tasks", "seed", "workers", "preset"],
-    "model.": ["name", "revision", "precision"],
+    "model.": ["name", "revision", "precision", "dropout"],
     "data.": ["source", "train_examples", "test_examples", "seed", "reveal_task", "max_source_tokens"],
     "train.": ["lr", "epochs", "batch_size", "micro_batch_size", "schedule", "warmup", "weight_decay", "max_grad_norm"],
     "eval.": ["batch_size", "forward"],

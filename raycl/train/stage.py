@@ -18,8 +18,10 @@ from raycl.spec import RunSpec, at_stage
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoded, Encoder
+from raycl.train.checkpoints import Checkpoints, Partial
 from raycl.train.engine import BatchShape, Engine
-from raycl.train.loop import Event, Partial, Report, TrainLoop
+from raycl.train.loop import Report, TrainLoop
+from raycl.train.meter import Event
 from raycl.train.module import StageModule
 from raycl.train.passes import data_pass
 from raycl.train.selection import Best, held_out_loss
@@ -118,17 +120,9 @@ class StageRun:
         engine = Engine(module, parameters, settings, shape, bf16, self.workers)
         try:
             best = Best(engine.parameters) if held_out else None
+            saved = Checkpoints(self.partial, engine, best, self.workers) if self.partial is not None else None
             loop = TrainLoop(
-                settings,
-                self.method,
-                engine,
-                shape,
-                train,
-                self.encoder,
-                self.workers,
-                self._record,
-                self.partial,
-                best,
+                settings, self.method, engine, shape, train, self.encoder, self.workers, self._record, saved
             )
             self.log.extend(loop.logged)
             for epoch in range(loop.epochs):

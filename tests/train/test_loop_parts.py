@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycl.methods.base import Penalty, StageInfo
-from raycl.train.loop import Meter, lr_factor
+from raycl.train.loop import lr_factor
+from raycl.train.meter import Meter
 from raycl.train.selection import Best
 from raycl.train.stage import StageRun, batch_shape
 from raycl.train.workers import Workers

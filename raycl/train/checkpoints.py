@@ -1,0 +1,93 @@
+"""Mid-stage checkpoints: all that lets a stage go on exactly where it was killed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from raycl.train.engine import Engine
+from raycl.train.meter import Event, Meter
+from raycl.train.selection import Best
+from raycl.train.workers import Workers
+
+
+class Partial(Protocol):
+    """Where a stage may leave a mid-stage checkpoint; the host decides what that means."""
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint of this very stage, or none."""
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Keep a checkpoint in place of the last one."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Trained weights, Adam's moments, the best epoch so far, and every worker's own generator and meter."""
+
+    partial: Partial
+    engine: Engine
+    best: Best | None
+    workers: Workers
+
+    def save(self, step: int, log: list[Event], meter: Meter) -> None:
+        """Leave the stage as it is after optimizer step `step` with the host."""
+        everyone = self.workers.gather((meter.state(), generators(self.workers.device)))
+        if self.workers.rank != 0:
+            return
+        tensors = {
+            f"worker {rank}/{name}": value for rank, (_, own) in enumerate(everyone) for name, value in own.items()
+        }
+        facts: dict[str, Any] = {"step": step, "log": log, "meters": [state for state, _ in everyone]}
+        for index, parameter in enumerate(self.engine.parameters):
+            tensors[f"{index}/value"] = parameter.detach()
+            for name, value in self.engine.optimizer.state[parameter].items():
+                tensors[f"{index}/{name}"] = value.detach()
+        if self.best is not None and self.best.values:
+            facts["best_loss"] = self.best.loss
+            tensors |= {f"best/{index}": value for index, value in enumerate(self.best.values)}
+        self.partial.save(tensors, facts)
+
+    def load(self, meter: Meter) -> tuple[int, list[Event]]:
+        """Take up the last checkpoint, if all workers see the same one: its step and the log until then, or (0, [])."""
+        found = self.partial.load()
+        steps = self.workers.gather(found and int(found[1]["step"]))
+        if found is None or len(set(steps)) > 1:
+            return 0, []
+        tensors, facts = found
+        for index, parameter in enumerate(self.engine.parameters):
+            parameter.data.copy_(tensors.pop(f"{index}/value"))
+            self.engine.optimizer.state[parameter] = {
+                name: value if name == "step" else value.to(parameter)
+                for name, value in _under(tensors, f"{index}/").items()
+            }
+        if self.best is not None and "best_loss" in facts:
+            values = [tensors[f"best/{index}"].to(parameter) for index, parameter in enumerate(self.engine.parameters)]
+            self.best.loss, self.best.values = facts["best_loss"], values
+        if len(facts["meters"]) == self.workers.world:  # otherwise no worker has a state of its own to take up
+            meter.restore(facts["meters"][self.workers.rank])
+            set_generators(_under(tensors, f"worker {self.workers.rank}/"), self.workers.device)
+        return steps[0], list(facts["log"])
+
+
+def generators(device: str) -> dict[str, Tensor]:
+    """The states of this worker's global generators."""
+    states = {"rng": torch.get_rng_state()}
+    if device != "cpu":
+        states["rng_cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generators(states: dict[str, Tensor], device: str) -> None:
+    """Put generators back into `states`."""
+    torch.set_rng_state(states["rng"])
+    if "rng_cuda" in states and device != "cpu":
+        torch.cuda.set_rng_state(states["rng_cuda"], device)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
