@@ -39,6 +39,8 @@ LOCK_SECONDS = 60.0
 """Longest wait for another process that makes or migrates the same SQLite database."""
 TRANSIENT = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 """MLflow's error codes for what may pass by itself: no connection, a locked database, too many requests."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets the MLflow UI open an experiment on its training runs."""
 ENVIRONMENT = {
     # MLflow's own retries take minutes; the outbox retries instead, without holding up the training.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -266,7 +268,7 @@ def _experiment(client: Any, name: str, artifact_folder: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifact_folder)
+            return client.create_experiment(name, artifact_location=artifact_folder, tags=EXPERIMENT_TAGS)
         except MlflowException:  # on a server, another driver may have made it in between
             found = client.get_experiment_by_name(name)
             if found is None:
