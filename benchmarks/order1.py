@@ -1,7 +1,8 @@
 """Six method variants on one order of real tasks, same model, seed and budget: `python benchmarks/order1.py --data DIR`.
 
 Each variant is one `jobs/sequence.py` command. Finished stages come from the store, so an interrupted run continues, and
-the report is written from whatever variants are finished. It goes to benchmarks/results/.
+the report is written from whatever variants are finished: benchmarks/results/order-<order>-seed<seed>.md and .json. What
+each command itself leaves (plots, spec, data records) is in benchmarks/results/runs/, which git does not keep.
 """
 
 from __future__ import annotations
@@ -74,6 +75,19 @@ def report(order: str, seed: int, shown: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
+def numbers(order: str, seed: int) -> dict[str, Any]:
+    """The accuracy matrix and the stage keys of every finished variant."""
+    found = {name: _folder(order, seed, name) for name in VARIANTS}
+    return {
+        name: {
+            "matrix": json.loads((folder / "matrix.json").read_text(encoding="utf-8")),
+            "stage_keys": _summary(order, seed, name)["stage_keys"],
+        }
+        for name, folder in found.items()
+        if (folder / "summary.json").is_file()
+    }
+
+
 def _folder(order: str, seed: int, name: str) -> Path:
     return RESULTS / "runs" / f"order-{order}-seed{seed}" / name.replace(" ", "-")
 
@@ -111,6 +125,7 @@ def main() -> None:
         run(real[name])
         target = RESULTS / f"order-{order}-seed{seed}.md"
         target.write_text(report(order, seed, shown), encoding="utf-8")
+        target.with_suffix(".json").write_text(json.dumps(numbers(order, seed), indent=1) + "\n", encoding="utf-8")
         print(f"written: {target.relative_to(ROOT)}", flush=True)
 
 
