@@ -54,6 +54,8 @@ class Engine:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=train.weight_decay)
         config = _config(train, shape, bf16, max(p.numel() for p in self.parameters))
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
+        if self.zero == 3:
+            _keep_whole(self._engine, self.parameters)
 
     def loss(self, *args: Any) -> Any:
         """The module's forward pass, under the engine's autocast."""
@@ -131,15 +133,32 @@ def _deepspeed(device: str) -> Any:
 
 
 def _process_group(device: str) -> None:
-    """A group of one for a process that Ray Train did not give one; forget DeepSpeed's view of a group that is gone."""
+    """A group of one for a process that Ray Train did not give one; forget DeepSpeed's view of groups that are gone."""
     import deepspeed.comm.comm as ds_comm
     import torch.distributed as dist
+    from deepspeed.utils import groups
 
     if not dist.is_initialized():
-        ds_comm.cdb = None
         backend = "gloo" if device == "cpu" else "nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"})
+        ds_comm.cdb = None
+    if groups._WORLD_GROUP is not None and not _stands(groups._WORLD_GROUP):
+        ds_comm.cdb = None
+        for name, value in vars(groups).items():
+            if name.startswith("_") and "_GROUP" in name:
+                setattr(groups, name, {} if isinstance(value, dict) else None)
+
+
+def _stands(group: Any) -> bool:
+    """Whether a process group still belongs to this process's world: an earlier sequence's does not."""
+    import torch.distributed as dist
+
+    try:
+        dist.get_process_group_ranks(group)
+    except (KeyError, ValueError):
+        return False
+    return True
 
 
 def require_compiler() -> None:
@@ -149,6 +168,18 @@ def require_compiler() -> None:
             "no C++ compiler found: DeepSpeed builds its CPU communication op on first use. "
             "Install one (Debian/Ubuntu: `apt-get install g++`, macOS: `xcode-select --install`) or set CXX."
         )
+
+
+def _keep_whole(engine: Any, parameters: Sequence[nn.Parameter]) -> None:
+    """Let penalties read what trains from the first step on.
+
+    Parameters below the persistence threshold stay gathered, but only once DeepSpeed has traced a whole step: in the
+    first one it releases everything after use, unless it is marked as used elsewhere.
+    """
+    for parameter in parameters:
+        parameter.is_external_param = True
+    persistent = engine.optimizer.persistent_parameters
+    persistent[0].all_gather(persistent)
 
 
 def _unpartition(engine: Any) -> None:
