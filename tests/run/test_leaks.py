@@ -12,7 +12,7 @@ from raycl.state.store import Store
 
 TASKS = ("roget", "snippets", "plots")
 EACH = [(method, family) for method in ("sin_lora", "gain_inf") for family in ("llama", "t5")]
-SMALL = {"eval__forward": "false", "method__dropout": 0.1, "train__epochs": 2}
+SMALL = {"eval__forward": "false", "method__dropout": 0.1, "model__dropout": 0.1, "train__epochs": 2}
 """Eight steps a stage, with dropout, so that a generator in another state shows."""
 
 

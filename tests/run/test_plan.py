@@ -115,6 +115,7 @@ def test_every_method_has_stages_of_its_own() -> None:
     [
         {"seed": 1},
         {"model": {"precision": "fp32"}},
+        {"model": {"dropout": 0.1}},
         {"data": {"max_source_tokens": 100}},
         {"data": {"max_target_tokens": 7}},
         {"train": {"lr": 1e-4}},
