@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from commands import Commands
-from tiny_texts import save_model
+from tiny_texts import save_model, write_tasks
 
 from raycl.state.store import Store
+from raycl.tasks.orders import ORDERS
 
 METHODS = {
     "sin_lora": {"name": "sin_lora", "rank": 2},
@@ -26,6 +28,12 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of tiny random models with a small tokenizer of the demo's texts, by family."""
     root = tmp_path_factory.mktemp("models")
     return {family: save_model(family, root / family) for family in ("llama", "t5")}
+
+
+@pytest.fixture(scope="session")
+def fifteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen small tasks in the benchmark layout, under the names of the long orders."""
+    return write_tasks(tmp_path_factory.mktemp("fifteen"), ORDERS["long-4"])
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +85,23 @@ class MakeFlags:
             "eval": {"batch_size": 8},
             "workers": 0,
         }
+
+
+def pauses(events: list[dict[str, Any]]) -> list[float]:
+    """For each stage but the last: seconds from its last step to the next stage's first, beyond data passes and scoring.
+
+    `events` are those of one run, each with the time of its arrival; the next stage's first step is counted in.
+    """
+    steps = [event for event in events if event["event"] == "step"]
+    ends = {event["stage"]: event["seconds"] for event in events if event["event"] == "stage_end"}
+    found = []
+    for stage in sorted(ends)[:-1]:
+        last = max(step["at"] for step in steps if step["stage"] == stage)
+        first = min(step["at"] for step in steps if step["stage"] == stage + 1)
+        scoring = sum(e["seconds"] for e in events if e["event"] == "scores" and e["stage"] == stage)
+        passes = ends[stage]["pass_after"] + ends[stage + 1]["pass_before"]
+        found.append(first - last - scoring - passes)
+    return found
 
 
 def digests(folder: os.PathLike[str]) -> dict[str, str]:

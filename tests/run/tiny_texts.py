@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,27 @@ def save_model(family: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_tasks(root: Path, names: Sequence[str], train: int = 12, test: int = 4) -> Path:
+    """Task files in the benchmark layout: real film reviews under labels of each task, which mean nothing."""
+    from raycl.spec import DataSpec
+    from raycl.tasks.catalogue import TASKS
+    from raycl.tasks.load import load_tasks
+
+    (reviews,) = load_tasks(["snippets"], DataSpec(source="demo"))
+    texts = [example.body for example in reviews.train]
+    for place, name in enumerate(names):
+        labels = TASKS[name].labels or ()
+        folder = root / name
+        folder.mkdir(parents=True)
+        for split, first, count in (("train", 0, train), ("test", train, test)):
+            rows = [
+                {"sentence": texts[place * (train + test) + first + i], "label": labels[i % len(labels)]}
+                for i in range(count)
+            ]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
 
 
 def text_tokenizer(family: str) -> PreTrainedTokenizerFast:
