@@ -99,7 +99,11 @@ def _plain_strides(module: nn.Module) -> None:
 
 
 def _config(train: TrainSpec, shape: BatchShape, bf16: bool, largest: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a stage."""
+    """DeepSpeed's configuration of a stage.
+
+    By default DeepSpeed rounds weights and gradients of linear modules to bf16 where it moves them between workers; the
+    empty list of modules that are safe for it keeps them in fp32.
+    """
     zero: dict[str, Any] = {"stage": train.zero_stage}
     if train.zero_stage == 3:
         # Adapters, gates and keys stay whole: methods read them directly. Only larger base weights are sharded.
@@ -112,7 +116,7 @@ def _config(train: TrainSpec, shape: BatchShape, bf16: bool, largest: int) -> di
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
