@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import ray
+from ray._private.services import find_bootstrap_address
+
+from raycl.errors import SetupError
 
 
 def attach() -> bool:
-    """Connect to the cluster this process belongs to, if there is one. Returns whether there is."""
+    """Connect to the cluster of RAY_ADDRESS, or to the one `ray start` made here. Returns whether there is one.
+
+    A cluster that another program started for itself is left alone: it ends with that program. Raises SetupError if
+    RAY_ADDRESS names a cluster that does not answer.
+    """
     if ray.is_initialized():
         return True
+    named = os.environ.get("RAY_ADDRESS")
+    address = named or find_bootstrap_address(None)
+    if not address:
+        return False
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except ConnectionError:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except ConnectionError as error:
+        if named:
+            raise SetupError(
+                f"RAY_ADDRESS={named}: no Ray cluster answers there. Start it (`ray start --head`), or unset RAY_ADDRESS"
+            ) from error
         return False
     return True
 

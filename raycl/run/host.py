@@ -74,7 +74,8 @@ def _start() -> None:
     """Attach to a cluster, or start one for this run without a dashboard."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     if not attach():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        ray.init(address="local", include_dashboard=False, **quiet)
 
 
 def _threads(workers: int) -> int:
