@@ -131,9 +131,7 @@ class Commands:
                 check=False,
             )
         seconds = time.monotonic() - started
-        return Finished(
-            done.returncode, (folder / "out").read_text(), (folder / "err").read_text(), seconds, folder
-        )
+        return Finished(done.returncode, (folder / "out").read_text(), (folder / "err").read_text(), seconds, folder)
 
     def call(self, function: Any, *arguments: Any, **environment: str) -> Running:
         """Start `function(folder, *arguments)` in such a process; it must be picklable."""

@@ -207,7 +207,9 @@ def test_a_damaged_stage_is_refused_by_name(commands: Commands, flags: MakeFlags
     assert sorted(copied.rglob("*")) == files
 
 
-def test_two_drivers_of_one_spec_both_end_well(commands: Commands, flags: MakeFlags, ended: Ended, tmp_path: Path) -> None:
+def test_two_drivers_of_one_spec_both_end_well(
+    commands: Commands, flags: MakeFlags, ended: Ended, tmp_path: Path
+) -> None:
     """Started at once on an empty store: both show the whole matrix, and the store is sound and as if one had run."""
     arguments = again(flags, tmp_path / "store")
     running = [commands.start(arguments, whole=True) for _ in range(2)]
