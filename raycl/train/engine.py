@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,12 +129,22 @@ def _deepspeed(device: str) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         require_compiler()
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    _keep_ops_apart()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     _process_group(device)
     deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
     return deepspeed
+
+
+def _keep_ops_apart() -> None:
+    """Keep compiled ops in the environment they were compiled for, where it can be written.
+
+    torch's default folder is one for all of a user's environments, and each that comes along compiles the op anew.
+    """
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 
 def _process_group(device: str) -> None:
