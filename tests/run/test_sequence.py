@@ -238,7 +238,8 @@ def test_a_run_ends_as_failed_in_mlflow_and_goes_on_in_the_same_run(
 ) -> None:
     """A loss that is not finite ends the run with its stage and rate named; the next call of the spec resumes its run."""
     client = mlflow.MlflowClient(tracking_uri=commands.environment["MLFLOW_TRACKING_URI"])
-    arguments = flags(tmp_path / "store", "sin_lora", "llama", "roget", train__lr=10, method__alpha=3e38)
+    wild = {"train__lr": 10, "train__max_grad_norm": 0, "method__alpha": 3e38}
+    arguments = flags(tmp_path / "store", "sin_lora", "llama", "roget", **wild)
     for _ in range(2):
         done = commands.run(arguments, whole=True)
         assert done.code == 1

@@ -154,11 +154,23 @@ def test_zero_3_serves_an_encoder_decoder(cases: dict[str, Case], world: int) ->
     assert_same(cases["zero 3 t5"].place(world), cases["gain_o t5"].place(1))
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_every_zero_stage_gives_the_same_state_in_bf16(cases: dict[str, Case], stage: int) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_gives_the_same_state_in_bf16(cases: dict[str, Case], stage: int) -> None:
     """With base weights in bf16 and one worker the arithmetic is the same."""
     assert_trained(cases[f"bf16 zero {stage}"].place(1))
     assert_same(cases[f"bf16 zero {stage}"].place(1), cases["bf16 zero 0"].place(1))
+
+
+def test_zero_3_stays_close_in_bf16(cases: dict[str, Case]) -> None:
+    """ZeRO-3's hooks change the order in which bf16 gradients of a shared input are added up: they differ by 2**-8.
+
+    Each weight moves by about 4e-3 in all, four steps at rate 1e-3; in fp32 the same gradients agree to 1e-6.
+    """
+    places = [cases[f"bf16 zero {stage}"].place(1) for stage in (3, 0)]
+    assert losses(places[0]) == pytest.approx(losses(places[1]), rel=2e-3)
+    first, reference = (parts(place)[0].branch.b for place in places)
+    for path in first:
+        torch.testing.assert_close(first[path], reference[path], rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
