@@ -20,7 +20,7 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, Train
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Empty, Queue
 
-from raycl.errors import UserError
+from raycl.errors import SetupError, UserError
 from raycl.home import home
 from raycl.methods.registry import method_params
 from raycl.run.cluster import attach, cluster_gpus
@@ -71,11 +71,27 @@ def run_workers(
 
 
 def _start() -> None:
-    """Attach to a cluster, or start one for this run without a dashboard."""
+    """Attach to a cluster, or start one for this run without a dashboard.
+
+    Ray gives a new node 30 s, which a busy laptop can exceed: a second try follows. Raises SetupError after it.
+    """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    if not attach():
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        ray.init(address="local", include_dashboard=False, **quiet)
+    if attach():
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    for last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, **quiet)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            if last:
+                raise SetupError(
+                    "Ray did not start within a minute: the machine is too busy, or out of memory. Run the same command "
+                    "again, or run without Ray's worker processes: --workers 0"
+                ) from error
+            ray.shutdown()
 
 
 def _threads(workers: int) -> int:
