@@ -121,6 +121,8 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
         TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
     except TrainingFailedError as error:
         raise _users_error(error) or error from None
+    except SystemExit:  # how Ray Train ends a run that was interrupted from the keyboard
+        raise KeyboardInterrupt from None
 
 
 def _users_error(error: TrainingFailedError) -> UserError | None:
