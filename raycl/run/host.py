@@ -118,11 +118,13 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
         failure_config=FailureConfig(max_failures=RETRIES if scaling.num_workers else 0),
     )
     try:
-        TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+        result = TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
     except TrainingFailedError as error:
         raise _users_error(error) or error from None
     except SystemExit:  # how Ray Train ends a run that was interrupted from the keyboard
         raise KeyboardInterrupt from None
+    if isinstance(result.return_value, UserError):
+        raise result.return_value
 
 
 def _users_error(error: TrainingFailedError) -> UserError | None:
@@ -132,8 +134,11 @@ def _users_error(error: TrainingFailedError) -> UserError | None:
     return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
 
-def _train_loop(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker."""
+def _train_loop(config: dict[str, Any]) -> UserError | None:
+    """What Ray Train calls on every worker. Returns an error that the user must mend: to start the group again is no use.
+
+    Of several workers the others may wait for this one, so there the error is raised and ends the group.
+    """
     context = ray.train.get_context()
     set_threads(config["threads"])
     emit, tasks = config["emit"], config["tasks"]
@@ -149,8 +154,14 @@ def _train_loop(config: dict[str, Any]) -> None:
         report=_reporter(emit, rank),
         environment=config["environment"],
     )
-    worker.store.check_usable()
-    worker.run(lambda stage: _report_stage(worker.store, stage, rank))
+    try:
+        worker.store.check_usable()
+        worker.run(lambda stage: _report_stage(worker.store, stage, rank))
+    except UserError as error:
+        if worker.workers.world > 1:
+            raise
+        return error
+    return None
 
 
 def _reporter(emit: Queue | Handle, rank: int) -> Handle:
