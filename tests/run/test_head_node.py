@@ -60,10 +60,12 @@ def head() -> Iterator[Head]:
         yield Head(f"http://127.0.0.1:{ports[1]}", token)
     finally:
         below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
+        process.kill()
         process.wait(timeout=60)
-        for child in psutil.wait_procs(below, timeout=20)[1]:
-            child.kill()
+        for child in below:
+            if child.is_running():
+                child.kill()
+        psutil.wait_procs(below, timeout=20)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -19,8 +19,10 @@ from test_workers import assert_same_part
 from raycl.state.store import Store
 
 pytestmark = pytest.mark.slow
-LONG = {"train__epochs": 30, "eval__forward": "false"}
-"""120 steps a stage: long enough to be killed in the middle of."""
+LONG = {"train__epochs": [10, 150], "train__log_every": 10, "eval__forward": "false"}
+"""40 steps, then 600: seconds enough to be killed in the middle of."""
+QUARTER = "stage 2/2 snippets: step 150/600"
+"""What is printed early in the long stage."""
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(
 ) -> None:
     """SIGKILL of the worker in the middle of stage 2: the same command goes on by itself and ends with the same bytes."""
     running = started(flags(tmp_path / "store", "gain_inf", "llama", "roget,snippets", workers=1, **LONG))
-    wait_for(shows(running, "stage 2/2 snippets: step 30/120"), running)
+    wait_for(shows(running, QUARTER), running)
     (worker,) = train_workers(running)
     worker.send_signal(signal.SIGKILL)
     done = running.wait()
@@ -137,7 +139,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_rerun_ends_with_two_wor
     settings = LONG | {"workers": 2, "train__lr": 1e-3}
     arguments = flags(tmp_path / "store", "gain_inf", "llama", "roget,snippets", **settings)
     running = started(arguments)
-    wait_for(shows(running, "stage 2/2 snippets: step 30/120"), running)
+    wait_for(shows(running, QUARTER), running)
     below, workers = children(running), train_workers(running)
     assert len(workers) == 2
     os.kill(running.process.pid, signal.SIGKILL)
@@ -168,7 +170,7 @@ def assert_close_to_one_worker(
     flags: MakeFlags, started: Callable[[list[str]], Running], store: Store, tmp_path: Path
 ) -> None:
     """The first stage is that of one worker up to round-off."""
-    settings = LONG | {"workers": 0, "train__lr": 1e-3}
+    settings = LONG | {"workers": 0, "train__lr": 1e-3, "train__epochs": 10}
     done = started(flags(tmp_path / "one", "gain_inf", "llama", "roget", **settings)).wait()
     assert done.code == 0, done.err
     (key,) = Store(str(tmp_path / "one")).stage_keys()
