@@ -113,6 +113,7 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
         targets=TARGETS.get(config.model_type, ()),
         encoder_decoder=bool(config.is_encoder_decoder),
         width=model.get_input_embeddings().embedding_dim,
+        dtype=model.dtype,
     )
     return LoadedModel(backbone, tokenizer, fingerprint(spec), spec.name)
 

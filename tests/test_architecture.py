@@ -42,7 +42,7 @@ KNOWS: dict[str, set[str]] = {
     "state": {"errors", "raycl", "spec"},
     "adapters": {"spec", "state"},
     "models": {"adapters", "errors", "home", "spec"},
-    "methods": {"adapters", "spec", "state"},
+    "methods": {"adapters", "spec", "state", "tasks"},
     "train": {"adapters", "errors", "methods", "models", "spec", "state", "tasks"},
     "tracking_records": {"spec"},
     "tracking": {"errors", "home", "metrics", "outbox", "spec", "tracking_records"},
@@ -57,6 +57,8 @@ KNOWS: dict[str, set[str]] = {
 """Room -> the rooms it may import; downwards only."""
 STATE_SEEN_BELOW = {"raycl.state.stage_state"}
 """What adapters and methods may see of the state: its types, never the store."""
+TASKS_SEEN_BELOW = {"raycl.tasks.task", "raycl.tasks.sampling"}
+"""What methods may see of the tasks: examples and how to draw some, never a source."""
 FORBIDDEN = ("pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 CALLS = re.compile(r"^(eval|exec|compile|__import__|yaml\.(unsafe_)?load|torch\.load|os\.system|pickle\..*)$")
 
@@ -107,6 +109,8 @@ def test_imports_go_downwards(name: str) -> None:
         assert target == room or target in KNOWS.get(room, set()), f"{name} (room {room}) imports {module}"
         if target == "state" and room in ("adapters", "methods"):
             assert module in STATE_SEEN_BELOW, f"{name} imports {module}: only the state's types are for methods"
+        if target == "tasks" and room == "methods":
+            assert module in TASKS_SEEN_BELOW, f"{name} imports {module}: only examples are for methods"
 
 
 def test_the_rooms_have_no_circle() -> None:

@@ -25,6 +25,10 @@ class Inputs:
     prompt_mask: Tensor
     """(B, S): 1 on the tokens of the prompt, 0 on padding and on the answer."""
     labels: Tensor | None = None
+    stages: Tensor | None = None
+    """(B,): the stage (1-based) whose task each row belongs to; none = all rows are the current task's own."""
+    weights: Tensor | None = None
+    """(B,): weight of each row in the cross-entropy; none = 1 for all."""
 
     def region_mask(self, region: Region) -> Tensor:
         """(B, tokens): which positions of a layer's input are real, for layers that read `region`."""
@@ -45,6 +49,8 @@ class Backbone:
     encoder_decoder: bool
     width: int
     """Width d of the token embeddings."""
+    dtype: torch.dtype = torch.float32
+    """What matrix products are computed in: fp32, or bf16 under autocast."""
 
     @property
     def device(self) -> torch.device:

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 CURRENT = "branch"
 """PEFT's adapter name of the branch that is trained (or, when serving, of the newest one)."""
 
-Mixer = Callable[[], Tensor]
-"""Gives the weights (B, T) of all branches, oldest first, for the batch at hand."""
+Mixer = Callable[["StackedLora", "Tensor | None", Tensor], Tensor]
+"""Gives the weights of all branches, oldest first: (B or 1, S or 1, T), for all tokens of an input or for each.
+
+It sees the layer and the branches' rank-space features: A_old x (B, S, K), or none at stage 1, and s A_t x (B, S, r).
+"""
 
 
 class StackedLora(nn.Module, LoraLayer):
@@ -79,20 +82,18 @@ class StackedLora(nn.Module, LoraLayer):
         """
         out = self.base_layer(x, *args, **kwargs)
         x = self.lora_dropout[CURRENT](x)
-        weights = None if self.mixer is None else self.mixer()[:, None, :]
         new = self.lora_A[CURRENT](x) * self.scaling[CURRENT]
-        if weights is not None:
-            weights = weights.to(new.dtype)
+        old = None if self.frozen_a is None else F.linear(x.detach() if self.detach_old else x, self.frozen_a)
+        if self.mixer is not None:
+            weights = self.mixer(self, old, new).to(new.dtype)
             new = new * weights[..., -1:]
+            old = None if old is None else old * self.per_column(weights[..., :-1])
         delta = self.lora_B[CURRENT](new)
-        if self.frozen_a is not None:
-            delta = delta + self._old(x, None if weights is None else weights[..., :-1])
+        if old is not None:
+            delta = delta + F.linear(old, self.frozen_b)
         return out + delta.to(out.dtype)
 
-    def _old(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Sum of the frozen branches, (B, S, d_out); weights (B, 1, T-1) or none for all ones."""
-        old = F.linear(x.detach() if self.detach_old else x, self.frozen_a)
-        if weights is not None:
-            repeats = torch.tensor(self.frozen_ranks, device=x.device)
-            old = old * weights.repeat_interleave(repeats, dim=-1, output_size=old.shape[-1])
-        return F.linear(old, self.frozen_b)
+    def per_column(self, values: Tensor) -> Tensor:
+        """One value per frozen branch (..., T-1) repeated for each of its rank-space features, (..., K)."""
+        repeats = torch.tensor(self.frozen_ranks, device=values.device)
+        return values.repeat_interleave(repeats, dim=-1, output_size=sum(self.frozen_ranks))

@@ -3,35 +3,76 @@
 One object serves one stage (or one evaluation). The stage loop calls, in this order:
 
     install(backbone, state)      adapters on; frozen parts stacked; what trains is decided
-    collect("before")             moments that a data pass over the training set will fill, or none: no pass
+    examples(own, write)          the rows to train on: the task's own, and what the method replays or makes up
+    collect("before")             statistics that a data pass over the rows will fill, or none: no pass
     initialise(moments)
     condition(inputs)             before every forward pass: gates, selected prompts
-    penalties()                   after every training forward pass: extra loss terms
+    soft_prompt()                 vectors to put among the token embeddings of that pass
+    penalties(step)               after every training forward pass: extra loss terms
+    gradients(...)                after the backward pass of a global batch, where `follows_gradients`
     collect("after"), consolidate(moments) -> the stage's part
     remove()                      the backbone is as it was
 
-and, to score a published state, serve(backbone, state) ... remove(). A method knows torch, the adapters and the stage
-state; it knows no Ray, no DeepSpeed, no MLflow and no files.
+and, to score a published state, serve(backbone, state) ... remove(). A method knows torch, the adapters, the stage state
+and examples; it knows no Ray, no DeepSpeed, no MLflow and no files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
-from raycl.adapters.moments import SecondMoment
+from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.spec import Json, MethodParams
 from raycl.state.stage_state import StagePart, StageState
+from raycl.tasks.task import Example
 
-Moments = dict[str, SecondMoment]
+
+class Statistic(Protocol):
+    """A sum over examples that data-parallel workers add up: both tensors in place."""
+
+    total: Tensor
+    count: Tensor
+
+
+Moments = dict[str, Any]
+"""Statistics by name; each value is a `Statistic`."""
 When = Literal["before", "after"]
+Observes = Literal["inputs", "layers", "gradients"]
+"""What a data pass must run: only `condition`; a forward pass; forward and backward pass, example by example."""
+Replays = Literal["no", "real", "pseudo", "all data"]
+
+
+@dataclass(frozen=True)
+class About:
+    """A method in words, for listings and for its card; equations stand in the docstring of the method's module."""
+
+    title: str
+    """One line: what it does."""
+    paper: str
+    """Where it comes from."""
+    trains: str
+    """What a stage trains."""
+    growth: str
+    """How the stage state grows with the number of tasks T."""
+    frozen: str = "the backbone"
+    penalised: str = "nothing"
+    projected: str = "nothing"
+    state: Mapping[str, str] = field(default_factory=dict)
+    """What a part holds: name of a tensor (its part before a `/` or the whole), or `branch` -> shape and meaning."""
+    replays: Replays = "no"
+    """Whether a stage trains on examples of earlier tasks."""
+    mergeable: bool = False
+    """Whether the served model can be folded into the backbone's weights."""
+    differences: Sequence[str] = ()
+    """Where this differs from the paper and from the released code, with the setting that restores it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +94,32 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One training row: an example, whose task it belongs to, and how much it weighs."""
+
+    example: Example
+    stage: int = 0
+    """1-based stage of the task the row stands for; 0 = the current one."""
+    weight: float = 1.0
+    """Weight of the row's answer tokens in the cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How `Write` continues a prompt."""
+
+    tokens: int
+    """Longest continuation."""
+    top_k: int = 0
+    """Draw among the k likeliest tokens; 0 = take the likeliest (greedy)."""
+    repetition_penalty: float = 1.0
+
+
+Write = Callable[[Sequence[str], Sampling, torch.Generator], list[str]]
+"""Lets the installed model continue prompts: texts, how, and the generator of the draws -> continuations."""
+
+
+@dataclass(frozen=True)
 class Penalty:
     """An extra loss term: the term as the paper defines it, and its weight lambda in the loss."""
 
@@ -60,14 +127,52 @@ class Penalty:
     weight: float
 
 
+@dataclass(frozen=True)
+class Step:
+    """One training forward pass, as `penalties` sees it."""
+
+    inputs: Inputs
+    logits: Tensor
+    """(B, L, V): what predicts `labels`."""
+    labels: Tensor
+    """(B, L), -100 where there is no answer token."""
+    loss: Tensor
+    """The cross-entropy as it enters the loss (a scalar)."""
+    progress: float
+    """Share of the stage's optimizer steps that are done, 0 to 1."""
+    run: Callable[[Inputs], Tensor]
+    """Another forward pass of the module as the method has it now: inputs -> logits as above."""
+    sum: Callable[[Iterable[Tensor]], None]
+    """Adds tensors up over the data-parallel workers, in place."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients of a global batch, averaged over the workers, before clipping and before the optimizer."""
+
+    get: Callable[[nn.Parameter], Tensor | None]
+    """The whole gradient of a parameter; none where there is none."""
+    set: Callable[[nn.Parameter, Tensor], None]
+    """Replace it."""
+    sum: Callable[[Iterable[Tensor]], None]
+    """Adds tensors up over the data-parallel workers, in place."""
+
+
 class Method(ABC):
-    """Base class of all methods. Subclasses set `Params` and implement install, consolidate, serve and remove."""
+    """Base class of all methods. Subclasses set `Params` and `about`, and implement install, consolidate, serve, remove."""
 
     Params: ClassVar[type[MethodParams]]
-    title: ClassVar[str]
-    """One line for listings: what it does."""
-    paper: ClassVar[str]
-    """Where it comes from."""
+    about: ClassVar[About]
+    version: ClassVar[int] = 1
+    """Raised when the arithmetic of a stage changes: stored stages of the old version are then not reused."""
+    needs_task_id: ClassVar[bool] = False
+    """Task id at test: task i is always scored with the state as it was after its own stage i."""
+    joint: ClassVar[bool] = False
+    """One stage on the union of all tasks in place of a sequence."""
+    carries: ClassVar[Literal["all", "last"]] = "all"
+    """Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
+    follows_gradients: ClassVar[bool] = False
+    """Whether `gradients` wants to see every optimizer step."""
 
     def __init__(self, params: MethodParams, info: StageInfo) -> None:
         self.params = params
@@ -82,14 +187,26 @@ class Method(ABC):
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Put the method on the backbone, ready to train the next stage after `state`."""
 
+    def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
+        """The rows to train on, from the task's own examples. `write` runs the model as it stands after `install`."""
+        return [Row(example) for example in own]
+
     def collect(self, when: When) -> Moments | None:
         """Ask for a data pass before or after training: a dict that the method fills during it; none = no pass."""
         return None
 
     @property
-    def observes_layers(self) -> bool:
-        """Whether a data pass must run the backbone; if not, `condition` alone sees every batch."""
-        return True
+    def observes(self) -> Observes:
+        """What a data pass must run."""
+        return "layers"
+
+    @property
+    def pass_examples(self) -> int | None:
+        """At most so many rows in a data pass, drawn at random; none = all."""
+        return None
+
+    def observe_gradients(self) -> None:
+        """In a pass that observes gradients: take up those of one example's log-likelihood, -sum log p, from `.grad`."""
 
     def initialise(self, moments: Moments) -> None:
         """Use the moments of the pass before training. Called only if there were any."""
@@ -97,9 +214,16 @@ class Method(ABC):
     def condition(self, inputs: Inputs) -> None:
         """Prepare for a forward pass on `inputs`: what depends on the input and stays fixed over layers and decoding."""
 
-    def penalties(self) -> dict[str, Penalty]:
+    def soft_prompt(self) -> SoftPrompt | None:
+        """The soft prompt of the batch that `condition` saw last."""
+        return None
+
+    def penalties(self, step: Step) -> dict[str, Penalty]:
         """Extra loss terms after a training forward pass, by name."""
         return {}
+
+    def gradients(self, gradients: Gradients) -> None:
+        """Read or change the gradients of a global batch. Called only where `follows_gradients`."""
 
     @abstractmethod
     def consolidate(self, moments: Moments) -> StagePart:

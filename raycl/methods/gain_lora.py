@@ -27,7 +27,7 @@ from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.subspace import grow, leading_outside
-from raycl.methods.base import Method, Moments, Penalty, StageInfo, When
+from raycl.methods.base import About, Method, Moments, Observes, Penalty, StageInfo, Step, When
 from raycl.methods.inf_lora import InfLora, SubspaceParams, gpm_settings, stored_basis, threshold
 from raycl.methods.lora import LoraMethod
 from raycl.methods.o_lora import OLora, OrthogonalParams
@@ -74,8 +74,30 @@ class GainLora(Method):
     """Gates around O-LoRA or InfLoRA."""
 
     Params = GainLoraParams
-    title = "gated branches, closed on the inputs of earlier tasks, over O-LoRA or InfLoRA"
-    paper = "arXiv 2505.15424"
+    about = About(
+        title="gated branches, closed on the inputs of earlier tasks, over O-LoRA or InfLoRA",
+        paper="GainLoRA, arXiv 2505.15424",
+        trains="a new branch (over InfLoRA: its B) and its gate",
+        growth="r (d_in + d_out) per adapted module and task, 2 h d + d per gate, and bases: at most 2 d^2 + h^2",
+        frozen="the backbone, all earlier branches and gates",
+        penalised="over O-LoRA: overlap of the new branch's rows with all earlier ones",
+        projected="all gate weights, by construction, off the features of earlier tasks; over InfLoRA also A",
+        state={
+            "branch": "A (r, d_in) and B (d_out, r) of every adapted module",
+            "gate": "(h, d), (d, h), (1, d): the gate's effective weights, level by level",
+            "gate_basis": "(width, j): columns the stage added to the basis of the gate's features, level by level",
+            "layer_basis": "over InfLoRA only, (d_in, j): columns added to the basis of a layer's inputs",
+        },
+        differences=(
+            "The update constraint holds by construction, G = G_init + V N^T with N a basis of the complement; the released "
+            "code projects the weights after Adam's step and rescales rows, which lets earlier gates open again.",
+            "Prompts are pooled over real tokens; the release divides by the padded length: "
+            "`method.gate_pooling=mean_padded`.",
+            "The gradient through earlier branches is the true one; the release cuts it: `method.detach_old=true`.",
+            "The key is aimed at the new task's data for every backbone; the fork's Llama code draws it at random: "
+            "`method.key_init=random`.",
+        ),
+    )
     params: GainLoraParams
 
     def __init__(self, params: GainLoraParams, info: StageInfo) -> None:
@@ -115,9 +137,9 @@ class GainLora(Method):
         return self.watched
 
     @property
-    def observes_layers(self) -> bool:
+    def observes(self) -> Observes:
         """The gate's features need only the embeddings; InfLoRA's moments need the layers."""
-        return isinstance(self.inner, InfLora)
+        return "layers" if isinstance(self.inner, InfLora) else "inputs"
 
     def initialise(self, moments: Moments) -> None:
         """Design the inner branch, then aim the new key at the new task."""
@@ -138,9 +160,9 @@ class GainLora(Method):
         if self.watched is not None:
             self._watch(pooled)
 
-    def penalties(self) -> dict[str, Penalty]:
+    def penalties(self, step: Step) -> dict[str, Penalty]:
         """The inner method's; the gate has no loss of its own."""
-        return self.inner.penalties()
+        return self.inner.penalties(step)
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The inner part, the gate's effective weights, and the columns its bases gained."""
@@ -187,10 +209,11 @@ class GainLora(Method):
         for layer in self.inner.branches.layers.values():
             layer.detach_old = self.params.detach_old and new is not None
 
-    def _current_weights(self) -> Tensor:
+    def _current_weights(self, layer: nn.Module, old: Tensor | None, new: Tensor) -> Tensor:
+        """The gate values (B, 1, T): the same in every layer and for every token."""
         if self.weights is None:
             raise RuntimeError("a gated model must be conditioned on its inputs before a forward pass")
-        return self.weights
+        return self.weights[:, None, :]
 
     def _new_gate(self, state: StageState, widths: list[int]) -> Gate:
         """G_1..G_L copied from the last gate (drawn at stage 1), a provisional key, all free only outside their M."""

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from raycl.methods.base import About
 from raycl.methods.lora import LoraMethod, LoraParams
 from raycl.methods.sin_lora import lora_settings
 from raycl.spec import Json
@@ -25,8 +26,15 @@ class IncLora(LoraMethod):
     """Train a new branch on top of the frozen ones; `LoraMethod` does all of it."""
 
     Params = IncLoraParams
-    title = "a new LoRA branch per task, outputs summed"
-    paper = "baseline of O-LoRA and AM-LoRA"
+    about = About(
+        title="a new LoRA branch per task, outputs summed",
+        paper="baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
+        trains="A and B of a new branch",
+        growth="r (d_in + d_out) per adapted module and task",
+        frozen="the backbone and all earlier branches",
+        state={"branch": "A (r, d_in) and B (d_out, r) of every adapted module"},
+        mergeable=True,
+    )
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:

@@ -24,7 +24,7 @@ from raycl.adapters.branches import Branches, kaiming
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, leading_outside, residual
-from raycl.methods.base import Moments, When
+from raycl.methods.base import About, Moments, When
 from raycl.methods.lora import LoraMethod, LoraParams
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
@@ -60,8 +60,28 @@ class InfLora(LoraMethod):
     """Design A_t, train B_t, grow the layer bases."""
 
     Params = InfLoraParams
-    title = "down-projections fixed outside the earlier tasks' input subspaces"
-    paper = "arXiv 2404.00228"
+    about = About(
+        title="down-projections fixed outside the earlier tasks' input subspaces",
+        paper="InfLoRA, arXiv 2404.00228",
+        trains="B of a new branch",
+        growth="r (d_in + d_out) per adapted module and task, and layer bases: at most d_in^2 per distinct layer input",
+        frozen="the backbone, all earlier branches, and A of the new one",
+        projected="A of the new branch, before training, off the earlier tasks' layer inputs",
+        state={
+            "branch": "A (r, d_in) and B (d_out, r) of every adapted module",
+            "layer_basis": "(d_in, j): orthonormal columns the stage added to the basis of a layer's inputs",
+        },
+        mergeable=True,
+        differences=(
+            "Inputs are taken at each adapted module itself; the released code uses the decoder's states for the values of "
+            "cross-attention, which read the encoder, so its guarantee fails there.",
+            "Padding never enters a second moment; the released passes average over it.",
+            "The InfLoRA row of GainLoRA's tables comes from a random projected A: `method.design=random_projected`.",
+            "The energy that a basis must capture counts eigenvalues of C (the GPM paper); the released code squares them: "
+            "`method.energy_power=2`.",
+            "Always the basis of what earlier inputs span, never its complement (DualGPM stores the smaller of both).",
+        ),
+    )
     params: SubspaceParams
 
     @classmethod

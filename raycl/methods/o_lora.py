@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import Penalty
+from raycl.methods.base import About, Penalty, Step
 from raycl.methods.lora import LoraMethod, LoraParams
 from raycl.methods.sin_lora import lora_settings
 from raycl.spec import Json, Weight, at_stage
@@ -56,8 +56,22 @@ class OLora(LoraMethod):
     """IncLoRA with the orthogonality loss."""
 
     Params = OLoraParams
-    title = "a new branch per task, pushed orthogonal to the earlier ones"
-    paper = "arXiv 2310.14152"
+    about = About(
+        title="a new branch per task, pushed orthogonal to the earlier ones",
+        paper="O-LoRA, arXiv 2310.14152",
+        trains="A and B of a new branch",
+        growth="r (d_in + d_out) per adapted module and task",
+        frozen="the backbone and all earlier branches",
+        penalised="overlap of the new branch's rows with all earlier ones (entrywise L1), optionally its norms",
+        state={"branch": "A (r, d_in) and B (d_out, r) of every adapted module"},
+        mergeable=True,
+        differences=(
+            "The released scripts put `Task:` and `Dataset:` lines into every prompt, at test too, which reveals the task; "
+            "off here, `data.reveal_task=true` restores it.",
+            "Without DeepSpeed the released code adds the penalty to the loss after dividing the cross-entropy by the "
+            "number of accumulation steps, so it is that many times too strong; here the weight does not depend on it.",
+        ),
+    )
     params: OrthogonalParams
 
     @classmethod
@@ -82,7 +96,7 @@ class OLora(LoraMethod):
             if old
         }
 
-    def penalties(self) -> dict[str, Penalty]:
+    def penalties(self, step: Step) -> dict[str, Penalty]:
         """The orthogonality and the norm term, where their weights are not 0."""
         lambda1 = at_stage(self.params.lambda1, self.info.stage)
         lambda2 = at_stage(self.params.lambda2, self.info.stage)

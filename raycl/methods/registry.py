@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from raycl.spec import MethodParams
 
 METHODS = {
+    "seq_ft": "raycl.methods.seq_ft:SeqFt",
     "sin_lora": "raycl.methods.sin_lora:SinLora",
     "inc_lora": "raycl.methods.inc_lora:IncLora",
+    "replay": "raycl.methods.replay:Replay",
     "o_lora": "raycl.methods.o_lora:OLora",
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
+    "per_task": "raycl.methods.per_task:PerTask",
+    "mtl": "raycl.methods.mtl:Mtl",
 }
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from raycl.adapters.backbone import Backbone
-from raycl.adapters.branches import Branches
-from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.base import About
+from raycl.methods.lora import LoraParams
+from raycl.methods.trained import TrainedMethod
+from raycl.methods.trainee import LoraTrainee, Trainee
 from raycl.spec import Json
-from raycl.state.stage_state import StageState
 
 
 class SinLoraParams(LoraParams):
@@ -23,27 +23,28 @@ class SinLoraParams(LoraParams):
     name: Literal["sin_lora"] = Field("sin_lora", description="one LoRA, trained on every task in turn")
 
 
-class SinLora(LoraMethod):
+class SinLora(TrainedMethod):
     """Train the same branch at every stage."""
 
     Params = SinLoraParams
-    title = "one LoRA trained on every task in turn (lower bound)"
-    paper = "baseline of O-LoRA and AM-LoRA"
+    params: SinLoraParams
+    about = About(
+        title="one LoRA trained on every task in turn (lower bound)",
+        paper="baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
+        trains="A and B of one branch",
+        growth="none: r (d_in + d_out) per adapted module, whatever T",
+        state={"branch": "A (r, d_in) and B (d_out, r) of every adapted module"},
+        mergeable=True,
+    )
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """O-LoRA's conventions; T5-Large lr 1e-3, Llama-2-7B lr 1e-4."""
         return lora_settings(family, order)
 
-    def install(self, backbone: Backbone, state: StageState) -> None:
-        """Continue the last branch, or start one."""
-        last = state.last.branch if state.last else None
-        self.branches = Branches(backbone, self.params.shape, [])
-        self.branches.start(last and last.a, last and last.b, self.info.generator("branch"))
-
-    def serve(self, backbone: Backbone, state: StageState) -> None:
-        """Only the newest branch: it contains the earlier ones."""
-        self.serve_branches(backbone, state.branches[-1:])
+    def make_trainee(self) -> Trainee:
+        """One LoRA branch."""
+        return LoraTrainee(self.params.shape)
 
 
 def lora_settings(family: str, order: str) -> Json:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raycl.methods.registry import method_class
 from raycl.spec import RunSpec, at_stage
 from raycl.state.keys import SCHEMA, content_key
-from raycl.tasks.task import Task
+from raycl.tasks.task import Task, union
 
 Json = dict[str, Any]
 
@@ -24,6 +25,8 @@ class StagePlan:
     key: str
     parent: str | None
     recipe: Json
+    row: int
+    """Row of the accuracy matrix that is scored after it: the stage, or the last row for a joint stage."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Cell:
     key: str
     seen: bool
     """Whether the task had been trained by then."""
+    state: str | None
+    """Key of the stage state that is scored; none = the untrained model."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,9 @@ class Plan:
     stages: list[StagePlan]
     cells: list[Cell]
 
-    def cells_of(self, stage: int) -> list[Cell]:
-        """The cells to be scored after a stage."""
-        return [cell for cell in self.cells if cell.stage == stage]
+    def cells_of(self, row: int) -> list[Cell]:
+        """The cells of one row of the matrix."""
+        return [cell for cell in self.cells if cell.stage == row]
 
     def to_json(self) -> Json:
         """Plain data, for the workers."""
@@ -62,18 +67,29 @@ class Plan:
 def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
     """Chain the stage keys, and name the cells: all tasks seen, and with `eval.forward` the untrained row and each next
     task before its stage."""
+    method = method_class(spec.method.name)
     stages: list[StagePlan] = []
-    for number, task in enumerate(tasks, start=1):
+    for number, task in enumerate(stage_tasks(spec, tasks), start=1):
         parent = stages[-1].key if stages else None
         recipe = stage_recipe(spec, number, task, model_fingerprint, parent)
-        stages.append(StagePlan(number, task.name, content_key(recipe), parent, recipe))
+        row = len(tasks) if method.joint else number
+        stages.append(StagePlan(number, task.name, content_key(recipe), parent, recipe, row))
     cells = []
-    for stage in range(0 if spec.eval.forward else 1, len(tasks) + 1):
-        state = stages[stage - 1].key if stage else f"untrained {model_fingerprint} {spec.model.precision}"
-        last = len(tasks) if stage == 0 else min(len(tasks), stage + spec.eval.forward)
+    for row in [*([0] if spec.eval.forward else []), *(stage.row for stage in stages)]:
+        last = len(tasks) if row == 0 else min(len(tasks), row + spec.eval.forward)
         for index, task in enumerate(tasks[:last], start=1):
-            cells.append(Cell(stage, task.name, content_key(cell_recipe(spec, task, state)), index <= stage))
+            # With the task id at hand, a task is scored with the state it left behind itself.
+            at = min(row, index) if method.needs_task_id else row
+            state = next((stage.key for stage in stages if stage.row == at), None)
+            named = state or f"untrained {model_fingerprint} {spec.model.precision}"
+            key = content_key(cell_recipe(spec, task, named))
+            cells.append(Cell(row, task.name, key, index <= row, state))
     return Plan(stages, cells)
+
+
+def stage_tasks(spec: RunSpec, tasks: list[Task]) -> list[Task]:
+    """What each stage trains on: one task after another, or for a joint method all of them in one stage."""
+    return [union(tasks)] if method_class(spec.method.name).joint else tasks
 
 
 def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, parent: str | None) -> Json:
@@ -86,12 +102,18 @@ def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, 
         "model": model,
         "task": {"name": task.name, "train": task.train_fingerprint},
         "lengths": _lengths(spec),
-        "method": spec.method.at(stage),
+        "method": _method_recipe(spec, stage),
         "train": train_recipe(spec, stage),
         "seed": spec.seed,
         "stage": stage,
         "parent": parent,
     }
+
+
+def _method_recipe(spec: RunSpec, stage: int) -> Json:
+    """The live hyper-parameters, and the version of the method's arithmetic once it is not the first."""
+    version = method_class(spec.method.name).version
+    return spec.method.at(stage) | ({"version": version} if version > 1 else {})
 
 
 def train_recipe(spec: RunSpec, stage: int) -> Json:

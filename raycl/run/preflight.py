@@ -52,7 +52,7 @@ def check_states(plan: Plan, store: Store, stages: Collection[int], cells: Colle
     needed = [
         stage.stage
         for stage in plan.stages
-        if stage.stage + 1 in stages or any(cell.key in cells for cell in plan.cells_of(stage.stage))
+        if stage.stage + 1 in stages or any(cell.key in cells for cell in plan.cells_of(stage.row))
     ]
     for stage in plan.stages[: max(needed, default=0)]:
         if stage.stage not in stages:

@@ -12,7 +12,7 @@ from raycl.home import home
 from raycl.metrics import AccuracyMatrix
 from raycl.models import fingerprint
 from raycl.report.terminal import Terminal
-from raycl.run.plan import Plan, make_plan
+from raycl.run.plan import Plan, make_plan, stage_tasks
 from raycl.run.preflight import check_machine, check_model, check_output, check_states, check_workers
 from raycl.spec import RunSpec
 from raycl.state.environment import describe_environment
@@ -161,11 +161,14 @@ class Driver:
             self._score(event)
 
     def _score(self, event: Event) -> None:
-        """Put a score into the matrix; show and record a row once all seen tasks have one."""
+        """Put a score into the matrix, wherever the same state meets the task; show and record a row once it is whole."""
         stage = event["stage"]
-        self.matrix.set(stage, event["task"], event["score"])
         cells = self.plan.cells_of(stage)
-        self.heard |= {cell.key for cell in cells if cell.task == event["task"]}
+        key = next(cell.key for cell in cells if cell.task == event["task"])
+        for cell in self.plan.cells:
+            if cell.key == key:
+                self.matrix.set(cell.stage, cell.task, event["score"])
+        self.heard.add(key)
         if stage and all(cell.key in self.heard for cell in cells):
             self.terminal.row(self.matrix, stage)
             if self.recording:
@@ -173,13 +176,16 @@ class Driver:
 
     def _replay(self, live: bool) -> None:
         """Hand on what the store holds and nobody has reported: earlier runs' results, or a lost worker's last words."""
-        for stage in range(len(self.plan.stages) + 1):
-            if stage:
-                self._replay_stage(self.plan.stages[stage - 1].key, cached=not live)
-            for cell in self.plan.cells_of(stage):
-                if cell.key not in self.heard and self.store.has_scores(cell.key):
-                    record = self.store.read_scores(cell.key)
-                    self.handle({"event": "scores", "stage": stage, "seen": cell.seen} | record)
+        self._replay_row(0)
+        for stage in self.plan.stages:
+            self._replay_stage(stage.key, cached=not live)
+            self._replay_row(stage.row)
+
+    def _replay_row(self, row: int) -> None:
+        for cell in self.plan.cells_of(row):
+            if cell.key not in self.heard and self.store.has_scores(cell.key):
+                record = self.store.read_scores(cell.key)
+                self.handle({"event": "scores", "stage": row, "seen": cell.seen} | record)
 
     def _replay_stage(self, key: str, cached: bool) -> None:
         if key in self.heard or not self.store.has(key):
@@ -197,7 +203,7 @@ class Driver:
                 "train": len(task.train),
                 "test": len(task.test),
             }
-            for stage, task in zip(self.plan.stages, self.tasks, strict=True)
+            for stage, task in zip(self.plan.stages, stage_tasks(self.spec, self.tasks), strict=True)
         ]
 
     def _recorded(self) -> Json:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
-from raycl.methods.base import StageInfo
-from raycl.methods.registry import build
+from raycl.methods.base import Method, StageInfo
+from raycl.methods.registry import build, method_class
 from raycl.models import LoadedModel, load_model
-from raycl.run.plan import Cell, Plan, StagePlan
+from raycl.run.plan import Cell, Plan, StagePlan, stage_tasks
 from raycl.spec import RunSpec
 from raycl.state.stage_state import StageState
 from raycl.state.store import Store
@@ -43,14 +45,14 @@ class SequenceWorker:
 
     def run(self, stage_done: StageDone) -> None:
         """Do what the store lacks. `stage_done` is called on every rank after each stage that was worked on."""
-        self._score(0, StageState())
+        self._score(0)
         for stage in self.plan.stages:
             stored = self._agreed(self.store.has(stage.key))
             if not stored:
                 self._train(stage)
-            missing = self._missing(stage.stage)
+            missing = self._missing(stage.row)
             if missing:
-                self._score(stage.stage, self._state(stage.key))
+                self._score(stage.row)
             if not stored or missing:
                 stage_done(stage)
 
@@ -71,17 +73,23 @@ class SequenceWorker:
         """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
         known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
         if known[0] != key:
+            last_only = method_class(self.spec.method.name).carries == "last"
             if key is None:
                 known = (None, StageState())
             elif self.store.manifest(key).parent == known[0]:
-                known = (key, known[1].append(self.store.read(key)))
+                known = (key, known[1].append(self.store.read(key), last_only))
             else:
-                known = (key, self.store.read_state(key))
+                known = (key, self.store.read_state(key, last_only))
             self._known = known
         return known[1]
 
+    @cached_property
+    def stage_tasks(self) -> list[Task]:
+        """What each stage trains on."""
+        return stage_tasks(self.spec, self.tasks)
+
     def _info(self, stage: int) -> StageInfo:
-        return StageInfo(stage, len(self.tasks), self.tasks[stage - 1].name, self.spec.seed)
+        return StageInfo(stage, len(self.stage_tasks), self.stage_tasks[stage - 1].name, self.spec.seed)
 
     def _train(self, stage: StagePlan) -> None:
         """Run one stage and publish it."""
@@ -91,7 +99,7 @@ class SequenceWorker:
             self.model,
             build(self.spec.method, self._info(stage.stage)),
             state,
-            self.tasks[stage.stage - 1],
+            self.stage_tasks[stage.stage - 1],
             self.spec,
             self.encoder,
             self.workers,
@@ -135,33 +143,41 @@ class SequenceWorker:
         self.store.drop_partial(stage.key)
         self.report(end)
 
-    def _missing(self, stage: int) -> list[Cell]:
-        return self._agreed([cell for cell in self.plan.cells_of(stage) if not self.store.has_scores(cell.key)])
+    def _missing(self, row: int) -> list[Cell]:
+        return self._agreed([cell for cell in self.plan.cells_of(row) if not self.store.has_scores(cell.key)])
 
     def _agreed(self, seen: Any) -> Any:
         """What rank 0 sees in the store: another run may write while the workers look one after the other."""
         return self.workers.gather(seen)[0]
 
-    def _score(self, stage: int, state: StageState) -> None:
-        """Score the missing cells of one row from the published state."""
-        cells = self._missing(stage)
-        if not cells:
-            return
-        method = build(self.spec.method, self._info(stage)) if stage else None
-        if method is not None:
-            method.serve(self.model.backbone, state)
-        try:
-            for done, cell in enumerate(cells, start=1):
-                self.report(
-                    {"event": "phase", "stage": stage, "phase": "evaluation", "done": done - 1, "total": len(cells)}
-                )
-                self._score_cell(cell, method)
-        finally:
-            if method is not None:
-                method.remove()
-        self.workers.barrier()
+    def _score(self, row: int) -> None:
+        """Score the missing cells of one row, state by state: one, unless the task id is at hand."""
+        cells = self._missing(row)
+        done = 0
+        for state, group in groupby(cells, key=lambda cell: cell.state):
+            with self._served(state) as method:
+                for cell in group:
+                    phase = {"event": "phase", "stage": row, "phase": "evaluation"}
+                    self.report(phase | {"done": done, "total": len(cells)})
+                    self._score_cell(cell, method)
+                    done += 1
+        if cells:
+            self.workers.barrier()
 
-    def _score_cell(self, cell: Cell, method: Any) -> None:
+    @contextmanager
+    def _served(self, key: str | None) -> Iterator[Method | None]:
+        """A published state on the backbone, or the untrained model."""
+        if key is None:
+            yield None
+            return
+        method = build(self.spec.method, self._info(self.store.manifest(key).stage))
+        try:
+            method.serve(self.model.backbone, self._state(key))
+            yield method
+        finally:
+            method.remove()
+
+    def _score_cell(self, cell: Cell, method: Method | None) -> None:
         started = time.perf_counter()
         task = next(task for task in self.tasks if task.name == cell.task)
         scored = score_task(self.model, method, self.encoder, task, self.spec.eval.batch_size, self.workers)

@@ -57,6 +57,7 @@ class StageState:
         """All branches, oldest first."""
         return [part.branch for part in self.parts if part.branch is not None]
 
-    def append(self, part: StagePart) -> StageState:
-        """The state after one more stage."""
-        return StageState((*self.parts, part))
+    def append(self, part: StagePart, last_only: bool = False) -> StageState:
+        """The state after one more stage; with `last_only`, earlier parts keep their facts and drop their tensors."""
+        earlier = (StagePart(old.task, facts=old.facts) for old in self.parts) if last_only else self.parts
+        return StageState((*earlier, part))

@@ -118,9 +118,14 @@ class Store:
         """The part of one stage, tensors on the CPU and names sorted, every file checked by size and hash."""
         return self._load(self.manifest(key))
 
-    def read_state(self, key: str) -> StageState:
-        """The state after a stage: the parts from the first stage to this one."""
-        return StageState(tuple(self._load(manifest) for manifest in self._chain(key)))
+    def read_state(self, key: str, last_only: bool = False) -> StageState:
+        """The state after a stage: the parts from the first stage to this one.
+
+        With `last_only`, the earlier parts' tensors are not read; their facts are there.
+        """
+        *earlier, last = self._chain(key)
+        parts = (StagePart(m.task, facts=m.facts) if last_only else self._load(m) for m in earlier)
+        return StageState((*parts, self._load(last)))
 
     def lineage(self, key: str) -> list[str]:
         """The keys from the first stage of a chain to this one."""

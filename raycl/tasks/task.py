@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,6 +55,13 @@ class Task:
     def test_fingerprint(self) -> str:
         """SHA-256 of the test examples in order: enters the key of a row of scores."""
         return fingerprint(self.test)
+
+
+def union(tasks: Sequence[Task]) -> Task:
+    """All tasks as one: the training examples of each, in order. It has no test split; scores stay apart by task."""
+    train = tuple(example for task in tasks for example in task.train)
+    name = "+".join(task.name for task in tasks)
+    return Task(name, "union", tasks[0].metric, None, train, (), {"tasks": [task.name for task in tasks]})
 
 
 def fingerprint(examples: tuple[Example, ...]) -> str:

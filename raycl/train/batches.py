@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from raycl.adapters.backbone import Inputs
+from raycl.methods.base import Row
 from raycl.tasks.task import Example
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ class Encoded:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     """Target with the end-of-sequence token."""
+    stage: int = 0
+    """1-based stage of the task the row stands for; 0 = the current one."""
+    weight: float = 1.0
+    """Weight of the row's answer tokens in the cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Encoder:
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Token ids of every example, in order."""
         return [self._one(example) for example in examples]
+
+    def encode_rows(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Token ids of every training row, in order."""
+        return [replace(self._one(row.example), stage=row.stage, weight=row.weight) for row in rows]
 
     def longest_answer(self, answers: Sequence[str]) -> int:
         """Tokens of the longest of `answers` with its end token: where generation may stop."""
@@ -85,10 +94,11 @@ class Encoder:
         mask = torch.tensor([_pad([1] * len(row), width, 0, left) for row in rows], device=device)
         if not joined:
             labels = self._decoder_labels(batch, device) if answers else None
-            return Inputs(ids, mask, mask, labels)
+            return Inputs(ids, mask, mask, labels, **_origins(batch, device))
         prompts = [_pad([1] * len(e.prompt) + [0] * len(e.answer), width, 0, left) for e in batch]
         labels = [_pad([IGNORE] * len(e.prompt) + list(e.answer), width, IGNORE, left) for e in batch]
-        return Inputs(ids, mask, torch.tensor(prompts, device=device), torch.tensor(labels, device=device))
+        prompt_mask, labels = torch.tensor(prompts, device=device), torch.tensor(labels, device=device)
+        return Inputs(ids, mask, prompt_mask, labels, **_origins(batch, device))
 
     def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
         longest = max(1, *(len(e.answer) for e in batch))  # a batch of filler rows only still needs a position
@@ -128,6 +138,16 @@ def by_length(examples: Sequence[Encoded], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar prompt length, longest first, so that padding is small and memory peaks at once."""
     order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def _origins(batch: Sequence[Encoded], device: str | torch.device) -> dict[str, torch.Tensor]:
+    """Stages and weights of the rows, where any row has other than the default."""
+    found = {}
+    if any(row.stage for row in batch):
+        found["stages"] = torch.tensor([row.stage for row in batch], device=device)
+    if any(row.weight != 1 for row in batch):
+        found["weights"] = torch.tensor([row.weight for row in batch], device=device)
+    return found
 
 
 def _pad(row: list[int], width: int, value: int, left: bool) -> list[int]:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,16 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch."""
         self._engine.backward(loss)
+
+    def gradients(self) -> tuple[Callable[[nn.Parameter], Tensor | None], Callable[[nn.Parameter, Tensor], None]]:
+        """Functions that read and replace a parameter's whole gradient, at any ZeRO stage.
+
+        They hold between `backward` of a global batch's last micro-batch and `step`, when gradients are averaged over the
+        workers.
+        """
+        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+
+        return safe_get_full_grad, safe_set_full_grad
 
     def step(self, lr: float) -> None:
         """Count a micro-batch; at the end of a global batch, average over the workers, clip, and update at rate `lr`."""

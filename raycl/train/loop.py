@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from raycl.methods.base import Method
+from torch import Tensor
+
+from raycl.adapters.backbone import Inputs
+from raycl.methods.base import Gradients, Method, Step
 from raycl.spec import TrainSpec, at_stage
 from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches
 from raycl.train.checkpoints import Checkpoints
 from raycl.train.engine import BatchShape, Engine
 from raycl.train.meter import Event, Meter
+from raycl.train.module import StageModule, precision
 from raycl.train.workers import Workers
 
 Report = Callable[[Event], None]
@@ -23,6 +27,7 @@ class TrainLoop:
         self,
         settings: TrainSpec,
         method: Method,
+        module: StageModule,
         engine: Engine,
         shape: BatchShape,
         train: list[Encoded],
@@ -31,7 +36,7 @@ class TrainLoop:
         record: Report,
         checkpoints: Checkpoints | None,
     ) -> None:
-        self.settings, self.method, self.engine, self.shape = settings, method, engine, shape
+        self.settings, self.method, self.module, self.engine, self.shape = settings, method, module, engine, shape
         self.train, self.encoder, self.workers, self.record, self.checkpoints = (
             train,
             encoder,
@@ -74,16 +79,26 @@ class TrainLoop:
         rate = self.lr * lr_factor(settings.schedule, settings.warmup, self.step, self.steps)
         for micro in micro_batches:
             inputs = self.encoder.collate(micro.rows, self.workers.device)
-            task_loss = self.engine.loss(inputs) / micro.tokens
-            penalties = self.method.penalties()
+            summed, logits, labels = self.engine.loss(inputs)
+            task_loss = summed / micro.tokens
+            progress = (self.step - 1) / self.steps
+            step = Step(inputs, logits, labels, task_loss, progress, self._again, self.workers.sum)
+            penalties = self.method.penalties(step)
             loss = task_loss + sum(term.raw * term.weight for term in penalties.values())
             self.engine.backward(loss)
+            if micro is micro_batches[-1] and self.method.follows_gradients:
+                self.method.gradients(Gradients(*self.engine.gradients(), self.workers.sum))
             self.engine.step(rate)
             self.meter.add(task_loss, penalties, int(inputs.mask.numel()))
         if self.step % settings.log_every == 0 or self.step in (1, self.steps):
             self._log(rate)
         if self.checkpoints is not None and self.step % settings.checkpoint_every == 0 and self.step < self.steps:
             self.checkpoints.save(self.step, self.logged, self.meter)
+
+    def _again(self, inputs: Inputs) -> Tensor:
+        """Another forward pass, in the engine's precision: the logits of the answers."""
+        with precision(self.module.backbone):
+            return self.module.predict(inputs)[0]
 
     def _log(self, rate: float) -> None:
         """Report the means since the last log line."""

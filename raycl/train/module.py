@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.soft_prompts import soften
 from raycl.methods.base import Method
 
 IGNORE = -100
@@ -25,29 +27,46 @@ class StageModule(nn.Module):
         self.backbone, self.method = backbone, method
         self._short_logits = "logits_to_keep" in inspect.signature(backbone.model.forward).parameters
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Sum over answer tokens of -log p (a scalar, fp32)."""
-        self.method.condition(inputs)
-        logits, labels = self._logits(inputs)
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum over answer tokens of -w log p (a scalar, fp32), the logits (B, L, V) and the labels (B, L) they predict."""
+        logits, labels = self.predict(inputs)
+        flat = logits.float().flatten(0, 1), labels.flatten()
+        if inputs.weights is None:
+            return F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum"), logits, labels
+        each = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="none").view_as(labels)
+        return (each * inputs.weights[:, None]).sum(), logits, labels
 
-    def _logits(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def predict(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits and the labels they predict, both (B, L, ...)."""
+        self.method.condition(inputs)
+        fed, mask, labels = feed(self.backbone, self.method, inputs)
         if self.backbone.encoder_decoder:
-            out = self.model(input_ids=inputs.ids, attention_mask=inputs.mask, labels=inputs.labels, use_cache=False)
-            return out.logits, inputs.labels
-        answer = max(1, int((inputs.labels != IGNORE).any(dim=0).sum()))
+            return self.model(**fed, labels=labels, use_cache=False).logits, labels
+        answer = max(1, int((labels != IGNORE).any(dim=0).sum()))
         keep = {"logits_to_keep": answer + 1} if self._short_logits else {}
-        positions = (inputs.mask.cumsum(dim=1) - 1).clamp(min=0)
-        out = self.model(
-            input_ids=inputs.ids, attention_mask=inputs.mask, position_ids=positions, use_cache=False, **keep
-        )
-        return out.logits[:, -answer - 1 : -1], inputs.labels[:, -answer:]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits = self.model(**fed, position_ids=positions, use_cache=False, **keep).logits
+        return logits[:, -answer - 1 : -1], labels[:, -answer:]
+
+
+def feed(backbone: Backbone, method: Method | None, inputs: Inputs) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+    """What the backbone is given for a batch the method was conditioned on, its mask, and its labels.
+
+    Token ids, or, where the method has a soft prompt, embeddings with the prompt in place.
+    """
+    soft = None if method is None else method.soft_prompt()
+    if soft is None:
+        return {"input_ids": inputs.ids, "attention_mask": inputs.mask}, inputs.mask, inputs.labels
+    softened = soften(backbone, inputs, soft)
+    return (
+        {"inputs_embeds": softened.embeds, "attention_mask": softened.mask},
+        softened.mask,
+        softened.labels,
+    )
 
 
 def precision(backbone: Backbone) -> AbstractContextManager[object]:
     """The autocast context of everything outside the engine: the same arithmetic as inside it."""
-    dtype = backbone.model.get_input_embeddings().weight.dtype
-    if dtype == torch.float32:
+    if backbone.dtype == torch.float32:
         return nullcontext()
-    return torch.autocast(backbone.device.type, dtype=dtype)
+    return torch.autocast(backbone.device.type, dtype=backbone.dtype)

@@ -1,11 +1,13 @@
-"""Data passes: run the training set through the model once, in eval mode, so that a method can fill its moments."""
+"""Data passes: run the training set through the model once, in eval mode, so that a method can fill its statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
+from raycl.adapters.backbone import Inputs
 from raycl.methods.base import Moments
 from raycl.train.batches import Encoded, Encoder, by_length
 from raycl.train.module import StageModule, precision
@@ -32,12 +34,11 @@ def data_pass(
     mine = examples[workers.rank :: workers.world] or examples[:1]
     idle = len(examples) <= workers.rank
     module.eval()
-    see = module if module.method.observes_layers else module.method.condition
+    see, batch_size = _viewer(module, batch_size)
     done = 0
-    with torch.no_grad(), precision(module.backbone):
-        for batch in by_length(mine, batch_size):
-            inputs = encoder.collate([mine[i] for i in batch], workers.device)
-            see(inputs)
+    with torch.set_grad_enabled(batch_size == 0), precision(module.backbone):
+        for batch in by_length(mine, max(1, batch_size)):
+            see(encoder.collate([mine[i] for i in batch], workers.device))
             done += len(batch)
             progress(done, len(mine))
     for name in sorted(moments):
@@ -45,3 +46,18 @@ def data_pass(
             moments[name].total.zero_()
             moments[name].count.zero_()
         workers.sum((moments[name].total, moments[name].count))
+
+
+def _viewer(module: StageModule, batch_size: int) -> tuple[Callable[[Inputs], object], int]:
+    """What to call on every batch, and the batch size; 0 = single examples with gradients."""
+    observes = module.method.observes
+    if observes == "inputs":
+        return module.method.condition, batch_size
+    return (module, batch_size) if observes == "layers" else (partial(_see_gradients, module), 0)
+
+
+def _see_gradients(module: StageModule, inputs: Inputs) -> None:
+    """The gradient of one example's -sum log p, for the method to take up."""
+    module(inputs)[0].backward()
+    module.method.observe_gradients()
+    module.zero_grad(set_to_none=True)

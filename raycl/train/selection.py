@@ -43,7 +43,7 @@ def held_out_loss(
     with precision(module.backbone):
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
-            total[0] += module(encoder.collate(batch, workers.device))
+            total[0] += module(encoder.collate(batch, workers.device))[0]
             total[1] += sum(len(row.answer) for row in batch)
     workers.sum([total])
     return float(total[0] / total[1].clamp(min=1))

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from raycl.methods.base import Method, Moments, When
 from raycl.models import LoadedModel
 from raycl.spec import RunSpec, at_stage
 from raycl.state.stage_state import StagePart, StageState
-from raycl.tasks.task import Task
+from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints, Partial
 from raycl.train.engine import BatchShape, Engine
+from raycl.train.generation import write_texts
 from raycl.train.loop import Report, TrainLoop
 from raycl.train.meter import Event
 from raycl.train.module import StageModule
@@ -53,11 +55,12 @@ class StageRun:
         """Install, pass, train, pass, consolidate. The backbone is clean again afterwards, even after an error."""
         started = time.perf_counter()
         self._seed()
-        train, held_out = self._split(self.encoder.encode(self.task.train))
-        steps = math.ceil(len(train) / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
-        self.report({"event": "stage_start", "stage": self.stage, "task": self.task.name, "steps": steps})
+        own, held_out = self._split()
         try:
             self.method.install(self.model.backbone, self.state)
+            write = partial(write_texts, self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
+            train = self.encoder.encode_rows(self.method.examples(own, write))
+            self._announce(len(train))
             module = StageModule(self.model.backbone, self.method)
             self._pass("before", module, train, self.method.initialise)
             self.workers.agree(_own_tensors(module))
@@ -76,13 +79,27 @@ class StageRun:
         np.random.seed(seed % 2**32)
         random.seed(seed)
 
-    def _split(self, encoded: list[Encoded]) -> tuple[list[Encoded], list[Encoded]]:
+    def _announce(self, rows: int) -> None:
+        steps = math.ceil(rows / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
+        self.report({"event": "stage_start", "stage": self.stage, "task": self.task.name, "steps": steps})
+
+    def _split(self) -> tuple[list[Example], list[Encoded]]:
         """Train and held-out part of the training set; the test set is never touched."""
+        examples = list(self.task.train)
         if self.spec.train.keep == "last" or self.spec.train.holdout == 0:
-            return encoded, []
-        count = max(1, round(len(encoded) * self.spec.train.holdout))
-        order = torch.randperm(len(encoded), generator=self.method.info.generator("holdout")).tolist()
-        return [encoded[i] for i in sorted(order[count:])], [encoded[i] for i in sorted(order[:count])]
+            return examples, []
+        count = max(1, round(len(examples) * self.spec.train.holdout))
+        order = torch.randperm(len(examples), generator=self.method.info.generator("holdout")).tolist()
+        held_out = [examples[i] for i in sorted(order[:count])]
+        return [examples[i] for i in sorted(order[count:])], self.encoder.encode(held_out)
+
+    def _drawn(self, train: list[Encoded]) -> list[Encoded]:
+        """The rows of a data pass: all, or as many as the method wants, drawn at random."""
+        most = self.method.pass_examples
+        if most is None or most >= len(train):
+            return train
+        order = torch.randperm(len(train), generator=self.method.info.generator("pass")).tolist()
+        return [train[i] for i in sorted(order[:most])]
 
     def _pass(
         self, when: When, module: StageModule, train: list[Encoded], use: Callable[[Moments], None] | None
@@ -92,9 +109,8 @@ class StageRun:
         moments = self.method.collect(when)
         if moments is not None:
             batch = self.spec.eval.batch_size
-            data_pass(
-                module, self.encoder, train, moments, batch, self.workers, self._progress(f"data pass {when} training")
-            )
+            progress = self._progress(f"data pass {when} training")
+            data_pass(module, self.encoder, self._drawn(train), moments, batch, self.workers, progress)
             if use is not None:
                 use(moments)
         self.seconds[f"pass_{when}"] = time.perf_counter() - started
@@ -122,7 +138,7 @@ class StageRun:
             best = Best(engine.parameters) if held_out else None
             saved = Checkpoints(self.partial, engine, best, self.workers) if self.partial is not None else None
             loop = TrainLoop(
-                settings, self.method, engine, shape, train, self.encoder, self.workers, self._record, saved
+                settings, self.method, module, engine, shape, train, self.encoder, self.workers, self._record, saved
             )
             self.log.extend(loop.logged)
             for epoch in range(loop.epochs):

@@ -33,9 +33,7 @@ def captured(x: torch.Tensor, basis: torch.Tensor, power: int) -> float:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.floats(0.3, 1.0), st.sampled_from([1, 2]), st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**20)
-)
+@given(st.floats(0.3, 1.0), st.sampled_from([1, 2]), st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**20))
 def test_growth_reaches_the_threshold_and_no_more(threshold, power, rank, second, seed):
     """Over two tasks: M stays orthonormal, holds the wanted energy of each task by an SVD of the features, needs its last
     column, keeps its old columns, and adding the same moment again adds nothing."""

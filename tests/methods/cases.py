@@ -29,23 +29,47 @@ class Case:
 
     params: dict[str, Any]
     trains: str
-    """What a stage trains: A, B of the current branch, g = the new gate."""
+    """What a stage trains: A, B of the current branch, g = the new gate, W = all weights of the backbone."""
     keeps: str = ""
     """What a part holds beside its branch: g = a gate, G = bases of the gate's features, L = bases of layer inputs."""
     frozen_branches: bool = True
     """Whether old branches stay in the model beside the current one."""
+    own: tuple[str, ...] = ()
+    """Trainable parameters of the method's own modules, as named in the stage module; {0} = index of the stage from 0,
+    * = any stage so far."""
+    continues: bool = True
+    """Whether a stage starts from the function the one before ended with."""
+    serves_trained: bool = True
+    """Whether the served model has the weights that were trained, and not some merger of them."""
+    rounding: float = 0.0
+    """How far served logits may be from those after training, relative to the largest."""
+
+    @property
+    def branch(self) -> bool:
+        """Whether a part holds a LoRA branch."""
+        return "B" in self.trains
 
 
+PLAIN = {"frozen_branches": False}
 CASES = {
-    "sin_lora": Case({"name": "sin_lora"}, "AB", frozen_branches=False),
+    "seq_ft": Case({"name": "seq_ft"}, "W", **PLAIN),
+    "sin_lora": Case({"name": "sin_lora"}, "AB", **PLAIN),
+    "replay": Case({"name": "replay", "share": 0.5}, "AB", **PLAIN),
+    "replay_full": Case({"name": "replay", "share": 0.5, "trains": "full"}, "W", **PLAIN),
+    "per_task": Case({"name": "per_task"}, "AB", **PLAIN, continues=False),
+    "per_task_full": Case({"name": "per_task", "trains": "full"}, "W", **PLAIN, continues=False),
+    "mtl": Case({"name": "mtl"}, "AB", **PLAIN),
     "inc_lora": Case({"name": "inc_lora"}, "AB"),
     "o_lora": Case({"name": "o_lora", "lambda1": 0.1, "lambda2": 0.01}, "AB"),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
-    "gain_lora_over_o": Case({"name": "gain_lora", "over": "o_lora", "lambda1": 0.1, **GATE}, "ABg", "gG"),
-    "gain_lora_over_inf": Case({"name": "gain_lora", "over": "inf_lora", **LAYERS, **GATE}, "Bg", "gGL"),
+    "gain_lora_over_o": Case(
+        {"name": "gain_lora", "over": "o_lora", "lambda1": 0.1, **GATE}, "ABg", "gG", rounding=1e-6
+    ),
+    "gain_lora_over_inf": Case({"name": "gain_lora", "over": "inf_lora", **LAYERS, **GATE}, "Bg", "gGL", rounding=1e-6),
 }
-CASES = {name: replace(case, params=SHAPE | case.params) for name, case in CASES.items()}
+"""Every method, and every setting of one that changes what it trains or carries. A new method is one line here."""
+CASES = {name: replace(case, params=(SHAPE if case.branch else {}) | case.params) for name, case in CASES.items()}
 
 SELF = {"llama": ["model.layers.{}.self_attn"], "t5": ["encoder.block.{}.layer.0.SelfAttention"]}
 SELF["t5"] += ["decoder.block.{}.layer.0.SelfAttention", "decoder.block.{}.layer.1.EncDecAttention"]
@@ -61,10 +85,15 @@ ADAPTED = {
 """Paths of the modules that carry adapters in the tiny models, written out independently of the code."""
 
 
-def expected_trainable(case: Case, family: str, stage: int) -> list[str]:
+def expected_trainable(case: Case, model: Any, family: str, stage: int) -> list[str]:
     """Names in the stage module of everything that may train at `stage`."""
-    letters = case.trains.replace("g", "")
+    letters = [letter for letter in "AB" if letter in case.trains]
     names = [f"model.{path}.lora_{letter}.branch.weight" for path in ADAPTED[family] for letter in letters]
+    if "W" in case.trains:
+        names += [f"model.{name}" for name, _ in model.backbone.model.named_parameters()]
+    for pattern in case.own:
+        for index in range(stage) if "*" in pattern else [stage - 1]:
+            names.append(pattern.replace("*", str(index)).format(index))
     if "g" in case.trains:
         names += [f"extra.gates.{stage - 1}.{part}.move" for part in ("layers.0", "layers.1", "key")]
     return sorted(names)

@@ -25,7 +25,7 @@ from cases import (
 )
 
 from raycl.adapters.branches import adapter_config
-from raycl.methods.registry import METHODS, method_params
+from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.state.keys import content_key
 from raycl.state.stage_state import StageState
 from raycl.state.store import Store
@@ -40,6 +40,11 @@ OTHER_VALUES = {
     "init_constraint": False,
     "update_constraint": False,
     "detach_old": True,
+    "weight": 3.0,
+    "rank": 2,
+    "alpha": 5.0,
+    "dropout": 0.5,
+    "targets": ["no_such_module"],
 }
 
 
@@ -48,10 +53,10 @@ def test_every_registered_method_has_a_case():
     assert {case.params["name"] for case in CASES.values()} == set(METHODS)
 
 
-def test_trains_what_is_declared_and_nothing_else(trained, case, family):
+def test_trains_what_is_declared_and_nothing_else(trained, case, tiny, family):
     """The optimizer holds exactly the declared parameters, by name, at every stage."""
     for stage, result in enumerate(trained, start=1):
-        assert result.trainable == expected_trainable(case, family, stage)
+        assert result.trainable == expected_trainable(case, tiny, family, stage)
 
 
 def test_what_trains_moves_and_what_is_frozen_stays(trained, case):
@@ -77,8 +82,14 @@ def test_old_parts_are_handed_on_untouched(trained):
 
 
 def test_the_part_holds_what_was_trained(trained, case):
-    """The branch of a part is the layers' state right after training, on exactly the adapted modules."""
+    """What a part holds is the layers' state right after training, on exactly the trained modules."""
     for result in trained:
+        if "W" in case.trains:
+            held = {f"model.{name.removeprefix('weights/')}": value for name, value in result.part.tensors.items()}
+            assert held.keys() >= {name for name in result.trainable if name.startswith("model.")}
+            assert all(torch.equal(value, result.after[name]) for name, value in held.items() if name in result.after)
+        if not case.branch or not case.serves_trained:
+            continue
         for path, a in result.part.branch.a.items():
             assert torch.equal(a, result.after[f"model.{path}.lora_A.branch.weight"])
             assert torch.equal(result.part.branch.b[path], result.after[f"model.{path}.lora_B.branch.weight"])
@@ -87,7 +98,7 @@ def test_the_part_holds_what_was_trained(trained, case):
 def test_the_state_grows_by_the_formula(trained, case, family):
     """A branch has r (d_in + d_out) numbers per module, a gate 2 h d + d, bases one column of its width per dimension."""
     filled: dict[str, int] = {}
-    for result in trained:
+    for result in trained if case.branch and not case.own else []:
         part = result.part
         assert sorted(part.branch.a) == ADAPTED[family]
         for path in ADAPTED[family]:
@@ -105,7 +116,7 @@ def test_the_state_grows_by_the_formula(trained, case, family):
             owners += [path for path in ADAPTED[family] if path.endswith("EncDecAttention.v")]
             widths |= {f"layer_basis/{path}": WIDTH for path in owners}
         gate = {"gate/0": (HIDDEN, WIDTH), "gate/1": (WIDTH, HIDDEN), "gate/2": (1, WIDTH)} if "g" in case.keeps else {}
-        assert part.tensors.keys() == widths.keys() | gate.keys()
+        assert part.tensors.keys() >= widths.keys() | gate.keys()
         assert {name: tuple(part.tensors[name].shape) for name in gate} == gate
         for name, width in widths.items():
             assert part.tensors[name].shape[0] == width
@@ -114,12 +125,21 @@ def test_the_state_grows_by_the_formula(trained, case, family):
         assert all(value.dtype == torch.float32 for value in tensors_of(part).values())
 
 
+def test_what_a_part_holds_is_documented(trained, case):
+    """`about.state` names every tensor of a part, and nothing that no part ever holds in a case of the method."""
+    about = method_class(case.params["name"]).about
+    for result in trained:
+        kinds = {name.partition("/")[0] for name in result.part.tensors}
+        assert kinds <= about.state.keys()
+        assert (result.part.branch is not None) <= ("branch" in about.state)
+
+
 def test_parts_come_back_from_the_store_bit_for_bit(trained, case, tiny, toy_tasks, run_stage, tmp_path):
     """Published and read, a state is the same, and the third stage run from the store equals the one run from memory."""
     store, keys = Store(str(tmp_path / "store")), []
     for stage, result in enumerate(trained[:2], start=1):
         recipe = {"stage": stage, "method": result.method.params.at(stage)}
-        config = adapter_config(tiny.backbone, result.method.params.shape, tiny.name)
+        config = adapter_config(tiny.backbone, result.method.params.shape, tiny.name) if result.part.branch else None
         store.publish(
             content_key(recipe), result.part, recipe=recipe, parent=keys[-1] if keys else None, stage=stage,
             adapter_config=config, environment={}, runtime={}, log=result.log,
@@ -142,19 +162,19 @@ def test_the_seed_decides_everything(trained, case, tiny, toy_tasks, run_sequenc
 
 
 def test_serving_gives_the_trained_function(trained, case, tiny, toy_tasks):
-    """The published state, served, has the logits of the training module in eval mode: bit for bit, or with gates, whose
-    effective weights are summed up before use, within 1e-6 of the largest logit."""
-    for result in trained:
+    """The published state, served, has the logits of the training module in eval mode: bit for bit, or where effective
+    weights are summed up before use (gates), within a rounding of the largest logit."""
+    for result in trained if case.serves_trained else []:
         logits = served_logits(tiny, case.params, result.state, toy_tasks[0].test)
         largest = max(row.abs().max().item() for row in logits)
-        assert largest_difference(logits, result.probes[1]) <= (1e-6 * largest if "g" in case.keeps else 0)
+        assert largest_difference(logits, result.probes[1]) <= case.rounding * largest
     with serving(tiny, case.params, trained[-1].state):
         assert not any(p.requires_grad for p in tiny.backbone.model.parameters())
 
 
 def test_a_stage_starts_from_the_function_of_the_one_before(trained, case, tiny, toy_tasks):
     """B_t = 0 (or, for SinLoRA, the copied branch): the first step sees the logits the last stage ended with."""
-    for earlier, later in pairwise(trained):
+    for earlier, later in pairwise(trained) if case.continues else []:
         assert largest_difference(earlier.probes[1], later.probes[0]) <= 1e-5
     bare = answer_logits(tiny, None, batch_of(tiny, toy_tasks[0].test))
     assert largest_difference(bare, trained[0].probes[0]) <= 1e-6
@@ -212,7 +232,6 @@ def test_remove_leaves_no_trace(trained, case, tiny, toy_tasks):
     hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules.values())
     method = make_method(case.params, 3)
     method.install(tiny.backbone, trained[1].state)
-    assert dict(model.named_modules()).keys() != modules.keys()
     method.remove()
     again = dict(model.named_modules())
     assert again.keys() == modules.keys() and all(again[name] is modules[name] for name in modules)
@@ -240,12 +259,16 @@ def test_a_failing_stage_leaves_no_trace(tiny, case, toy_tasks, run_stage):
 
 def test_unknown_target_modules_are_named(tiny, case, toy_tasks, run_stage):
     """Targets that the model does not have: the error names them, not what failed while cleaning up."""
+    if not case.branch:
+        pytest.skip("trains no LoRA branch")
     with pytest.raises(ValueError, match="no_such_module"):
         run_stage(tiny, case.params | {"targets": ["no_such_module"]}, toy_tasks)
 
 
 def test_other_target_modules_are_adapted(tiny, case, family, toy_tasks, run_stage):
     """`targets` puts the branch on those modules and on no others, with their own widths."""
+    if not case.branch:
+        pytest.skip("trains no LoRA branch")
     name = "down_proj" if family == "llama" else "wo"
     part = run_stage(tiny, case.params | {"targets": [name]}, toy_tasks).part
     assert {path.rsplit(".", 1)[-1] for path in part.branch.a} == {name}
@@ -281,7 +304,7 @@ def test_a_list_of_weights_counts_only_at_its_stage(tiny, toy_tasks, run_stage, 
 
 def test_the_logged_loss_is_the_mean_over_answer_tokens(tiny, case, toy_tasks, run_stage):
     """The task loss in the log is the mean cross-entropy per answer token of the training module, at the first step."""
-    still = case.params | {"dropout": 0.0}
+    still = case.params | ({"dropout": 0.0} if case.branch else {})
     examples = toy_tasks[0].train
     result = run_stage(tiny, still, toy_tasks, batch_size=16, epochs=1, probe=probe_logits(tiny, examples))
     inputs = batch_of(tiny, examples)

@@ -75,9 +75,7 @@ def over(request):
 @pytest.fixture(scope="module")
 def exact(model, over, toy_tasks, run_sequence):
     """Three stages with exact subspaces; probes are gates and features on all tasks, at the start and the end."""
-    return run_sequence(
-        model, EXACT | {"over": over}, toy_tasks, epochs=10, probe=gates_and_features(model, toy_tasks)
-    )
+    return run_sequence(model, EXACT | {"over": over}, toy_tasks, epochs=10, probe=gates_and_features(model, toy_tasks))
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +360,8 @@ def test_detach_old_changes_training_and_nothing_else(tiny, toy_tasks, run_seque
     params = CASES["gain_lora_over_o"].params | {"dropout": 0.0}
     probe = probe_logits(tiny, toy_tasks[1].test)
     results = [
-        run_sequence(tiny, params | {"detach_old": flag}, toy_tasks[:2], epochs=1, probe=probe) for flag in (False, True)
+        run_sequence(tiny, params | {"detach_old": flag}, toy_tasks[:2], epochs=1, probe=probe)
+        for flag in (False, True)
     ]
     assert largest_difference(results[0][1].probes[0], results[1][1].probes[0]) == 0
     assert results[0][1].log[0]["loss"] == results[1][1].log[0]["loss"]
@@ -424,7 +423,7 @@ def test_a_stays_what_it_was_at_prefill_in_every_decoding_step(tiny, family, toy
     with serving(tiny, EXACT, exact_fp32) as method, torch.no_grad():
         method.condition(inputs)
         prefill = method.weights.clone()
-        method.inner.branches.mix_by(lambda: used.append(method.weights) or method.weights)
+        method.inner.branches.mix_by(lambda layer, old, new: used.append(method.weights) or method.weights[:, None])
         out = tiny.backbone.model.generate(
             input_ids=inputs.ids, attention_mask=inputs.mask, max_new_tokens=4, min_new_tokens=4, do_sample=False,
             pad_token_id=0, eos_token_id=2, return_dict_in_generate=True, output_logits=True,

@@ -85,7 +85,9 @@ def test_designed_rows_are_the_leading_new_directions(tiny, family, toy_tasks, r
     seen = {}
 
     def probe(module, encoder):
-        return {path: module.backbone.model.get_submodule(path).lora_A[CURRENT].weight.clone() for path in ADAPTED[family]}
+        return {
+            path: module.backbone.model.get_submodule(path).lora_A[CURRENT].weight.clone() for path in ADAPTED[family]
+        }
 
     second = run_stage(tiny, PARAMS, toy_tasks, first.state, probe=probe)
     path = ADAPTED[family][-1] if family == "llama" else "encoder.block.1.layer.0.SelfAttention.v"

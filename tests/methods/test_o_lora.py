@@ -34,7 +34,7 @@ def by_hand(stage: int = 2, **weights) -> OLora:
 
 def test_penalties_by_hand():
     """sum |A_old A_t^T| = |1 - 2| + |3| + |-4| + 0 = 8, norms = sqrt(85) + 5 + 2 + 0, each with its weight of the stage."""
-    terms = by_hand(lambda1=[9.0, 0.5, 9.0], lambda2=[9.0, 0.1, 9.0]).penalties()
+    terms = by_hand(lambda1=[9.0, 0.5, 9.0], lambda2=[9.0, 0.1, 9.0]).penalties(None)
     assert {name: term.weight for name, term in terms.items()} == {"orthogonality": 0.5, "norm": 0.1}
     assert terms["orthogonality"].raw.item() == pytest.approx(8.0, abs=1e-6)
     assert terms["norm"].raw.item() == pytest.approx(85**0.5 + 7, abs=1e-5)
@@ -44,7 +44,7 @@ def test_gradients_of_the_penalties_by_hand():
     """d|A_old A_t^T| / dA_t are signed copies of A_old's rows; a zero B gets a zero gradient, not NaN."""
     method = by_hand(lambda1=1.0, lambda2=1.0)
     one, two = method.branches.layers["one"], method.branches.layers["two"]
-    terms = method.penalties()
+    terms = method.penalties(None)
     terms["orthogonality"].raw.backward(retain_graph=True)
     assert one.down.grad.tolist() == [[-1.0, 2.0, 0.0], [1.0, -2.0, 0.0]]
     assert one.up.grad is None
@@ -60,7 +60,7 @@ def test_the_overlap_is_fp32_under_autocast():
     a = method.branches.layers["one"].down
     a.data[0, 0] += 1e-3
     with torch.autocast("cpu", torch.bfloat16):
-        value = method.penalties()["orthogonality"].raw
+        value = method.penalties(None)["orthogonality"].raw
     assert value.dtype == torch.float32 and value.item() == pytest.approx(7.999, abs=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_no_penalty_on_the_first_task(tiny):
         method = make_method(PARAMS | {"lambda2": lambda2})
         method.install(tiny.backbone, StageState())
         try:
-            assert method.penalties().keys() == names
+            assert method.penalties(None).keys() == names
         finally:
             method.remove()
 
@@ -83,7 +83,7 @@ def test_penalty_of_a_state_is_the_sum_over_branches_and_layers(tiny, trained_pa
     try:
         current, _ = method.branches.current()
         expected = sum((b.a[path] @ a.T).abs().sum().item() for b in state.branches for path, a in current.items())
-        assert method.penalties()["orthogonality"].raw.item() == pytest.approx(expected, rel=1e-5)
+        assert method.penalties(None)["orthogonality"].raw.item() == pytest.approx(expected, rel=1e-5)
     finally:
         method.remove()
 
@@ -97,12 +97,12 @@ def test_the_regulariser_alone_makes_the_overlap_fall(tiny, trained_pair):
     try:
         weights = [p for p in tiny.backbone.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=3e-3, weight_decay=0.0)
-        start = method.penalties()["orthogonality"].raw.item()
+        start = method.penalties(None)["orthogonality"].raw.item()
         for _ in range(150):
             optimizer.zero_grad()
-            method.penalties()["orthogonality"].raw.backward()
+            method.penalties(None)["orthogonality"].raw.backward()
             optimizer.step()
-        assert method.penalties()["orthogonality"].raw.item() < start / 5
+        assert method.penalties(None)["orthogonality"].raw.item() < start / 5
     finally:
         method.remove()
     for branch, kept in zip(state.branches, before, strict=True):

@@ -44,7 +44,7 @@ def test_loss_is_the_token_mean_of_transformers(tiny, module, toy_task):
         theirs = tiny.backbone.model(
             input_ids=inputs.ids, attention_mask=inputs.mask, labels=inputs.labels, **extra
         ).loss
-        ours = module(inputs) / tokens
+        ours = module(inputs)[0] / tokens
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -53,8 +53,8 @@ def test_loss_of_a_batch_is_the_sum_over_its_rows(tiny, module, toy_task):
     encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
     rows = encoder.encode(toy_task(1, distinct=6, repeats=1, spread=3).train)
     with torch.no_grad():
-        together = module(encoder.collate(rows, "cpu"))
-        alone = sum(module(encoder.collate([row], "cpu")) for row in rows)
+        together = module(encoder.collate(rows, "cpu"))[0]
+        alone = sum(module(encoder.collate([row], "cpu"))[0] for row in rows)
     assert together.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -64,10 +64,10 @@ def test_a_row_without_answer_adds_nothing(tiny, module, toy_task):
     rows = encoder.encode(toy_task(1, distinct=2, repeats=1).train)
     filler = Encoded(rows[0].prompt, ())
     with torch.no_grad():
-        plain = module(encoder.collate(rows, "cpu"))
-        filled = module(encoder.collate([*rows, filler], "cpu"))
+        plain = module(encoder.collate(rows, "cpu"))[0]
+        filled = module(encoder.collate([*rows, filler], "cpu"))[0]
     assert filled.item() == pytest.approx(plain.item(), rel=1e-5)
-    empty = module(encoder.collate([filler, filler], "cpu"))
+    empty = module(encoder.collate([filler, filler], "cpu"))[0]
     empty.backward()
     assert empty.item() == 0
     grads = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]

@@ -1,0 +1,55 @@
+"""PerTaskFT: a model of its own for every task, always trained from the untouched backbone.
+
+Equation: theta_t minimises the cross-entropy of task t from theta_0; a[t][i] is the score of model i, so nothing is
+forgotten by construction. It needs the task id at test. It gives the single-task scores s_i that forward transfer and
+intransigence are measured against. Source: row PerTaskFT of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raycl.adapters.backbone import Backbone
+from raycl.methods.base import About
+from raycl.methods.seq_ft import full_settings
+from raycl.methods.trained import TrainedMethod
+from raycl.methods.trainee import TrainedParams
+from raycl.spec import Json
+from raycl.state.stage_state import StageState
+
+
+class PerTaskParams(TrainedParams):
+    """What each task's model trains: a LoRA branch, or all weights as in the published rows."""
+
+    name: Literal["per_task"] = Field("per_task", description="a model of its own for every task")
+
+
+class PerTask(TrainedMethod):
+    """Start every stage from the backbone."""
+
+    Params = PerTaskParams
+    params: PerTaskParams
+    needs_task_id = True
+    about = About(
+        title="a model (LoRA branch or all weights) of its own for every task; task id at test",
+        paper="row PerTaskFT of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
+        trains="a fresh LoRA branch (`trains=lora`) or all weights (`trains=full`)",
+        growth="one branch, or one copy of all weights, per task",
+        state={
+            "branch": "A (r, d_in) and B (d_out, r) of every adapted module",
+            "weights": "with trains=full: every weight of the backbone, fp32, in its own shape",
+        },
+        mergeable=True,
+        differences=("The published rows train all weights, with unknown settings: `method.trains=full`.",),
+    )
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """All weights, as published; learning rates as for SeqFT."""
+        return full_settings(family) | {"method": {"trains": "full"}}
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """Fresh weights, whatever came before."""
+        super().install(backbone, StageState())

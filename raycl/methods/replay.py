@@ -1,0 +1,107 @@
+"""Replay: keep a few examples of every task and mix them into the training of the later ones.
+
+Loss: the token mean over D_t and memory of -w log p, with w = `weight` on replayed rows. After a stage, a share of its
+examples, drawn evenly over the labels, enters the memory for good. Source: row Replay of O-LoRA (arXiv 2310.14152) and
+AM-LoRA (arXiv 2409.19611); its buffer size is not stated there. 2 % a task is MIGU's, 10 % TRACE's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raycl.adapters.backbone import Backbone
+from raycl.methods.base import About, Row, Write
+from raycl.methods.seq_ft import full_settings
+from raycl.methods.trained import TrainedMethod
+from raycl.methods.trainee import TrainedParams
+from raycl.spec import Json, Weight
+from raycl.state.stage_state import StageState
+from raycl.tasks.sampling import draw
+from raycl.tasks.task import Example
+
+
+class ReplayParams(TrainedParams):
+    """Replay's hyper-parameters."""
+
+    name: Literal["replay"] = Field("replay", description="a memory of real examples, mixed into later stages")
+    share: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="share of a task's training examples that is kept, at least one (MIGU 0.02, TRACE 0.1)",
+    )
+    weight: Weight = Field(1.0, description="weight of replayed rows in the cross-entropy")
+
+    def at(self, stage: int) -> Json:
+        """The weight of replayed rows has no effect at stage 1, where the memory is empty."""
+        live = super().at(stage)
+        if stage == 1:
+            del live["weight"]
+        return live
+
+
+class Replay(TrainedMethod):
+    """Train on the task and the memory; keep a sample of the task."""
+
+    Params = ReplayParams
+    params: ReplayParams
+    about = About(
+        title="a memory of a few real examples per task, mixed into later stages",
+        paper="row Replay of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
+        trains="one LoRA branch (`trains=lora`) or all weights (`trains=full`)",
+        growth="the memory: `share` of each task's examples, as text",
+        state={
+            "branch": "A (r, d_in) and B (d_out, r) of every adapted module",
+            "weights": "with trains=full: every weight of the backbone, fp32, in its own shape",
+        },
+        replays="real",
+        mergeable=True,
+        differences=(
+            "The published rows do not state their buffer size or what they train; `method.share`, `method.trains`.",
+            "TRACE also mixes in a general instruction set; left out.",
+        ),
+    )
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """All weights, with SeqFT's learning rates."""
+        return full_settings(family) | {"method": {"trains": "full"}}
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """Continue the last weights, and open the memory."""
+        super().install(backbone, state)
+        self.memory = [
+            Row(_example(kept), stage, self.params.weight)
+            for stage, part in enumerate(state.parts, start=1)
+            for kept in part.facts["memory"]
+        ]
+
+    def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
+        """The task's own examples and the memory; the loop shuffles them."""
+        count = max(1, round(self.params.share * len(own)))
+        seed = f"{self.info.seed}:{self.info.stage}:memory"
+        self.kept = [own[index] for index in draw([example.answers[0] for example in own], count, seed)]
+        return [*(Row(example) for example in own), *self.memory]
+
+    def facts(self) -> dict[str, Any]:
+        """The examples that later stages replay."""
+        return {"memory": [_record(example) for example in self.kept]}
+
+
+def _record(example: Example) -> dict[str, Any]:
+    """An example as JSON."""
+    return {
+        "id": example.id,
+        "head": example.head,
+        "body": example.body,
+        "tail": example.tail,
+        "answers": list(example.answers),
+    }
+
+
+def _example(record: dict[str, Any]) -> Example:
+    """The inverse of `_record`."""
+    return Example(**{**record, "answers": tuple(record["answers"])})
