@@ -48,6 +48,10 @@ class MethodParams(Strict):
         dumped = self.model_dump(mode="json")
         return {key: at_stage(value, stage) if key in per_stage else value for key, value in dumped.items()}
 
+    def serving(self) -> Json:
+        """Hyper-parameters that act on the served model only: they are part of a score's key, and of no stage's."""
+        return {}
+
     @classmethod
     def per_stage_fields(cls) -> frozenset[str]:
         """The names of the fields that accept one value per stage."""

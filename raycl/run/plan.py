@@ -129,7 +129,9 @@ def train_recipe(spec: RunSpec, stage: int) -> Json:
 
 def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:
     """All that determines a cell's score: the state, the test split and how answers are generated."""
+    serving = spec.method.serving()
     return {
+        **({"serving": serving} if serving else {}),
         "schema": SCHEMA,
         "state": state,
         "task": {
