@@ -82,6 +82,10 @@ class DataSpec(Strict):
     )
     train_examples: PositiveInt | None = Field(None, description="examples per task drawn from train; none = all")
     test_examples: PositiveInt | None = Field(None, description="examples per task drawn from test; none = all")
+    test_split: Literal["test", "validation"] = Field(
+        "test",
+        description="what scores are made on: the test split, or train rows that training does not use (to choose settings)",
+    )
     seed: int = Field(42, ge=0, description="seed of the draw, apart from the run's seed")
     reveal_task: bool = Field(
         False, description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)"

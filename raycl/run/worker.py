@@ -137,6 +137,7 @@ class SequenceWorker:
                 "device": self.workers.device,
                 "process": os.getpid(),
                 "seconds": run.seconds,
+                "trainable_parameters": run.trainable,
             },
             log=[*run.log, end],
         )

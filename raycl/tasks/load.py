@@ -61,7 +61,8 @@ def build_task(info: TaskInfo, source: Source, data: DataSpec) -> Task:
     """Read one task from `source`, draw its examples, render them and keep the record. Raises DataError."""
     raw = source(info)
     train = _examples(info, raw, "train", data.train_examples, data)
-    test = _examples(info, raw, "test", data.test_examples, data)
+    validation = data.test_split == "validation"
+    test = _validation(info, raw, train, data) if validation else _examples(info, raw, "test", data.test_examples, data)
     record = _record(info, raw, train, test, data)
     return Task(info.name, info.category, info.metric, raw.labels, train, test, record)
 
@@ -92,6 +93,18 @@ def _examples(info: TaskInfo, raw: RawTask, split: str, count: int | None, data:
         )
         for index in chosen
     )
+
+
+def _validation(info: TaskInfo, raw: RawTask, train: tuple[Example, ...], data: DataSpec) -> tuple[Example, ...]:
+    """Train rows that the training set leaves out: a larger draw, of which the training set is a part, without it."""
+    if data.train_examples is None or data.test_examples is None or len(train) == len(raw.train.rows):
+        raise DataError(
+            f"data.test_split: 'validation' needs data.train_examples and data.test_examples below the {len(raw.train.rows)} "
+            f"train rows of {info.name}; set both, or use test_split=test"
+        )
+    used = {example.id for example in train}
+    both = _examples(info, raw, "train", data.train_examples + data.test_examples, data)
+    return tuple(example for example in both if example.id not in used)
 
 
 def _record(

@@ -45,6 +45,8 @@ class StageRun:
     partial: Partial | None = None
     log: list[Event] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    trainable: int = 0
+    """Numbers that the optimizer of this stage owned."""
 
     @property
     def stage(self) -> int:
@@ -132,6 +134,7 @@ class StageRun:
         settings = self.spec.train
         shape = batch_shape(self.spec, self.workers.world)
         parameters = [p for p in module.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in parameters)
         bf16 = self.spec.model.precision == "bf16"
         engine = Engine(module, parameters, settings, shape, bf16, self.workers)
         try:

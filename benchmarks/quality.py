@@ -1,0 +1,158 @@
+"""Every method on real tasks, same model and budget: `python benchmarks/quality.py --data DIR`.
+
+For each variant the learning rate is chosen from a small grid, the same for all variants that train the same kind of
+weights, by the score on train rows that training does not use, after the first two tasks of the order. Test data never
+takes part in a choice. Then the whole order runs with it. All of it goes through the stage store, so an interrupted
+benchmark continues, and what the choice trained is not trained again. The table is written from whatever is finished:
+benchmarks/results/quality.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quality_report import write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+GRIDS = {"lora": [3e-4, 1e-3, 3e-3], "full": [3e-5, 1e-4, 3e-4], "prompt": [0.03, 0.1, 0.3]}
+"""Learning rates by what a variant trains; the middle one is run first."""
+BUDGET = {
+    "data": {"train_examples": 200, "test_examples": 100, "max_source_tokens": 128, "max_target_tokens": 16},
+    "train": {"batch_size": 8, "epochs": 1, "log_every": 5},
+    "eval": {"batch_size": 50, "forward": False},
+}
+BRANCH = {"rank": 8, "alpha": 32.0}
+VALIDATION = 50
+"""Validation examples per task."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table."""
+
+    method: dict[str, Any]
+    kind: str = "lora"
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its hyper-parameters, with the common branch shape where it has a branch."""
+        return (BRANCH if self.kind == "lora" else {}) | self.method
+
+
+VARIANTS = {
+    "sin_lora": Variant({"name": "sin_lora"}),
+    "inc_lora": Variant({"name": "inc_lora"}),
+    "o_lora": Variant({"name": "o_lora"}),
+    "inf_lora": Variant({"name": "inf_lora"}),
+    "gain_lora over o_lora": Variant({"name": "gain_lora", "over": "o_lora"}),
+    "gain_lora over inf_lora": Variant({"name": "gain_lora", "over": "inf_lora"}),
+    "replay": Variant({"name": "replay"}),
+    "per_task": Variant({"name": "per_task"}),
+    "mtl": Variant({"name": "mtl"}),
+    "seq_ft": Variant({"name": "seq_ft"}, "full"),
+}
+
+
+def main() -> None:
+    """Run what is missing, cell by cell, and write the table after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="folder of the benchmark")
+    parser.add_argument("--order", default="1")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--only", nargs="*", default=None, help="variants to run  [default: all]")
+    parser.add_argument("--no-choice", action="store_true", help="the middle learning rate only")
+    arguments = parser.parse_args()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in arguments.only if arguments.only is not None else VARIANTS:
+        for seed in arguments.seeds:
+            run_variant(name, arguments.order, seed, arguments.data, not arguments.no_choice)
+            write_report(RESULTS, list(VARIANTS))
+
+
+def run_variant(name: str, order: str, seed: int, data: str, choose: bool) -> None:
+    """Choose the learning rate (at seed 0, for all seeds), run the order, and keep the figures."""
+    print(f"== {name}, order {order}, seed {seed}", flush=True)
+    target = RESULTS / "quality" / f"{name.replace(' ', '-')}.order-{order}.seed-{seed}.json"
+    chosen, tried = _choice(name, order, data, choose)
+    known = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+    if known.get("lr") != chosen:
+        known = _cell(name, order, seed, chosen, data)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(known | {"tried": tried}, indent=1) + "\n", encoding="utf-8")
+
+
+def _choice(name: str, order: str, data: str, choose: bool) -> tuple[float, dict[str, float]]:
+    """The learning rate with the best validation AP after two tasks; of equal ones the lowest."""
+    grid = GRIDS[VARIANTS[name].kind]
+    if not choose:
+        return grid[1], {}
+    from raycl.tasks.orders import resolve_order
+
+    first_two = ",".join(resolve_order(order)[1][:2])
+    tried = {}
+    for lr in grid:
+        layer = {"data": {"test_split": "validation", "test_examples": VALIDATION}}
+        tried[str(lr)] = _sequence(name, first_two, 0, lr, data, layer).matrix.ap()
+    return max(grid, key=lambda lr: (tried[str(lr)], -lr)), tried
+
+
+def _sequence(name: str, order: str, seed: int, lr: float, data: str, *layers: dict[str, Any]) -> Any:
+    """One sequence in this process; what the store holds is not trained again."""
+    from raycl.report.terminal import Terminal
+    from raycl.run.resolve import resolve
+    from raycl.run.sequence import Options, run_sequence
+
+    variant = VARIANTS[name]
+    said = {"order": order, "method": variant.settings, "seed": seed, "workers": 0}
+    said |= {"data": {"source": data}, "train": {"lr": lr}}
+    spec = resolve("laptop", [BUDGET, said, {"data": variant.data}, *layers], gpus=0)
+    return run_sequence(spec, Options(None, None, "raycl-quality", None), Terminal())
+
+
+def _cell(name: str, order: str, seed: int, lr: float, data: str) -> dict[str, Any]:
+    """Run an order and take down its figures."""
+    result = _sequence(name, order, seed, lr, data)
+    summary = json.loads((result.outputs["summary.json"]).read_text(encoding="utf-8"))
+    manifests = list(_manifests(result))
+    return {
+        "variant": name,
+        "order": order,
+        "seed": seed,
+        "lr": lr,
+        "method": VARIANTS[name].settings,
+        "measures": {measure: summary.get(measure) for measure in ("AP", "FT", "BWT", "LA")},
+        "matrix": result.matrix.to_json(),
+        "stages": [
+            {
+                "task": manifest.task,
+                "seconds": manifest.runtime["seconds"],
+                "steps": manifest.log[-2]["steps"],
+                "trainable_parameters": manifest.runtime.get("trainable_parameters"),
+                "bytes": sum(record.bytes for record in manifest.files.values()),
+                "gauges": manifest.log[-1]["gauges"],
+                "commit": (manifest.environment.get("git") or {}).get("commit"),
+                "created": manifest.created,
+            }
+            for manifest in manifests
+        ],
+    }
+
+
+def _manifests(result: Any) -> Iterator[Any]:
+    from raycl.home import home
+    from raycl.state.store import Store
+
+    store = Store(str(home() / "store"))
+    yield from (store.manifest(stage.key) for stage in result.plan.stages)
+
+
+if __name__ == "__main__":
+    main()
