@@ -99,8 +99,8 @@ def _validation(info: TaskInfo, raw: RawTask, train: tuple[Example, ...], data: 
     """Train rows that the training set leaves out: a larger draw, of which the training set is a part, without it."""
     if data.train_examples is None or data.test_examples is None or len(train) == len(raw.train.rows):
         raise DataError(
-            f"data.test_split: 'validation' needs data.train_examples and data.test_examples below the {len(raw.train.rows)} "
-            f"train rows of {info.name}; set both, or use test_split=test"
+            "data.test_split: 'validation' needs data.train_examples and data.test_examples below the "
+            f"{len(raw.train.rows)} train rows of {info.name}; set both, or use test_split=test"
         )
     used = {example.id for example in train}
     both = _examples(info, raw, "train", data.train_examples + data.test_examples, data)
