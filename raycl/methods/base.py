@@ -225,6 +225,13 @@ class Method(ABC):
     def gradients(self, gradients: Gradients) -> None:
         """Read or change the gradients of a global batch. Called only where `follows_gradients`."""
 
+    def running(self) -> Mapping[str, Tensor]:
+        """Tensors that training fills in place beside what the optimizer holds, alike on every worker.
+
+        Mid-stage checkpoints keep them.
+        """
+        return {}
+
     @abstractmethod
     def consolidate(self, moments: Moments) -> StagePart:
         """What this stage hands on: a pure function of the trained modules and the moments after training."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,12 +27,15 @@ class Partial(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Trained weights, Adam's moments, the best epoch so far, and every worker's own generator and meter."""
+    """Trained weights, Adam's moments, the best epoch so far, what the method gathers while training, and every worker's
+    own generator and meter."""
 
     partial: Partial
     engine: Engine
     best: Best | None
     workers: Workers
+    running: Callable[[], Mapping[str, Tensor]]
+    """The tensors that the method fills in place."""
 
     def save(self, step: int, log: list[Event], meter: Meter) -> None:
         """Leave the stage as it is after optimizer step `step` with the host."""
@@ -46,6 +50,7 @@ class Checkpoints:
             tensors[f"{index}/value"] = parameter.detach()
             for name, value in self.engine.optimizer.state[parameter].items():
                 tensors[f"{index}/{name}"] = value.detach()
+        tensors |= {f"running/{name}": value for name, value in self.running().items()}
         if self.best is not None and self.best.values:
             facts["best_loss"] = self.best.loss
             tensors |= {f"best/{index}": value for index, value in enumerate(self.best.values)}
@@ -64,6 +69,8 @@ class Checkpoints:
                 name: value if name == "step" else value.to(parameter)
                 for name, value in _under(tensors, f"{index}/").items()
             }
+        for name, value in self.running().items():
+            value.copy_(tensors[f"running/{name}"])
         if self.best is not None and "best_loss" in facts:
             values = [tensors[f"best/{index}"].to(parameter) for index, parameter in enumerate(self.engine.parameters)]
             self.best.loss, self.best.values = facts["best_loss"], values

@@ -139,7 +139,9 @@ class StageRun:
         engine = Engine(module, parameters, settings, shape, bf16, self.workers)
         try:
             best = Best(engine.parameters) if held_out else None
-            saved = Checkpoints(self.partial, engine, best, self.workers) if self.partial is not None else None
+            saved = None
+            if self.partial is not None:
+                saved = Checkpoints(self.partial, engine, best, self.workers, self.method.running)
             loop = TrainLoop(
                 settings, self.method, module, engine, shape, train, self.encoder, self.workers, self._record, saved
             )
