@@ -58,3 +58,14 @@ def _order(inputs: Inputs, length: int, place: str) -> Tensor:
     position = torch.arange(tokens + length, device=prompt.device)[None]
     inside = (position >= start) & (position < start + length)
     return torch.where(inside, tokens + position - start, torch.where(position < start, position, position - length))
+
+
+def vocabulary_vectors(backbone: Backbone, count: int, generator: torch.Generator, first: int | None = None) -> Tensor:
+    """Start values of a soft prompt: `count` token embeddings drawn with replacement, (count, d), fp32 on the CPU.
+
+    Among the first `first` tokens, which are the commoner ones in most vocabularies, or among all.
+    """
+    table = backbone.model.get_input_embeddings().weight.detach()
+    size = min(first or table.shape[0], table.shape[0])
+    rows = torch.randint(size, (count,), generator=generator)
+    return table[rows.to(table.device)].to("cpu", torch.float32, copy=True)
