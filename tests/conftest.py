@@ -200,7 +200,7 @@ def run_stage_in_memory(
     class WatchedRun(StageRun):
         def _train(self, module, train, held_out):
             self.probes = []
-            self.trainable = sorted(name for name, p in module.named_parameters() if p.requires_grad)
+            self.trainable_names = sorted(name for name, p in module.named_parameters() if p.requires_grad)
             self._look(module)
             self.before = copies(module)
             super()._train(module, train, held_out)
@@ -235,7 +235,7 @@ def run_stage_in_memory(
     run = WatchedRun(model, method, state, task, spec, encoder, Workers(), events.append)
     part = run.run()
     return StageResult(
-        part, state.append(part), method, run.log, events, run.trainable, run.before, run.after, run.probes
+        part, state.append(part), method, run.log, events, run.trainable_names, run.before, run.after, run.probes
     )
 
 
