@@ -15,6 +15,7 @@ METHODS = {
     "sin_lora": "raycl.methods.sin_lora:SinLora",
     "inc_lora": "raycl.methods.inc_lora:IncLora",
     "replay": "raycl.methods.replay:Replay",
+    "ewc": "raycl.methods.ewc:Ewc",
     "o_lora": "raycl.methods.o_lora:OLora",
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",

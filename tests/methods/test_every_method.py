@@ -41,6 +41,8 @@ OTHER_VALUES = {
     "update_constraint": False,
     "detach_old": True,
     "weight": 3.0,
+    "gamma": 0.25,
+    "fisher_examples": 3,
     "rank": 2,
     "alpha": 5.0,
     "dropout": 0.5,
