@@ -17,8 +17,12 @@ METHODS = {
     "replay": "raycl.methods.replay:Replay",
     "ewc": "raycl.methods.ewc:Ewc",
     "o_lora": "raycl.methods.o_lora:OLora",
+    "am_lora": "raycl.methods.am_lora:AmLora",
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
+    "slao": "raycl.methods.slao:Slao",
+    "migu": "raycl.methods.migu:Migu",
+    "prog_prompt": "raycl.methods.prog_prompt:ProgPrompt",
     "per_task": "raycl.methods.per_task:PerTask",
     "mtl": "raycl.methods.mtl:Mtl",
 }

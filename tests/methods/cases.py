@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from raycl.methods.base import Method, StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.batches import Encoder
-from raycl.train.module import precision
+from raycl.train.module import feed, precision
 
 RANK, HIDDEN = 4, 32
 SHAPE: dict[str, Any] = {"rank": RANK, "alpha": 16, "dropout": 0.1}
@@ -43,6 +43,12 @@ class Case:
     """Whether the served model has the weights that were trained, and not some merger of them."""
     rounding: float = 0.0
     """How far served logits may be from those after training, relative to the largest."""
+    bare: bool = True
+    """Whether the first stage starts from the base model's function."""
+    rows: int = 1
+    """Training rows that the first stage makes of one example."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Settings of TrainSpec for the method's toy stages; the same in all its cases."""
 
     @property
     def branch(self) -> bool:
@@ -51,6 +57,10 @@ class Case:
 
 
 PLAIN = {"frozen_branches": False}
+MERGED = PLAIN | {"serves_trained": False}
+PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "train": {"lr": 0.1}}
+"""Soft prompts: they change the function from the start and need high learning rates."""
+MLP = [f"extra.prompt.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
 CASES = {
     "seq_ft": Case({"name": "seq_ft"}, "W", **PLAIN),
     "sin_lora": Case({"name": "sin_lora"}, "AB", **PLAIN),
@@ -59,17 +69,36 @@ CASES = {
     "per_task": Case({"name": "per_task"}, "AB", **PLAIN, continues=False),
     "per_task_full": Case({"name": "per_task", "trains": "full"}, "W", **PLAIN, continues=False),
     "mtl": Case({"name": "mtl"}, "AB", **PLAIN),
+    "slao": Case({"name": "slao"}, "AB", **MERGED, continues=False),
+    "slao_both": Case({"name": "slao", "merges": "both", "start_from": "merged"}, "AB", **MERGED, continues=False),
     "ewc": Case({"name": "ewc", "weight": 5.0, "fisher_examples": 10}, "AB", **PLAIN),
     "ewc_full": Case({"name": "ewc", "weight": 5.0, "trains": "full"}, "W", **PLAIN),
     "ewc_history": Case({"name": "ewc", "weight": 50.0, "importance": "history"}, "AB", **PLAIN),
     "inc_lora": Case({"name": "inc_lora"}, "AB"),
     "o_lora": Case({"name": "o_lora", "lambda1": 0.1, "lambda2": 0.01}, "AB"),
+    "am_lora_ar": Case(
+        {"name": "am_lora", "variant": "ar", "l1": 0.01}, "AB", own=("extra.selectors.free",), continues=False
+    ),
+    "am_lora_nr": Case(
+        {"name": "am_lora", "variant": "nr", "l1": 0.01}, "AB", own=("extra.selectors.free",), continues=False
+    ),
+    "prog_prompt": Case(
+        {"name": "prog_prompt", "length": 4}, "", own=("extra.prompt.value",), continues=False, **PROMPT
+    ),
+    "prog_prompt_mlp": Case(
+        {"name": "prog_prompt", "length": 4, "mlp": True, "bottleneck": 16}, "",
+        own=("extra.prompt.value", *MLP), continues=False, **PROMPT,
+    ),  # fmt: skip
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
     "gain_lora_over_o": Case(
         {"name": "gain_lora", "over": "o_lora", "lambda1": 0.1, **GATE}, "ABg", "gG", rounding=1e-6
     ),
     "gain_lora_over_inf": Case({"name": "gain_lora", "over": "inf_lora", **LAYERS, **GATE}, "Bg", "gGL", rounding=1e-6),
+    "migu_over_seq_ft": Case({"name": "migu", "over": "seq_ft"}, "W", **PLAIN),
+    "migu_over_sin": Case({"name": "migu", "over": "sin_lora", "threshold": 0.5}, "AB", **PLAIN),
+    "migu_over_inc": Case({"name": "migu", "over": "inc_lora", "threshold": 0.5}, "AB"),
+    "migu_over_o": Case({"name": "migu", "over": "o_lora", "lambda1": 0.1}, "AB"),
 }
 """Every method, and every setting of one that changes what it trains or carries. A new method is one line here."""
 CASES = {name: replace(case, params=(SHAPE if case.branch else {}) | case.params) for name, case in CASES.items()}
@@ -150,17 +179,18 @@ def batch_of(model: Any, examples: Any, answers: bool = True) -> Inputs:
 
 @torch.no_grad()
 def answer_logits(model: Any, method: Method | None, inputs: Inputs) -> list[Tensor]:
-    """Per example, the logits at its real positions (encoder-decoder: of its answer; else: of all its tokens)."""
+    """Per example, the logits at its real positions (encoder-decoder: of its answer; else: of its tokens and soft prompt)."""
     backbone = model.backbone
     backbone.model.eval()
     if method is not None:
         method.condition(inputs)
-    extra: dict[str, Any] = {"labels": inputs.labels}
-    real = inputs.labels != -100
-    if not backbone.encoder_decoder:
-        extra, real = {"position_ids": (inputs.mask.cumsum(dim=1) - 1).clamp(min=0)}, inputs.mask.bool()
     with precision(backbone):
-        logits = backbone.model(input_ids=inputs.ids, attention_mask=inputs.mask, use_cache=False, **extra).logits
+        fed, mask, _ = feed(backbone, method, inputs)
+        extra: dict[str, Any] = {"labels": inputs.labels}
+        real = inputs.labels != -100
+        if not backbone.encoder_decoder:
+            extra, real = {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}, mask.bool()
+        logits = backbone.model(**fed, use_cache=False, **extra).logits
     return [row[keep].float() for row, keep in zip(logits, real, strict=True)]
 
 

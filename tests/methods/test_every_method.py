@@ -41,13 +41,27 @@ OTHER_VALUES = {
     "update_constraint": False,
     "detach_old": True,
     "weight": 3.0,
+    "variant": ("nr", "ar"),
     "gamma": 0.25,
     "fisher_examples": 3,
     "rank": 2,
     "alpha": 5.0,
     "dropout": 0.5,
+    "merges": ("both", "b"),
+    "merge_schedule": ("none", "mean"),
+    "start_from": ("random", "tuned"),
+    "preserve_function": True,
+    "threshold": 0.3,
+    "bottleneck": 12,
     "targets": ["no_such_module"],
 }
+"""Another value than the cases have, or a tuple of values of which one is other than a case's."""
+
+
+def other_value(name: str, value):
+    """A value of a field that is not `value`."""
+    others = OTHER_VALUES[name]
+    return next(other for other in (others if isinstance(others, tuple) else (others,)) if other != value)
 
 
 def test_every_registered_method_has_a_case():
@@ -178,6 +192,8 @@ def test_a_stage_starts_from_the_function_of_the_one_before(trained, case, tiny,
     """B_t = 0 (or, for SinLoRA, the copied branch): the first step sees the logits the last stage ended with."""
     for earlier, later in pairwise(trained) if case.continues else []:
         assert largest_difference(earlier.probes[1], later.probes[0]) <= 1e-5
+    if not case.bare:
+        return
     bare = answer_logits(tiny, None, batch_of(tiny, toy_tasks[0].test))
     assert largest_difference(bare, trained[0].probes[0]) <= 1e-6
     assert largest_difference(bare, trained[0].probes[1]) > 0.1
@@ -222,7 +238,7 @@ def test_batching_does_not_change_an_example(trained, case, tiny, toy_tasks):
 def test_the_loss_falls_on_a_learnable_task(tiny, case, toy_tasks, run_stage):
     """Thirty epochs on four prompts bring the loss below a third of where it began."""
     log = run_stage(tiny, case.params, toy_tasks, epochs=30).log
-    assert len(log) == 60 and log[-1]["loss"] < log[0]["loss"] / 3
+    assert len(log) == 60 * case.rows and log[-1]["loss"] < log[0]["loss"] / 3
 
 
 def test_remove_leaves_no_trace(trained, case, tiny, toy_tasks):
@@ -283,7 +299,7 @@ def test_what_the_stage_key_leaves_out_has_no_effect(trained, case, tiny, toy_ta
     params = method_params(case.params["name"]).model_validate(case.params)
     dead = type(params).model_fields.keys() - params.at(stage).keys()
     assert dead <= OTHER_VALUES.keys(), "give the new field another value in OTHER_VALUES"
-    changed = {name: OTHER_VALUES[name] for name in dead}
+    changed = {name: other_value(name, getattr(params, name)) for name in dead}
     assert all(getattr(params, name) != value for name, value in changed.items())
     state = trained[stage - 2].state if stage > 1 else StageState()
     if dead:
@@ -306,6 +322,8 @@ def test_a_list_of_weights_counts_only_at_its_stage(tiny, toy_tasks, run_stage, 
 
 def test_the_logged_loss_is_the_mean_over_answer_tokens(tiny, case, toy_tasks, run_stage):
     """The task loss in the log is the mean cross-entropy per answer token of the training module, at the first step."""
+    if case.rows > 1:
+        pytest.skip("trains on other rows than the task's own")
     still = case.params | ({"dropout": 0.0} if case.branch else {})
     examples = toy_tasks[0].train
     result = run_stage(tiny, still, toy_tasks, batch_size=16, epochs=1, probe=probe_logits(tiny, examples))
