@@ -21,6 +21,7 @@ METHODS = {
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
     "slao": "raycl.methods.slao:Slao",
+    "lwf": "raycl.methods.lwf:Lwf",
     "migu": "raycl.methods.migu:Migu",
     "prog_prompt": "raycl.methods.prog_prompt:ProgPrompt",
     "per_task": "raycl.methods.per_task:PerTask",

@@ -47,6 +47,8 @@ class Case:
     """Whether the first stage starts from the base model's function."""
     rows: int = 1
     """Training rows that the first stage makes of one example."""
+    falls: float = 3.0
+    """By what factor at least the loss falls on a learnable task; soft prompts move a random frozen model only so far."""
     train: dict[str, Any] = field(default_factory=dict)
     """Settings of TrainSpec for the method's toy stages; the same in all its cases."""
 
@@ -58,7 +60,7 @@ class Case:
 
 PLAIN = {"frozen_branches": False}
 MERGED = PLAIN | {"serves_trained": False}
-PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "train": {"lr": 0.1}}
+PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "falls": 1.3, "train": {"lr": 0.1}}
 """Soft prompts: they change the function from the start and need high learning rates."""
 MLP = [f"extra.prompt.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
 CASES = {
@@ -88,13 +90,14 @@ CASES = {
     "prog_prompt_mlp": Case(
         {"name": "prog_prompt", "length": 4, "mlp": True, "bottleneck": 16}, "",
         own=("extra.prompt.value", *MLP), continues=False, **PROMPT,
-    ),  # fmt: skip
+    ),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
     "gain_lora_over_o": Case(
         {"name": "gain_lora", "over": "o_lora", "lambda1": 0.1, **GATE}, "ABg", "gG", rounding=1e-6
     ),
     "gain_lora_over_inf": Case({"name": "gain_lora", "over": "inf_lora", **LAYERS, **GATE}, "Bg", "gGL", rounding=1e-6),
+    "lwf": Case({"name": "lwf"}, "AB"),
     "migu_over_seq_ft": Case({"name": "migu", "over": "seq_ft"}, "W", **PLAIN),
     "migu_over_sin": Case({"name": "migu", "over": "sin_lora", "threshold": 0.5}, "AB", **PLAIN),
     "migu_over_inc": Case({"name": "migu", "over": "inc_lora", "threshold": 0.5}, "AB"),
@@ -179,7 +182,7 @@ def batch_of(model: Any, examples: Any, answers: bool = True) -> Inputs:
 
 @torch.no_grad()
 def answer_logits(model: Any, method: Method | None, inputs: Inputs) -> list[Tensor]:
-    """Per example, the logits at its real positions (encoder-decoder: of its answer; else: of its tokens and soft prompt)."""
+    """Per example, the logits at its real positions: the answer's, or for a decoder-only model all, soft prompt included."""
     backbone = model.backbone
     backbone.model.eval()
     if method is not None:

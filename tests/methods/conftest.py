@@ -30,6 +30,29 @@ def trained(tiny: Any, toy_tasks: list[Any], run_sequence: Callable[..., Any], c
     return run_sequence(tiny, case.params, toy_tasks, probe=probe_logits(tiny, toy_tasks[0].test))
 
 
+def with_settings(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A runner that trains with the settings of the method's cases."""
+    settings = {case.params["name"]: case.train for case in CASES.values()}
+
+    def runner(model: Any, method: Any, tasks: Any, *state: Any, **train: Any) -> Any:
+        name = method["name"] if isinstance(method, dict) else method.params.name
+        return run(model, method, tasks, *state, **settings[name] | train)
+
+    return runner
+
+
+@pytest.fixture(scope="session")
+def run_stage(run_stage: Callable[..., Any]) -> Callable[..., Any]:
+    """The runner of one stage, with the method's toy settings."""
+    return with_settings(run_stage)
+
+
+@pytest.fixture(scope="session")
+def run_sequence(run_sequence: Callable[..., Any]) -> Callable[..., Any]:
+    """The runner of a sequence, with the method's toy settings."""
+    return with_settings(run_sequence)
+
+
 @pytest.fixture(autouse=True)
 def clean_backbone(request: pytest.FixtureRequest) -> Any:
     """No test may leave adapters on a model that others use."""

@@ -44,6 +44,7 @@ OTHER_VALUES = {
     "variant": ("nr", "ar"),
     "gamma": 0.25,
     "fisher_examples": 3,
+    "mix": [0.5, 2.0, -1.0],
     "rank": 2,
     "alpha": 5.0,
     "dropout": 0.5,
@@ -52,6 +53,7 @@ OTHER_VALUES = {
     "start_from": ("random", "tuned"),
     "preserve_function": True,
     "threshold": 0.3,
+    "temperature": 5.0,
     "bottleneck": 12,
     "targets": ["no_such_module"],
 }
@@ -236,9 +238,9 @@ def test_batching_does_not_change_an_example(trained, case, tiny, toy_tasks):
 
 
 def test_the_loss_falls_on_a_learnable_task(tiny, case, toy_tasks, run_stage):
-    """Thirty epochs on four prompts bring the loss below a third of where it began."""
+    """Thirty epochs on four prompts bring the loss below a third of where it began (soft prompts: less far)."""
     log = run_stage(tiny, case.params, toy_tasks, epochs=30).log
-    assert len(log) == 60 * case.rows and log[-1]["loss"] < log[0]["loss"] / 3
+    assert len(log) == 60 * case.rows and log[-1]["loss"] < log[0]["loss"] / case.falls
 
 
 def test_remove_leaves_no_trace(trained, case, tiny, toy_tasks):
