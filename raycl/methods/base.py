@@ -144,6 +144,9 @@ class Step:
     """Another forward pass of the module as the method has it now: inputs -> logits as above."""
     sum: Callable[[Iterable[Tensor]], None]
     """Adds tensors up over the data-parallel workers, in place."""
+    tokens: float = 1.0
+    """What `loss` is divided by: answer tokens of the global batch per micro-batch. A sum over answer tokens divided by it
+    is averaged to the token mean of the global batch, whatever the number of workers."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ class Method(ABC):
     """Task id at test: task i is always scored with the state as it was after its own stage i."""
     joint: ClassVar[bool] = False
     """One stage on the union of all tasks in place of a sequence."""
-    carries: ClassVar[Literal["all", "last"]] = "all"
+    carries: Literal["all", "last"] = "all"
     """Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
-    follows_gradients: ClassVar[bool] = False
+    follows_gradients: bool = False
     """Whether `gradients` wants to see every optimizer step."""
 
     def __init__(self, params: MethodParams, info: StageInfo) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
 from raycl.methods.base import Method, StageInfo
-from raycl.methods.registry import build, method_class
+from raycl.methods.registry import build
 from raycl.models import LoadedModel, load_model
 from raycl.run.plan import Cell, Plan, StagePlan, stage_tasks
 from raycl.spec import RunSpec
@@ -73,7 +73,7 @@ class SequenceWorker:
         """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
         known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
         if known[0] != key:
-            last_only = method_class(self.spec.method.name).carries == "last"
+            last_only = build(self.spec.method, self._info(1)).carries == "last"
             if key is None:
                 known = (None, StageState())
             elif self.store.manifest(key).parent == known[0]:
