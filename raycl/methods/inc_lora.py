@@ -1,6 +1,7 @@
 """IncLoRA: a new LoRA branch per task, earlier ones frozen, outputs summed.
 
-Equation: y = W x + s sum_{i<=t} B_i A_i x. State: all branches. It is O-LoRA with both lambdas 0.
+Equation: y = W x + s sum_{i<=t} B_i A_i x. State: all branches. It is O-LoRA with both lambdas 0. Served, branch i may
+have a weight c_i of the user's (`mix`, arXiv 2512.09910): y = W x + s sum_{i<=t} c_i B_i A_i x.
 Source: baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611).
 """
 
@@ -11,13 +12,13 @@ from typing import Literal
 from pydantic import Field
 
 from raycl.methods.base import About
-from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.lora import LoraMethod, MixParams
 from raycl.methods.sin_lora import lora_settings
 from raycl.spec import Json
 
 
-class IncLoraParams(LoraParams):
-    """IncLoRA has the branch's shape and nothing else."""
+class IncLoraParams(MixParams):
+    """IncLoRA has the branch's shape and the weights of the branches when served."""
 
     name: Literal["inc_lora"] = Field("inc_lora", description="a new LoRA branch per task, summed")
 

@@ -25,7 +25,7 @@ from raycl.adapters.moments import SecondMoment
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, leading_outside, residual
 from raycl.methods.base import About, Moments, When
-from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.lora import LoraMethod, LoraParams, MixParams
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
@@ -45,7 +45,7 @@ class SubspaceParams(LoraParams):
     layer_chunks: PositiveInt = Field(1, description="diagonal blocks of C per layer; must divide d_in")
 
 
-class InfLoraParams(SubspaceParams):
+class InfLoraParams(SubspaceParams, MixParams):
     """InfLoRA's hyper-parameters."""
 
     name: Literal["inf_lora"] = Field("inf_lora", description="down-projections outside the earlier input subspaces")

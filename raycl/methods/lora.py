@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.methods.base import Method, Moments
-from raycl.spec import MethodParams, PositiveInt
+from raycl.spec import Json, MethodParams, PositiveInt
 from raycl.state.stage_state import Branch, StagePart, StageState
 
 
@@ -28,6 +29,33 @@ class LoraParams(MethodParams):
         """The branch's shape for the adapters."""
         targets = tuple(self.targets) if self.targets else None
         return LoraShape(self.rank, self.alpha, self.dropout, targets)
+
+
+class MixParams(LoraParams):
+    """Hyper-parameters of a method that serves a plain sum of branches: W x + sum_i c_i (alpha / rank) B_i A_i x.
+
+    The c_i are the user's, 1 unless set: the calibrated linear combination of LoRA modules of arXiv 2512.09910.
+    """
+
+    mix: list[float] | None = Field(
+        None,
+        description="c_1, c_2, ...: weight of each task's branch in the served model, first task first; after stage t the "
+        "first t count; training does not see them; none = all 1",
+    )
+
+    @classmethod
+    def per_stage_fields(cls) -> frozenset[str]:
+        """Every stage adds a branch, so there is one weight per stage."""
+        return super().per_stage_fields() | {"mix"}
+
+    def at(self, stage: int) -> Json:
+        """The weights act on the served model only."""
+        return {name: value for name, value in super().at(stage).items() if name != "mix"}
+
+    def serving(self) -> Json:
+        """The weights, unless they change nothing."""
+        plain = self.mix is None or all(weight == 1 for weight in self.mix)
+        return super().serving() | ({} if plain else {"mix": self.mix})
 
 
 class LoraMethod(Method):
@@ -60,8 +88,20 @@ class LoraMethod(Method):
         newest = branches[-1]
         self.branches = Branches(backbone, self.params.shape, branches[:-1])
         self.branches.start(newest.a, newest.b, self.info.generator("branch"), train="")
+        if isinstance(self.params, MixParams) and self.params.mix is not None:
+            self._mix(self.params.mix, backbone, len(branches))
 
     def remove(self) -> None:
         """Take the adapters off; after an installation that failed early there may be none."""
         if hasattr(self, "branches"):
             self.branches.remove()
+
+    def _mix(self, weights: Sequence[float], backbone: Backbone, branches: int) -> None:
+        """Weigh the branches by constants, the same in every layer and for every token."""
+        if len(weights) != max(self.info.stages, branches):
+            raise ValueError(
+                f"method.mix: {len(weights)} values; wanted: one per branch of the whole sequence, "
+                f"{max(self.info.stages, branches)}"
+            )
+        constant = torch.tensor(weights[:branches], device=backbone.device)[None, None]
+        self.branches.mix_by(lambda layer, old, new: constant)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.lora import LoraMethod, LoraParams, MixParams
 from raycl.methods.sin_lora import lora_settings
 from raycl.spec import Json, Weight, at_stage
 from raycl.state.stage_state import StageState
@@ -46,7 +46,7 @@ class OrthogonalParams(LoraParams):
         return live
 
 
-class OLoraParams(OrthogonalParams):
+class OLoraParams(OrthogonalParams, MixParams):
     """O-LoRA's hyper-parameters."""
 
     name: Literal["o_lora"] = Field("o_lora", description="new branches orthogonal to the earlier ones")

@@ -45,6 +45,7 @@ OTHER_VALUES = {
     "gamma": 0.25,
     "fisher_examples": 3,
     "mix": [0.5, 2.0, -1.0],
+    "mix": [0.5, 2.0, -1.0],
     "rank": 2,
     "alpha": 5.0,
     "dropout": 0.5,
