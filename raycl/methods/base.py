@@ -102,6 +102,11 @@ class Row:
     """1-based stage of the task the row stands for; 0 = the current one."""
     weight: float = 1.0
     """Weight of the row's answer tokens in the cross-entropy."""
+    mean: bool = False
+    """Whether the row counts as one token, whose cross-entropy is the mean over its answer: so long answers do not outweigh
+    short ones."""
+    tokens: int | None = None
+    """Longest answer, with its end token; none = `data.max_target_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,9 @@ class Step:
     tokens: float = 1.0
     """What `loss` is divided by: answer tokens of the global batch per micro-batch. A sum over answer tokens divided by it
     is averaged to the token mean of the global batch, whatever the number of workers."""
+    rows: float = 1.0
+    """Rows of the global batch per micro-batch, without those that only fill up the last batch (their labels are all -100).
+    A sum over rows divided by it is averaged to the mean over the rows of the global batch."""
 
 
 @dataclass(frozen=True)

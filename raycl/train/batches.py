@@ -29,6 +29,18 @@ class Encoded:
     """1-based stage of the task the row stands for; 0 = the current one."""
     weight: float = 1.0
     """Weight of the row's answer tokens in the cross-entropy."""
+    mean: bool = False
+    """Whether the row counts as one token: its weight is then that of its mean."""
+
+    @property
+    def counts(self) -> int:
+        """Tokens that the row stands for in the mean over a global batch."""
+        return min(1, len(self.answer)) if self.mean else len(self.answer)
+
+    @property
+    def token_weight(self) -> float:
+        """Weight of each answer token in the summed cross-entropy."""
+        return self.weight / len(self.answer) if self.mean and self.answer else self.weight
 
 
 @dataclass(frozen=True)
@@ -46,18 +58,21 @@ class Encoder:
 
     def encode_rows(self, rows: Sequence[Row]) -> list[Encoded]:
         """Token ids of every training row, in order."""
-        return [replace(self._one(row.example), stage=row.stage, weight=row.weight) for row in rows]
+        return [
+            replace(self._one(row.example, row.tokens), stage=row.stage, weight=row.weight, mean=row.mean)
+            for row in rows
+        ]
 
     def longest_answer(self, answers: Sequence[str]) -> int:
         """Tokens of the longest of `answers` with its end token: where generation may stop."""
         return max(len(self._answer("Answer:", [], answer)) for answer in answers)
 
-    def _one(self, example: Example) -> Encoded:
+    def _one(self, example: Example, most: int | None = None) -> Encoded:
         prompt = self.tokenizer(example.prompt).input_ids
         whole = prompt
         if len(prompt) > self.max_source:
             prompt = self._cut(example)
-        return Encoded(tuple(prompt), tuple(self._answer(example.prompt, whole, example.answers[0])))
+        return Encoded(tuple(prompt), tuple(self._answer(example.prompt, whole, example.answers[0], most)))
 
     def _cut(self, example: Example) -> list[int]:
         """Shorten the body so that instruction and answer cue stay whole; cuts the front where they alone are too long."""
@@ -69,7 +84,7 @@ class Encoder:
         body = self.tokenizer(example.body, add_special_tokens=False).input_ids[: max(room, 0)]
         return [*head, *body, *tail][-self.max_source :]
 
-    def _answer(self, prompt: str, prompt_ids: list[int], answer: str) -> list[int]:
+    def _answer(self, prompt: str, prompt_ids: list[int], answer: str, most: int | None = None) -> list[int]:
         """Target ids. A decoder-only answer is the continuation of its prompt, as its tokenizer would write it."""
         if self.encoder_decoder:
             ids = self.tokenizer(answer, add_special_tokens=False).input_ids
@@ -77,7 +92,7 @@ class Encoder:
             joint = self.tokenizer(f"{prompt} {answer}").input_ids
             fits = bool(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
             ids = joint[len(prompt_ids) :] if fits else self._continuation(answer)
-        return [*ids[: self.max_target - 1], self.tokenizer.eos_token_id]
+        return [*ids[: (most or self.max_target) - 1], self.tokenizer.eos_token_id]
 
     def _continuation(self, answer: str) -> list[int]:
         """An answer after a space, tokenised alone: used where the joint text splits the prompt differently."""
@@ -113,6 +128,8 @@ class MicroBatch:
     tokens: float
     """Answer tokens of the whole global batch per micro-batch: dividing the summed loss by it makes the average over all
     micro-batches of all workers the token mean of the global batch, whatever the number of workers."""
+    real: float
+    """Rows of the whole global batch per micro-batch, fillers left out."""
 
 
 def global_batches(
@@ -126,12 +143,12 @@ def global_batches(
     order = torch.randperm(len(examples), generator=generator).tolist()
     for start in range(0, len(order), batch_size):
         rows = [examples[i] for i in order[start : start + batch_size]]
-        tokens = sum(len(row.answer) for row in rows)
+        tokens, real = sum(row.counts for row in rows), len(rows)
         rows += [Encoded(rows[0].prompt, ())] * (batch_size - len(rows))
         share = batch_size // world
         mine = rows[rank * share : (rank + 1) * share]
-        per_micro = tokens / (batch_size / micro)
-        yield [MicroBatch(mine[i : i + micro], per_micro) for i in range(0, share, micro)]
+        parts = batch_size / micro
+        yield [MicroBatch(mine[i : i + micro], tokens / parts, real / parts) for i in range(0, share, micro)]
 
 
 def by_length(examples: Sequence[Encoded], batch_size: int) -> list[list[int]]:
@@ -145,8 +162,9 @@ def _origins(batch: Sequence[Encoded], device: str | torch.device) -> dict[str, 
     found = {}
     if any(row.stage for row in batch):
         found["stages"] = torch.tensor([row.stage for row in batch], device=device)
-    if any(row.weight != 1 for row in batch):
-        found["weights"] = torch.tensor([row.weight for row in batch], device=device)
+    weights = [row.token_weight for row in batch]
+    if any(weight != 1 for weight in weights):
+        found["weights"] = torch.tensor(weights, device=device)
     return found
 
 

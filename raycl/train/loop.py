@@ -82,7 +82,8 @@ class TrainLoop:
             summed, logits, labels = self.engine.loss(inputs)
             task_loss = summed / micro.tokens
             progress = (self.step - 1) / self.steps
-            step = Step(inputs, logits, labels, task_loss, progress, self._again, self.workers.sum, micro.tokens)
+            counts = micro.tokens, micro.real
+            step = Step(inputs, logits, labels, task_loss, progress, self._again, self.workers.sum, *counts)
             penalties = self.method.penalties(step)
             loss = task_loss + sum(term.raw * term.weight for term in penalties.values())
             self.engine.backward(loss)

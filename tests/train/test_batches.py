@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raycl.methods.base import Row
 from raycl.tasks.task import Example
 from raycl.train.batches import IGNORE, Encoded, Encoder, MicroBatch, by_length, global_batches
 
@@ -163,6 +164,22 @@ def test_token_denominators_by_hand():
     assert [len(m.rows) for m in steps[0]] == [2, 2]
     filler = steps[0][1].rows[1]
     assert filler.answer == () and filler.prompt == steps[0][0].rows[0].prompt
+
+
+def test_rows_that_count_by_their_mean_by_hand():
+    """A row with `mean` counts as one token, each of its answer tokens 1 / 3 of its weight; a filler counts as none."""
+    rows = [Encoded((1,), (5, 6, 7), weight=2.0, mean=True), Encoded((1,), (5, 6))]
+    assert [(row.counts, row.token_weight) for row in rows] == [(1, 2 / 3), (2, 1.0)]
+    assert Encoded((1,), (), mean=True).counts == 0
+    (step,) = epoch(rows, 4, 2, 1)[0]
+    assert [(m.tokens, m.real) for m in step] == [(1.5, 1.0)] * 2
+
+
+def test_a_row_may_have_an_answer_length_of_its_own(tiny):
+    """`tokens` of a row stands in for the limit of all other answers."""
+    long = "t1w1 t1w2 t1w3 t1w4"
+    rows = [Row(example("t1w1", long), tokens=tokens) for tokens in (None, 5, 2)]
+    assert [len(row.answer) for row in encoder(tiny, target=3).encode_rows(rows)] == [3, 5, 2]
 
 
 def test_workers_share_one_order(tiny):
