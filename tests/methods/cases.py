@@ -37,6 +37,8 @@ class Case:
     own: tuple[str, ...] = ()
     """Trainable parameters of the method's own modules, as named in the stage module; {0} = index of the stage from 0,
     * = any stage so far."""
+    own_from: int = 1
+    """First stage at which they are there."""
     continues: bool = True
     """Whether a stage starts from the function the one before ended with."""
     serves_trained: bool = True
@@ -62,6 +64,7 @@ PLAIN = {"frozen_branches": False}
 MERGED = PLAIN | {"serves_trained": False}
 PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "falls": 1.3, "train": {"lr": 0.1}}
 """Soft prompts: they change the function from the start and need high learning rates."""
+POOL = ("extra.pool.keys", "extra.pool.prompts")
 MLP = [f"extra.prompt.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
 CASES = {
     "seq_ft": Case({"name": "seq_ft"}, "W", **PLAIN),
@@ -72,6 +75,9 @@ CASES = {
     "per_task_full": Case({"name": "per_task", "trains": "full"}, "W", **PLAIN, continues=False),
     "mtl": Case({"name": "mtl"}, "AB", **PLAIN),
     "slao": Case({"name": "slao"}, "AB", **MERGED, continues=False),
+    "merging": Case({"name": "merging"}, "AB", **MERGED),
+    "merging_independent": Case({"name": "merging", "base": "independent", "rule": "ties"}, "AB", **MERGED, continues=False),
+    "merging_full": Case({"name": "merging", "trains": "full"}, "W", **MERGED),
     "slao_both": Case({"name": "slao", "merges": "both", "start_from": "merged"}, "AB", **MERGED, continues=False),
     "ewc": Case({"name": "ewc", "weight": 5.0, "fisher_examples": 10}, "AB", **PLAIN),
     "ewc_full": Case({"name": "ewc", "weight": 5.0, "trains": "full"}, "W", **PLAIN),
@@ -90,6 +96,13 @@ CASES = {
     "prog_prompt_mlp": Case(
         {"name": "prog_prompt", "length": 4, "mlp": True, "bottleneck": 16}, "",
         own=("extra.prompt.value", *MLP), continues=False, **PROMPT,
+    ),
+    "l2p": Case({"name": "l2p", "pool": 4, "length": 2, "picks": 2}, "", own=POOL, **PROMPT),
+    "l2p_diverse": Case({"name": "l2p", "pool": 4, "length": 2, "picks": 2, "diversity": True}, "", own=POOL, **PROMPT),
+    "l2p_fixed_keys": Case({"name": "l2p", "train_keys": False, "key_init": "prompt_mean"}, "", own=POOL[1:], **PROMPT),
+    "lorac": Case({"name": "lorac", "ortho": 0.1}, "AB", own=("extra.omegas.move",), own_from=2),
+    "lorac_ipc": Case(
+        {"name": "lorac", "ipc": True, "critical_share": 0.05}, "AB", own=("extra.omegas.move",), own_from=2
     ),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
@@ -126,7 +139,7 @@ def expected_trainable(case: Case, model: Any, family: str, stage: int) -> list[
     names = [f"model.{path}.lora_{letter}.branch.weight" for path in ADAPTED[family] for letter in letters]
     if "W" in case.trains:
         names += [f"model.{name}" for name, _ in model.backbone.model.named_parameters()]
-    for pattern in case.own:
+    for pattern in case.own if stage >= case.own_from else ():
         for index in range(stage) if "*" in pattern else [stage - 1]:
             names.append(pattern.replace("*", str(index)).format(index))
     if "g" in case.trains:
