@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 
+TIE = 1e-5
+"""Sums that differ by less than this, relative to the quantile, count as equal."""
+
 
 class Magnitudes:
     """n_j = sum over real tokens of |output_j| of every linear module whose weight trains.
@@ -66,5 +69,9 @@ class Magnitudes:
 
 
 def loudest(sums: Tensor, share: float) -> Tensor:
-    """(d_out,) bool: the units at or above the `share` quantile of `sums` (d_out,); equal sums are kept together."""
-    return sums >= torch.quantile(sums, share)
+    """(d_out,) bool: the units at or above the `share` quantile of `sums` (d_out,); equal sums are kept together.
+
+    Equal up to rounding: after Adam's first step all entries of B are +-lr, so that rows of one sign pattern tie, and how a
+    batch is cut must not decide between them.
+    """
+    return sums >= torch.quantile(sums, share) * (1 - TIE)

@@ -86,8 +86,9 @@ class Migu(Method):
         mergeable=True,
         differences=(
             "Padding and filler rows do not count; the released code sums over all positions.",
-            "A unit at the quantile is kept, the released code needs a larger sum: with B = 0 all outputs of the branch tie "
-            "at 0, and a strict mask would let nothing train. It also makes `method.threshold=0` the bare method.",
+            "A unit at the quantile (within 1e-5 of it) is kept, the released code needs a larger sum: with B = 0 all "
+            "outputs of the branch tie at 0, and a strict mask would let nothing train. It also makes "
+            "`method.threshold=0` the bare method.",
             "Weights that are tied to the token embedding are not masked, nor are embeddings and norms.",
             "The mask acts before the norm of the gradient is clipped; the released full-weight trainer clips first.",
         ),
