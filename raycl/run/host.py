@@ -95,8 +95,10 @@ def _start() -> None:
 
 
 def _threads(workers: int) -> int:
-    """CPU threads per worker: this machine's cores shared out. The same number in every host, since it touches results."""
-    return max(1, (os.cpu_count() or 1) // max(1, workers))
+    """CPU threads per worker: the cores this process may use, shared out. The same number in every host, since it touches
+    results."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, workers))
 
 
 def _scaling(workers: int) -> ScalingConfig:
