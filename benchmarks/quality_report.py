@@ -29,12 +29,26 @@ def write_report(results: Path, names: list[str]) -> None:
     """Write quality.md from the cells in results/quality; `names` are all variants there are."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "quality").glob("*.json"))]
     orders = sorted({cell["order"] for cell in cells})
-    lines = [HEAD, f"Machine: {os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}.", ""]
+    lines = [
+        HEAD,
+        f"Machine: {os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}.",
+        "",
+    ]
     for order in orders:
         lines += _order(order, [cell for cell in cells if cell["order"] == order], names)
-    lines += ["## Commands", "", "```sh", "python benchmarks/quality.py --data DIR     # DIR: the 15-task benchmark", "```"]
+    lines += [
+        "## Commands",
+        "",
+        "```sh",
+        "python benchmarks/quality.py --data DIR     # DIR: the 15-task benchmark",
+        "```",
+    ]
     commits = sorted({stage["commit"][:10] for cell in cells for stage in cell["stages"] if stage["commit"]})
-    lines += ["", f"Stages were made with commits {', '.join(commits)}; each cell's file in `quality/` names its own.", ""]
+    lines += [
+        "",
+        f"Stages were made with commits {', '.join(commits)}; each cell's file in `quality/` names its own.",
+        "",
+    ]
     (results / "quality.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -85,7 +99,8 @@ def _matrix(cell: Cell) -> list[str]:
     rows = [row for row in cell["matrix"]["rows"][1:] if any(value is not None for value in row)]
     after = tasks if len(rows) == len(tasks) else ["all"]
     shown = [
-        {"after": label} | {task: "" if value is None else f"{value:.0f}" for task, value in zip(tasks, row, strict=True)}
+        {"after": label}
+        | {task: "" if value is None else f"{value:.0f}" for task, value in zip(tasks, row, strict=True)}
         for label, row in zip(after, rows, strict=True)
     ]
     return [f"### {cell['variant']}, seed {cell['seed']}, lr {cell['lr']:g}", "", _table(shown), ""]

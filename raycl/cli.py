@@ -19,9 +19,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 Order = Annotated[
     str, typer.Option(help="demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | task,task,...")
 ]
-Method = Annotated[
-    str | None, typer.Option(help="sin_lora, inc_lora, o_lora, inf_lora, gain_lora  [default: gain_lora]")
-]
+Method = Annotated[str | None, typer.Option(help="a name that `python -m raycl methods` lists  [default: gain_lora]")]
 Model = Annotated[str | None, typer.Option(help="`packaged`, a local folder, or a hub id")]
 Data = Annotated[
     str | None,
@@ -42,6 +40,32 @@ Tracking = Annotated[
 ]
 Output = Annotated[str | None, typer.Option(help="folder for matrix, plots and spec  [default: under ~/.raycl/runs]")]
 Fields = Annotated[bool, typer.Option("--fields", help="list every field of the run spec with its meaning, and exit")]
+
+
+tools = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help="What raycl knows."
+)
+
+
+@tools.command()
+def methods() -> None:
+    """List the methods: paper, what they train, how the state grows, what they need."""
+    from raycl.report.terminal import print_methods
+
+    print_methods()
+
+
+@tools.command()
+def cards(
+    folder: Annotated[str, typer.Argument(help="where to write the pages")] = "docs/methods",
+    results: Annotated[str, typer.Option(help="measured cells")] = "benchmarks/results/quality",
+) -> None:
+    """Write a page about every method."""
+    from pathlib import Path
+
+    from raycl.report.cards import write_cards
+
+    write_cards(Path(folder), Path(results))
 
 
 @app.command()

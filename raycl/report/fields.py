@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from raycl.methods.registry import method_params
 from raycl.spec import MethodParams, RunSpec
@@ -34,6 +35,11 @@ def _lines(model: type[BaseModel], prefix: str, method: type[MethodParams]) -> l
         default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
         lines.append(f"  {prefix}{name:<24} {info.description or ''} [{_kind(kind, info.metadata)}; {default}]")
     return lines
+
+
+def kind_of(info: FieldInfo) -> str:
+    """A readable type of a field with its bounds."""
+    return _kind(info.annotation, info.metadata)
 
 
 def _kind(annotation: Any, metadata: list[Any]) -> str:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
@@ -180,3 +181,21 @@ def _measures(matrix: AccuracyMatrix, stage: int) -> str:
     return "  ".join(
         f"{name} {number(value, 2)}" for name, value in matrix.summary(stage).items() if not math.isnan(value)
     )
+
+
+def print_methods(console: Console | None = None) -> None:
+    """The list of all methods, a block each so that it fits any width."""
+    from raycl.report.cards import listing
+
+    console = console or Console(highlight=False)
+    for name, title, paper, trains, growth, task_id, replays in listing():
+        console.print(f"[bold]{name}[/bold]  {escape(title)}")
+        lines = {
+            "paper": paper,
+            "trains": trains,
+            "state grows by": growth,
+            "task id at test": task_id,
+            "replays": replays,
+        }
+        for label, text in lines.items():
+            console.print(f"    {label + ':':<17}{escape(text)}", soft_wrap=True)

@@ -1,0 +1,80 @@
+"""Every method as a whole sequence in this process: planned, trained, stored, scored, and found again."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeFlags
+
+from raycl.methods.registry import METHODS, method_class, method_params
+from raycl.report.terminal import Terminal
+from raycl.run.resolve import resolve
+from raycl.run.sequence import Options, SequenceResult, run_sequence
+from raycl.state.store import Store
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+from cases import CASES
+
+TOY = "toy_method:ToyMethod"
+
+
+def run(flags: MakeFlags, tmp_path: Path, method: dict[str, Any], order: str = "demo") -> SequenceResult:
+    """A small sequence in local mode."""
+    fields = flags.spec("sin_lora", "llama") | {"method": method, "order": order, "workers": 0}
+    spec = resolve("laptop", [fields], gpus=0)
+    options = Options(str(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}", "test", str(tmp_path / "out"))
+    return run_sequence(spec, options, Terminal())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sequence_is_trained_stored_scored_and_found_again(flags: MakeFlags, tmp_path: Path, name: str) -> None:
+    """All stages and cells are there, the store is sound, and the same call again trains nothing and reads the same."""
+    params = CASES[name].params
+    method = method_class(params["name"])
+    first = run(flags, tmp_path, params)
+    assert first.trained == ([1] if method.joint else [1, 2, 3, 4])
+    assert math.isfinite(first.matrix.ap())
+    assert math.isnan(first.matrix.forgetting()) == method.joint
+    store = Store(str(tmp_path / "store"))
+    assert store.verify() == []
+    assert all(store.has_scores(cell.key) for cell in first.plan.cells)
+    again = run(flags, tmp_path, params)
+    assert again.trained == [] and again.matrix == first.matrix
+
+
+@pytest.mark.parametrize("name", ["per_task", "prog_prompt"])
+def test_with_the_task_id_a_score_never_changes(flags: MakeFlags, tmp_path: Path, name: str) -> None:
+    """Task i is always scored with the state after stage i: nothing is forgotten, and no cell is scored twice."""
+    result = run(flags, tmp_path, CASES[name].params)
+    for stage in range(1, 5):
+        assert result.matrix.seen(4).items() >= result.matrix.seen(stage).items()
+    assert result.matrix.forgetting() == 0
+    seen = [cell for cell in result.plan.cells if cell.seen]
+    assert len({cell.key for cell in seen}) == 4
+
+
+def test_a_joint_stage_trains_on_all_tasks_at_once(flags: MakeFlags, tmp_path: Path) -> None:
+    """MTL: one stage whose steps are those of the whole sequence, and one row of scores, the last."""
+    result = run(flags, tmp_path, CASES["mtl"].params)
+    manifest = Store(str(tmp_path / "store")).manifest(result.plan.stages[0].key)
+    assert manifest.task == "roget+reviews+plots+debates" or manifest.task.count("+") == 3
+    assert manifest.log[-2]["steps"] == 4 * 4
+    assert result.matrix.last_stage == 4 and not result.matrix.seen(1).keys() - set(result.matrix.tasks)
+
+
+def test_a_new_method_is_one_file_and_one_line(
+    flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its file importable and its line in the registry, a method runs, is listed, and has a card."""
+    from raycl.report.cards import card, listing
+
+    monkeypatch.setitem(METHODS, "toy", TOY)
+    assert method_params("toy")(name="toy").at(1) == {"name": "toy", "size": 0.5}
+    result = run(flags, tmp_path, {"name": "toy"})
+    assert result.trained == [1, 2, 3, 4] and math.isfinite(result.matrix.ap())
+    assert "toy" in [row[0] for row in listing()]
+    assert "`method.size`" in card("toy", [])
