@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in arguments.only if arguments.only is not None else VARIANTS:
         for seed in arguments.seeds:
-            run_variant(name, arguments.order, seed, arguments.data, not arguments.no_choice)
+            try:
+                run_variant(name, arguments.order, seed, arguments.data, not arguments.no_choice)
+            except Exception:  # one bad variant must not cost the others; it is missing from the table
+                traceback.print_exc()
             write_report(RESULTS, list(VARIANTS))
 
 
