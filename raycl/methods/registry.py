@@ -19,6 +19,7 @@ METHODS = {
     "o_lora": "raycl.methods.o_lora:OLora",
     "am_lora": "raycl.methods.am_lora:AmLora",
     "lorac": "raycl.methods.lorac:Lorac",
+    "c_lora": "raycl.methods.c_lora:CLora",
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
     "slao": "raycl.methods.slao:Slao",

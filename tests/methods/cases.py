@@ -104,6 +104,7 @@ CASES = {
     "lorac_ipc": Case(
         {"name": "lorac", "ipc": True, "critical_share": 0.05}, "AB", own=("extra.omegas.move",), own_from=2
     ),
+    "c_lora": Case({"name": "c_lora", "forgetting": 0.5}, "AB"),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
     "gain_lora_over_o": Case(

@@ -47,6 +47,7 @@ OTHER_VALUES = {
     "share_of": "all",
     "beta1": 0.5,
     "beta2": 0.5,
+    "forgetting": 7.0,
     "gamma": 0.25,
     "fisher_examples": 3,
     "mix": [0.5, 2.0, -1.0],

@@ -1,0 +1,110 @@
+"""C-LoRA (Smith et al. 2023, arXiv 2304.06027): a new branch may not change what earlier ones have changed, entry by entry.
+
+At stage t, in an adapted module with weight W (d_out, d_in), A_i (r, d_in), B_i (d_out, r) and s = alpha / r:
+
+    y = W x + sum_{i<=t} s B_i A_i x
+    loss = CE + lambda sum_modules || |sum_{i<t} s B_i A_i| * s B_t A_t ||_F^2
+
+with |.| and * entrywise. The earlier branches are frozen; A_t starts Kaiming-uniform, B_t at 0. An entry of W that
+earlier tasks moved far is costly to move again, one that they left alone is free. Because the norm is squared, |.| has no
+effect on its value. This is not the later C-LoRA of arXiv 2502.17920, which routes one shared pair through an r x r matrix.
+
+Scale. The term has the fourth power of the size of an update, summed over all entries, so lambda must be found anew for
+every model, learning rate and alpha. The log shows term, weighted term and their ratio to the loss as `forgetting`; a
+ratio between 0.01 and 1 after the first steps of stage 2 is where lambda has an effect and the task can still be learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from raycl.methods.base import About, Penalty, Step
+from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.sin_lora import lora_settings
+from raycl.spec import Json, Weight, at_stage
+
+T5, LLAMA = 1e2, 1e6
+"""Estimates of lambda for T5-Large and for models of 7B, see the field's description."""
+
+
+class CLoraParams(LoraParams):
+    """C-LoRA's hyper-parameters."""
+
+    name: Literal["c_lora"] = Field("c_lora", description="entries that earlier branches changed are costly to change")
+    forgetting: Weight | list[Weight] = Field(
+        T5,
+        description="lambda, weight of the squared norm; per stage. The paper's 1e8 is for diffusion models. The default "
+        "is an estimate for T5-Large at lr 1e-3 and alpha / rank = 4, where updates of about 4e-3 an entry make the term "
+        "about 0.04; at lr 1e-4 on a 7B model it is about 1e-6 and 1e6 is the estimate. Not tuned",
+    )
+
+    @classmethod
+    def per_stage_fields(cls) -> frozenset[str]:
+        """lambda may change from stage to stage."""
+        return super().per_stage_fields() | {"forgetting"}
+
+    def at(self, stage: int) -> Json:
+        """lambda has no effect at stage 1, where there is no earlier branch."""
+        live = super().at(stage)
+        if stage == 1:
+            del live["forgetting"]
+        return live
+
+
+class CLora(LoraMethod):
+    """IncLoRA with the entrywise penalty."""
+
+    Params = CLoraParams
+    params: CLoraParams
+    about = About(
+        title="a new branch per task, kept off the weight entries that earlier ones changed",
+        paper="C-LoRA, arXiv 2304.06027 (Smith et al. 2023)",
+        trains="A and B of a new branch",
+        growth="r (d_in + d_out) per adapted module and task",
+        frozen="the backbone and all earlier branches",
+        penalised="the entrywise product of the new update and the sum of all earlier ones (squared Frobenius norm)",
+        state={"branch": "A (r, d_in) and B (d_out, r) of every adapted module"},
+        mergeable=True,
+        differences=(
+            "The paper adapts keys and values of a diffusion model's cross-attention and learns a token per concept; here "
+            "`method.targets`, by default query and value, and no tokens, as in its image classification experiments.",
+            "The paper's branches are not scaled; with alpha / rank = s the term grows by s^4: `method.alpha` = "
+            "`method.rank` gives its form.",
+            "The paper's lambda for diffusion models, 1e8, could not be checked against its text; `method.forgetting` has "
+            "an estimate for language models, which is not tuned.",
+        ),
+    )
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """As SinLoRA, with an estimate of lambda: there are no published settings for language models."""
+        settings = lora_settings(family, order)
+        settings["method"] |= {"forgetting": T5 if family in ("t5", "mt5") else LLAMA}
+        return settings
+
+    def penalties(self, step: Step) -> dict[str, Penalty]:
+        """The entrywise overlap with the earlier branches, from the second stage on."""
+        if self.branches.count == 1:
+            return {}
+        return {"forgetting": Penalty(self._overlap(), at_stage(self.params.forgetting, self.info.stage))}
+
+    def _overlap(self) -> Tensor:
+        """The sum over modules. Their (d_out, d_in) products are made one at a time, and again in the backward pass."""
+        scale = self.params.alpha / self.params.rank
+        with torch.autocast(self.branches.backbone.device.type, enabled=False):
+            parts = [
+                checkpoint(_overlap, layer, layer.down, layer.up, scale, use_reentrant=False, preserve_rng_state=False)
+                for layer in self.branches.layers.values()
+            ]
+            return torch.stack(parts).sum()
+
+
+def _overlap(layer: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """|| (sum s B_i A_i) * s B_t A_t ||_F^2 of one module; the frozen branches as they act in the forward pass."""
+    old = layer.frozen_b.float() @ layer.frozen_a.float()
+    return (old * (up @ (scale * down))).square().sum()
