@@ -24,10 +24,13 @@ METHODS = {
     "gain_lora": "raycl.methods.gain_lora:GainLora",
     "slao": "raycl.methods.slao:Slao",
     "lwf": "raycl.methods.lwf:Lwf",
+    "sapt_lora": "raycl.methods.sapt_lora:SaptLora",
     "migu": "raycl.methods.migu:Migu",
     "l2p": "raycl.methods.l2p:L2p",
+    "lfpt5": "raycl.methods.lfpt5:Lfpt5",
     "prog_prompt": "raycl.methods.prog_prompt:ProgPrompt",
     "merging": "raycl.methods.merging:Merging",
+    "tree_lora": "raycl.methods.tree_lora:TreeLora",
     "per_task": "raycl.methods.per_task:PerTask",
     "mtl": "raycl.methods.mtl:Mtl",
 }

@@ -39,6 +39,8 @@ class Case:
     * = any stage so far."""
     own_from: int = 1
     """First stage at which they are there."""
+    own_from: int = 1
+    """The first stage at which they train."""
     continues: bool = True
     """Whether a stage starts from the function the one before ended with."""
     serves_trained: bool = True
@@ -60,6 +62,7 @@ class Case:
         return "B" in self.trains
 
 
+ROUTER = tuple(f"extra.router.{name}" for name in ("down.weight", "up.weight", "norm.weight", "norm.bias", "key"))
 PLAIN = {"frozen_branches": False}
 MERGED = PLAIN | {"serves_trained": False}
 PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "falls": 1.3, "train": {"lr": 0.1}}
@@ -78,6 +81,8 @@ CASES = {
     "merging": Case({"name": "merging"}, "AB", **MERGED),
     "merging_independent": Case({"name": "merging", "base": "independent", "rule": "ties"}, "AB", **MERGED, continues=False),
     "merging_full": Case({"name": "merging", "trains": "full"}, "W", **MERGED),
+    "tree_lora": Case({"name": "tree_lora"}, "AB", **PLAIN),
+    "tree_lora_gradient": Case({"name": "tree_lora", "vector": "gradient", "choice": "draw"}, "AB", **PLAIN),
     "slao_both": Case({"name": "slao", "merges": "both", "start_from": "merged"}, "AB", **MERGED, continues=False),
     "ewc": Case({"name": "ewc", "weight": 5.0, "fisher_examples": 10}, "AB", **PLAIN),
     "ewc_full": Case({"name": "ewc", "weight": 5.0, "trains": "full"}, "W", **PLAIN),
@@ -104,6 +109,9 @@ CASES = {
     "lorac_ipc": Case(
         {"name": "lorac", "ipc": True, "critical_share": 0.05}, "AB", own=("extra.omegas.move",), own_from=2
     ),
+    "lfpt5": Case(
+        {"name": "lfpt5", "length": 4, "attempts": 4, "tokens": 12}, "", own=("extra.prompt.value",), rows=2, **PROMPT
+    ),
     "c_lora": Case({"name": "c_lora", "forgetting": 0.5}, "AB"),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
@@ -111,6 +119,9 @@ CASES = {
         {"name": "gain_lora", "over": "o_lora", "lambda1": 0.1, **GATE}, "ABg", "gG", rounding=1e-6
     ),
     "gain_lora_over_inf": Case({"name": "gain_lora", "over": "inf_lora", **LAYERS, **GATE}, "Bg", "gGL", rounding=1e-6),
+    "sapt_lora": Case(
+        {"name": "sapt_lora", "share": 0.5, "query_hidden": 16}, "AB", own=ROUTER, own_from=2, continues=False
+    ),
     "lwf": Case({"name": "lwf"}, "AB"),
     "migu_over_seq_ft": Case({"name": "migu", "over": "seq_ft"}, "W", **PLAIN),
     "migu_over_sin": Case({"name": "migu", "over": "sin_lora", "threshold": 0.5}, "AB", **PLAIN),

@@ -61,6 +61,13 @@ OTHER_VALUES = {
     "threshold": 0.3,
     "temperature": 5.0,
     "bottleneck": 12,
+    "lambda_kd": 0.5,
+    "kl_rows": 5,
+    "share": 0.9,
+    "attempts": 3,
+    "top_k": 5,
+    "repetition_penalty": 1.5,
+    "init_tokens": 7,
     "key_init": ("prompt_mean", "uniform"),
     "init_scale": 0.1,
     "pull": 7.0,
@@ -69,6 +76,9 @@ OTHER_VALUES = {
     "scale": 0.25,
     "trim": 0.5,
     "refactor_rank": 2,
+    "tree_levels": 0,
+    "choice": ("draw", "least"),
+    "distance": "absolute",
     "targets": ["no_such_module"],
 }
 """Another value than the cases have, or a tuple of values of which one is other than a case's."""
