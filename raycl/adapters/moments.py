@@ -36,3 +36,23 @@ class SecondMoment:
         if not self.count > 0:
             raise ValueError("second moment: no rows were added")
         return torch.block_diag(*(self.total / self.count))
+
+
+class Mean:
+    """Running mean of d-dimensional rows, in fp64; `total` and `count` are what data-parallel workers add up."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(width, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows, shape (n, d)."""
+        self.total += rows.detach().double().sum(dim=0)
+        self.count += rows.shape[0]
+
+    @property
+    def value(self) -> Tensor:
+        """The mean (d,), fp64. Raises ValueError before a row was added."""
+        if not self.count > 0:
+            raise ValueError("mean: no rows were added")
+        return self.total / self.count

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.methods.base import About, Row, Write
+from raycl.methods.memory import keep, records, remembered
 from raycl.methods.seq_ft import full_settings
 from raycl.methods.trained import TrainedMethod
 from raycl.methods.trainee import TrainedParams
 from raycl.spec import Json, Weight
 from raycl.state.stage_state import StageState
-from raycl.tasks.sampling import draw
 from raycl.tasks.task import Example
 
 
@@ -73,35 +73,13 @@ class Replay(TrainedMethod):
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Continue the last weights, and open the memory."""
         super().install(backbone, state)
-        self.memory = [
-            Row(_example(kept), stage, self.params.weight)
-            for stage, part in enumerate(state.parts, start=1)
-            for kept in part.facts["memory"]
-        ]
+        self.memory = remembered(state, self.params.weight)
 
     def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
         """The task's own examples and the memory; the loop shuffles them."""
-        count = max(1, round(self.params.share * len(own)))
-        seed = f"{self.info.seed}:{self.info.stage}:memory"
-        self.kept = [own[index] for index in draw([example.answers[0] for example in own], count, seed)]
+        self.kept = keep(own, self.params.share, self.info)
         return [*(Row(example) for example in own), *self.memory]
 
     def facts(self) -> dict[str, Any]:
         """The examples that later stages replay."""
-        return {"memory": [_record(example) for example in self.kept]}
-
-
-def _record(example: Example) -> dict[str, Any]:
-    """An example as JSON."""
-    return {
-        "id": example.id,
-        "head": example.head,
-        "body": example.body,
-        "tail": example.tail,
-        "answers": list(example.answers),
-    }
-
-
-def _example(record: dict[str, Any]) -> Example:
-    """The inverse of `_record`."""
-    return Example(**{**record, "answers": tuple(record["answers"])})
+        return {"memory": records(self.kept)}

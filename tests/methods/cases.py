@@ -39,8 +39,6 @@ class Case:
     * = any stage so far."""
     own_from: int = 1
     """First stage at which they are there."""
-    own_from: int = 1
-    """The first stage at which they train."""
     continues: bool = True
     """Whether a stage starts from the function the one before ended with."""
     serves_trained: bool = True

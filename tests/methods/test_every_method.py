@@ -59,6 +59,8 @@ OTHER_VALUES = {
     "start_from": ("random", "tuned"),
     "preserve_function": True,
     "threshold": 0.3,
+    "kl_weight": 3.0,
+    "replay_weight": 3.0,
     "temperature": 5.0,
     "bottleneck": 12,
     "lambda_kd": 0.5,
