@@ -42,7 +42,7 @@ L1_LONG = {
     "long-5": [1e-4] * 2 + [0.001] * 8 + [0.01] * 5,
     "long-6": [0.001] * 15,
 }
-"""lambda per task position, from the paper's appendix; orders 1 to 3 use 1e-5 throughout."""
+"""lambda per task position, as the paper lists it; orders 1 to 3 use 1e-5 throughout."""
 
 
 class AmLoraParams(LoraParams):
