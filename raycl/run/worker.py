@@ -18,7 +18,7 @@ from raycl.methods.base import Method, StageInfo
 from raycl.methods.registry import build
 from raycl.models import LoadedModel, load_model
 from raycl.run.plan import Cell, Plan, StagePlan, stage_tasks
-from raycl.spec import RunSpec
+from raycl.spec import ModelSpec, RunSpec
 from raycl.state.stage_state import StageState
 from raycl.state.store import Store
 from raycl.tasks.task import Task
@@ -27,6 +27,8 @@ from raycl.train.generation import score_task
 from raycl.train.stage import StageRun
 from raycl.train.workers import Workers
 
+LEASE_SECONDS = 60.0
+"""How long a worker waits for another run before all workers look up again."""
 Event = dict[str, Any]
 StageDone = Callable[[StagePlan], None]
 
@@ -42,24 +44,52 @@ class SequenceWorker:
     workers: Workers
     report: Callable[[Event], None]
     environment: dict[str, Any]
+    load: Callable[[ModelSpec, str], LoadedModel] = load_model
+    """Gets the base model; a host that runs many sequences in one process keeps it."""
+    trained: bool = False
+    """Whether the last stage that `advance` saw was trained here, not found or waited for."""
 
     def run(self, stage_done: StageDone) -> None:
         """Do what the store lacks. `stage_done` is called on every rank after each stage that was worked on."""
-        self._score(0)
+        self.score_untrained()
         for stage in self.plan.stages:
-            stored = self._agreed(self.store.has(stage.key))
-            if not stored:
-                self._train(stage)
-            missing = self._missing(stage.row)
-            if missing:
-                self._score(stage.row)
-            if not stored or missing:
+            if self.advance(stage):
                 stage_done(stage)
+
+    def score_untrained(self) -> None:
+        """Score the untrained model, where the plan wants it."""
+        self._score(0)
+
+    def advance(self, stage: StagePlan) -> bool:
+        """Train and score one stage, as far as the store lacks it; whether anything was to do."""
+        self.trained = self._obtain(stage)
+        missing = self._missing(stage.row)
+        if missing:
+            self._score(stage.row)
+        return self.trained or bool(missing)
+
+    def _obtain(self, stage: StagePlan) -> bool:
+        """Make sure that a stage is stored: train it, or wait for another run that trains it now. Whether it was trained."""
+        if self._agreed(self.store.has(stage.key)):
+            return False
+        lease = self.store.lease(stage.key)
+        # All workers look up together now and then, so that none waits in one exchange longer than its time limit.
+        while not self._agreed(self.workers.rank != 0 or lease.acquire(LEASE_SECONDS)):
+            self.report(
+                {"event": "phase", "stage": stage.stage, "phase": "waiting for another run", "done": 0, "total": 1}
+            )
+        try:
+            if self._agreed(self.store.has(stage.key)):
+                return False
+            self._train(stage)
+            return True
+        finally:
+            lease.release()
 
     @cached_property
     def model(self) -> LoadedModel:
         """The base model, loaded once for all stages."""
-        return load_model(self.spec.model, self.workers.device)
+        return self.load(self.spec.model, self.workers.device)
 
     @cached_property
     def encoder(self) -> Encoder:

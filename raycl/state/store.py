@@ -5,18 +5,21 @@
 <root>/stages/<key[:2]>/<key>/<digest[:16]>/...            adapter/ in PEFT's format, tensors.safetensors
 <root>/scores/<key[:2]>/<key>/scores.json                  written last; predictions in a folder of their digest
 <root>/partial/<key[:2]>/<key>/partial.json                the newest mid-stage checkpoint
+<root>/leases/<key>.lock                                    who makes the stage right now (local stores)
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycl.errors import StoreError
 from raycl.state import partial, scores
 from raycl.state.files import Files
 from raycl.state.keys import is_key, require_key
+from raycl.state.lease import Lease
 from raycl.state.manifest import Manifest, describe_stage
 from raycl.state.part_files import decode_part, encode_part
 from raycl.state.records import Json
@@ -153,6 +156,12 @@ class Store:
     def read_predictions(self, key: str) -> list[Json]:
         """The predictions of a row, checked by size and hash."""
         return scores.read_predictions(self._files, key)
+
+    def lease(self, key: str) -> Lease:
+        """The right to make a stage; see `Lease`."""
+        self._require_usable()
+        folder = Path(self._files.path("leases")) if self._files.local else None
+        return Lease(folder, require_key(key))
 
     # Mid-stage checkpoints
 
