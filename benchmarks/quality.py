@@ -72,7 +72,7 @@ VARIANTS = {
     "lorac ipc": Variant({"name": "lorac", "ipc": True}),
     "tree_lora": Variant({"name": "tree_lora"}),
     "l2p": Variant({"name": "l2p"}, "prompt"),
-    "lfpt5": Variant({"name": "lfpt5"}, "prompt"),
+    "lfpt5, 50 vectors": Variant({"name": "lfpt5", "length": 50}, "prompt"),
     "prog_prompt": Variant({"name": "prog_prompt"}, "prompt"),
     "sapt_lora": Variant({"name": "sapt_lora"}),
     "replay": Variant({"name": "replay"}),
