@@ -26,6 +26,8 @@ ROOMS = {
     "rich": ["raycl/report/"],
     "pandas": ["raycl/report/", "raycl/metrics.py"],
     "matplotlib": ["raycl/report/"],
+    "jinja2": ["raycl/report/"],
+    "scipy": ["raycl/adapters/angles.py"],
     "torch": ["raycl/models.py", *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run"))],
 }
 """Library -> the files and folders that may import it."""
@@ -49,7 +51,7 @@ KNOWS: dict[str, set[str]] = {
     "report": {"errors", "methods", "metrics", "spec"},
     "run": {
         *("adapters", "errors", "home", "methods", "metrics", "models", "presets", "report", "spec", "state", "tasks"),
-        *("tracking", "train"),
+        *("tracking", "tracking_records", "train"),
     },
     "cli": {"errors", "presets", "report", "run"},
     "jobs": {"cli"},
