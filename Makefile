@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.9
 
-.PHONY: help setup demo test test-fast lint lock check-tools clean
+.PHONY: help setup demo test test-fast cards lint lock check-tools clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: setup      ## all tests
 
 test-fast: setup ## all tests but the slow ones
 	$(BIN)/python -m pytest -x -q -m "not slow"
+
+cards: setup     ## the pages about the methods, from code and measurements
+	$(BIN)/python -m raycl cards
 
 lint: setup      ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -128,11 +128,14 @@ def _fields(method: type[Method]) -> list[tuple[str, str, str, str]]:
 
 def _settings(method: type[Method]) -> list[str]:
     """Published settings, where the method knows any."""
-    found = [(family, order, method.settings(family, order)) for family, order in SETTINGS]
-    rows = [(family, order, f"`{json.dumps(values)}`") for family, order, values in found if values]
+    places: dict[str, list[str]] = {}
+    for family, order in SETTINGS:
+        if values := method.settings(family, order):
+            places.setdefault(json.dumps(values), []).append(f"{family} {order}")
+    rows = [(", ".join(where), f"`{values}`") for values, where in places.items()]
     if not rows:
         return []
-    return ["## Settings of the `paper` preset", markdown_table(("model family", "order", "run-spec fields"), rows)]
+    return ["## Settings of the `paper` preset", markdown_table(("model family and order", "run-spec fields"), rows)]
 
 
 def _measured(cells: Sequence[Cell]) -> list[str]:
