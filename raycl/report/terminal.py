@@ -189,7 +189,7 @@ def print_methods(console: Console | None = None) -> None:
 
     console = console or Console(highlight=False)
     for name, title, paper, trains, growth, task_id, replays in listing():
-        console.print(f"[bold]{name}[/bold]  {escape(title)}")
+        console.print(f"[bold]{name}[/bold]  {escape(title)}", soft_wrap=True)
         lines = {
             "paper": paper,
             "trains": trains,
