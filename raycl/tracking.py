@@ -74,102 +74,33 @@ def mlflow_ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-class Tracker:
-    """Writes one sequence to MLflow: `start`, then `handle` and `row` while it goes on, then `finish`."""
+class _Runs:
+    """A run and those below it, written through an outbox that calls MLflow in order."""
 
-    def __init__(self, uri: str | None, experiment: str, run_name: str) -> None:
-        """`uri` none = `default_uri`; nothing is opened before `start`."""
+    def __init__(self, uri: str | None, experiment: str, run_name: str, parent: str | None = None) -> None:
+        """`uri` none = `default_uri`; `parent` is the id of the run above this one; nothing is opened yet."""
         self.uri = resolve_uri(uri)
         self.experiment = experiment
         self.run_name = run_name
+        self.parent = parent
         self._outbox = Outbox("MLflow", _passing)
         self._client: Any = None
         self._experiment_id = ""
-        self._spec: Json = {}
-        self._plan: dict[int, Mapping[str, Any]] = {}
         self._parent = RunRecord()
-        self._children: dict[int, RunRecord] = {}
 
     @property
     def run_id(self) -> str:
-        """The id of the parent run; empty until MLflow has answered."""
+        """The id of the run; empty until MLflow has answered."""
         return self._parent.id
 
-    # --- what the driver calls ---------------------------------------------------------------------------------------
-
-    def start(self, spec: Json, plan: list[Json], run_id: str | None = None) -> str:
-        """Open the parent run, or resume `run_id`, and record the spec; returns the run's id (empty in an outage).
-
-        `plan` has one row per stage: stage, task, key and, where known, train and test (numbers of examples).
-        """
-        self._spec, self._plan = spec, {row["stage"]: row for row in plan}
-        self._outbox.send("the run of the sequence", lambda: self._open_parent(run_id))
-        self._params(self._parent, flat(spec))
-        self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, spec, "spec.json"))
-        return self.run_id
-
-    def handle(self, event: Json) -> None:
-        """Record one event of the table in docs/architecture.md; `phase` has no place in MLflow and is passed over."""
-        kind, stage = event["event"], event.get("stage")
-        if kind == "stage_start":
-            self._params(self._child(stage), {"steps": str(event["steps"])})
-        elif kind == "step":
-            self._add(self._child(stage), step_metrics(event), event["step"])
-        elif kind == "stage_end":
-            self._end_stage(stage, event)
-        elif kind == "scores":
-            self._add(self._parent, {f"acc/{as_name(event['task'])}": event["score"]}, stage)
-
-    def row(self, matrix: AccuracyMatrix, stage: int) -> None:
-        """Record AP, FT, BWT and FWT after `stage` on the parent, at step = stage; undefined ones are left out."""
-        defined = {name: value for name, value in matrix.summary(stage).items() if not math.isnan(value)}
-        self._add(self._parent, defined, stage)
-        self._send(self._parent)
-
-    def finish(self, matrix: AccuracyMatrix, artifacts: Iterable[Path], status: str = "FINISHED") -> None:
-        """Record the matrix as a table and the files `artifacts`, and close every run as FINISHED, FAILED or KILLED."""
-        table = (matrix.to_csv() or "", "tables/accuracy_matrix.csv")
-        self._call("the accuracy matrix", self._parent, lambda run: self._client.log_text(run, *table))
-        for path in artifacts:
-            self._call(path.name, self._parent, lambda run, path=path: self._client.log_artifact(run, str(path)))
-        for run in (*self._children.values(), self._parent):
-            self._end(run, status)
-        self._outbox.flush(now=True)
-        if self._outbox.undelivered:
-            log.warning("MLflow: no answer until the end, %d records are lost", self._outbox.undelivered)
-
-    # --- runs --------------------------------------------------------------------------------------------------------
-
-    def _open_parent(self, run_id: str | None) -> None:
-        """Connect, then resume the parent run or make one."""
+    def _open_parent(self, tags: Mapping[str, str], run_id: str | None) -> None:
+        """Connect, then resume the run or make one."""
         self._client, self._experiment_id = _connect(self.uri, self.experiment)
         if run_id and _exists(self._client, run_id):
             self._resume(self._parent, run_id)
             return
-        tags = {"raycl.kind": "sequence", "raycl.stages": str(len(self._spec["tasks"])), **shared_tags(self._spec)}
+        tags = {**tags, **({"mlflow.parentRunId": self.parent} if self.parent else {})}
         self._parent.id = self._client.create_run(self._experiment_id, tags=tags, run_name=self.run_name).info.run_id
-
-    def _child(self, stage: int) -> RunRecord:
-        """The run of a stage, opened at its first event."""
-        if stage not in self._children:
-            self._children[stage] = child = RunRecord()
-            task = self._spec["tasks"][stage - 1]
-            self._call(f"the run of stage {stage}", self._parent, lambda _: self._open_child(child, stage, task))
-            self._params(child, stage_params(self._spec, self._plan.get(stage, {}), stage))
-        return self._children[stage]
-
-    def _open_child(self, child: RunRecord, stage: int, task: str) -> None:
-        """Resume the parent's run of this stage or make one."""
-        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`raycl.stage` = '{stage}'"
-        found = self._client.search_runs([self._experiment_id], where, max_results=1)
-        if found:
-            self._resume(child, found[0].info.run_id)
-            return
-        tags = {"mlflow.parentRunId": self.run_id, "raycl.kind": "stage", "raycl.stage": str(stage), "raycl.task": task}
-        name = f"{stage:02d} {task}"
-        child.id = self._client.create_run(
-            self._experiment_id, tags=tags | shared_tags(self._spec), run_name=name
-        ).info.run_id
 
     def _resume(self, run: RunRecord, run_id: str) -> None:
         """Go on with an existing run; it keeps its points."""
@@ -178,24 +109,12 @@ class Tracker:
             run.points |= {(key, point.step) for point in self._client.get_metric_history(run_id, key)}
         run.id = run_id
 
-    def _end_stage(self, stage: int, event: Json) -> None:
-        """Record a stage's log (where it comes along), durations, gauges and key, and close its run."""
-        child = self._child(stage)
-        for record in event.get("log") or ():
-            self._add(child, step_metrics(record), record["step"])
-        self._add(child, end_metrics(event), stage)
-        for tag, value in (("raycl.key", event["key"]), ("raycl.cached", str(event["cached"]).lower())):
-            self._call(f"tag {tag}", child, lambda run, tag=tag, value=value: self._client.set_tag(run, tag, value))
-        self._end(child, "FINISHED")
-
     def _end(self, run: RunRecord, status: str) -> None:
         """Send what waits and close a run, once."""
         self._send(run)
         if not run.ended:
             run.ended = True
             self._call("the end of a run", run, lambda run_id: self._client.set_terminated(run_id, status))
-
-    # --- tags, params, metrics ---------------------------------------------------------------------------------------
 
     def _params(self, run: RunRecord, params: Mapping[str, str]) -> None:
         self._call("the params of a run", run, lambda run_id: self._log_params(run_id, params))
@@ -238,6 +157,125 @@ class Tracker:
     def _call(self, what: str, run: RunRecord, call: Callable[[str], object]) -> None:
         """Send `call(run id)` to the outbox; calls of a run that could not be opened are void."""
         self._outbox.send(what, lambda: call(run.id) if run.id else None)
+
+    def _close(self, artifacts: Iterable[Path], runs: Iterable[RunRecord], status: str) -> None:
+        """Record the files, close the runs, and make every call that still waits."""
+        for path in artifacts:
+            self._call(path.name, self._parent, lambda run, path=path: self._client.log_artifact(run, str(path)))
+        for run in runs:
+            self._end(run, status)
+        self._outbox.flush(now=True)
+        if self._outbox.undelivered:
+            log.warning("MLflow: no answer until the end, %d records are lost", self._outbox.undelivered)
+
+
+class Tracker(_Runs):
+    """Writes one sequence to MLflow: `start`, then `handle` and `row` while it goes on, then `finish`."""
+
+    def __init__(self, uri: str | None, experiment: str, run_name: str, parent: str | None = None) -> None:
+        """`uri` none = `default_uri`; `parent` is the run of a comparison or sweep; nothing is opened before `start`."""
+        super().__init__(uri, experiment, run_name, parent)
+        self._spec: Json = {}
+        self._plan: dict[int, Mapping[str, Any]] = {}
+        self._children: dict[int, RunRecord] = {}
+
+    # --- what the driver calls ---------------------------------------------------------------------------------------
+
+    def start(self, spec: Json, plan: list[Json], run_id: str | None = None) -> str:
+        """Open the parent run, or resume `run_id`, and record the spec; returns the run's id (empty in an outage).
+
+        `plan` has one row per stage: stage, task, key and, where known, train and test (numbers of examples).
+        """
+        self._spec, self._plan = spec, {row["stage"]: row for row in plan}
+        tags = {"raycl.kind": "sequence", "raycl.stages": str(len(spec["tasks"])), **shared_tags(spec)}
+        self._outbox.send("the run of the sequence", lambda: self._open_parent(tags, run_id))
+        self._params(self._parent, flat(spec))
+        self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, spec, "spec.json"))
+        return self.run_id
+
+    def handle(self, event: Json) -> None:
+        """Record one event of the table in docs/architecture.md; `phase` has no place in MLflow and is passed over."""
+        kind, stage = event["event"], event.get("stage")
+        if kind == "stage_start":
+            self._params(self._child(stage), {"steps": str(event["steps"])})
+        elif kind == "step":
+            self._add(self._child(stage), step_metrics(event), event["step"])
+        elif kind == "stage_end":
+            self._end_stage(stage, event)
+        elif kind == "scores":
+            self._add(self._parent, {f"acc/{as_name(event['task'])}": event["score"]}, stage)
+
+    def row(self, matrix: AccuracyMatrix, stage: int) -> None:
+        """Record AP, FT, BWT and FWT after `stage` on the parent, at step = stage; undefined ones are left out."""
+        defined = {name: value for name, value in matrix.summary(stage).items() if not math.isnan(value)}
+        self._add(self._parent, defined, stage)
+        self._send(self._parent)
+
+    def finish(self, matrix: AccuracyMatrix, artifacts: Iterable[Path], status: str = "FINISHED") -> None:
+        """Record the matrix as a table and the files `artifacts`, and close every run as FINISHED, FAILED or KILLED."""
+        table = (matrix.to_csv() or "", "tables/accuracy_matrix.csv")
+        self._call("the accuracy matrix", self._parent, lambda run: self._client.log_text(run, *table))
+        self._close(artifacts, (*self._children.values(), self._parent), status)
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    def _child(self, stage: int) -> RunRecord:
+        """The run of a stage, opened at its first event."""
+        if stage not in self._children:
+            self._children[stage] = child = RunRecord()
+            task = self._spec["tasks"][stage - 1]
+            self._call(f"the run of stage {stage}", self._parent, lambda _: self._open_child(child, stage, task))
+            self._params(child, stage_params(self._spec, self._plan.get(stage, {}), stage))
+        return self._children[stage]
+
+    def _open_child(self, child: RunRecord, stage: int, task: str) -> None:
+        """Resume the parent's run of this stage or make one."""
+        where = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`raycl.stage` = '{stage}'"
+        found = self._client.search_runs([self._experiment_id], where, max_results=1)
+        if found:
+            self._resume(child, found[0].info.run_id)
+            return
+        tags = {"mlflow.parentRunId": self.run_id, "raycl.kind": "stage", "raycl.stage": str(stage), "raycl.task": task}
+        name = f"{stage:02d} {task}"
+        child.id = self._client.create_run(
+            self._experiment_id, tags=tags | shared_tags(self._spec), run_name=name
+        ).info.run_id
+
+    def _end_stage(self, stage: int, event: Json) -> None:
+        """Record a stage's log (where it comes along), durations, gauges and key, and close its run."""
+        child = self._child(stage)
+        for record in event.get("log") or ():
+            self._add(child, step_metrics(record), record["step"])
+        self._add(child, end_metrics(event), stage)
+        for tag, value in (("raycl.key", event["key"]), ("raycl.cached", str(event["cached"]).lower())):
+            self._call(f"tag {tag}", child, lambda run, tag=tag, value=value: self._client.set_tag(run, tag, value))
+        self._end(child, "FINISHED")
+
+
+class GroupTracker(_Runs):
+    """Writes the run above many sequences, a comparison's or a sweep's: `start`, then `finish`.
+
+    The sequences' own runs name it as their parent: `Tracker(..., parent=group.run_id)`.
+    """
+
+    def start(self, kind: str, settings: Json, run_id: str | None = None) -> str:
+        """Open the run, or resume `run_id`, and record the settings; returns the run's id (empty in an outage).
+
+        `kind` is the tag `raycl.kind`: comparison, sweep.
+        """
+        self._outbox.send(f"the run of the {kind}", lambda: self._open_parent({"raycl.kind": kind}, run_id))
+        self._params(self._parent, flat(settings))
+        self._call("settings.json", self._parent, lambda run: self._client.log_dict(run, settings, "settings.json"))
+        return self.run_id
+
+    def finish(
+        self, metrics: Mapping[str, float | None], step: int, artifacts: Iterable[Path], status: str = "FINISHED"
+    ) -> None:
+        """Record the metrics at `step` (undefined ones are left out; a step is written once) and the files; close it."""
+        defined = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        named = {"/".join(map(as_name, name.split("/"))): value for name, value in defined.items()}
+        self._add(self._parent, named, step)
+        self._close(artifacts, [self._parent], status)
 
 
 # --- MLflow's side -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from raycl import outbox
 from raycl.errors import SpecError
 from raycl.metrics import AccuracyMatrix
 from raycl.outbox import Outbox
-from raycl.tracking import Tracker, default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking import GroupTracker, Tracker, default_uri, mlflow_ui_command, resolve_uri
 from raycl.tracking_records import LONGEST_PARAM, flat
 
 SPEC: dict[str, Any] = {
@@ -327,3 +327,30 @@ def test_ui_command() -> None:
 def test_mlflow_is_imported_only_when_a_sequence_starts() -> None:
     code = "import sys, raycl.tracking as t; t.Tracker('http://host', 'e', 'r'); print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_group_stands_above_its_sequences(uri: str, folder: Path) -> None:
+    """A comparison's run, the sequence below it by MLflow's own tag; resumed, it adds a step and is no second run."""
+    table = folder / "table.md"
+    table.write_text("| a |")
+    group = GroupTracker(uri, "groups", "all methods")
+    run_id = group.start("comparison", {"orders": ["demo"], "seeds": [0, 1]})
+    sequence = Tracker(uri, "groups", "one", parent=run_id)
+    sequence.start(SPEC, PLAN)
+    sequence.finish(AccuracyMatrix(SPEC["tasks"]), [])
+    group.finish({"AP/a b:c": 1.5, "FT/x": None, "BWT/x": float("nan")}, 1, [table])
+    again = GroupTracker(uri, "groups", "all methods")
+    assert again.start("comparison", {"orders": ["demo"], "seeds": [0, 1]}, run_id) == run_id
+    again.finish({"AP/a b:c": 2.5}, 2, [table])
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    run = client.get_run(run_id)
+    assert run.data.tags["raycl.kind"] == "comparison"
+    assert run.data.params["seeds"] == "[0, 1]"
+    assert run.info.status == "FINISHED"
+    assert set(run.data.metrics) == {"AP/a b_c"}
+    assert [(p.step, p.value) for p in client.get_metric_history(run_id, "AP/a b_c")] == [(1, 1.5), (2, 2.5)]
+    assert {file.path for file in client.list_artifacts(run_id)} == {"settings.json", "table.md"}
+    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert [one.info.run_id for one in below] == [sequence.run_id]
