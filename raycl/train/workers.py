@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -48,3 +49,8 @@ class Workers:
 def set_threads(threads: int) -> None:
     """Fix the number of CPU threads of torch: results on CPU depend on it in the last bits."""
     torch.set_num_threads(max(1, threads))
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
