@@ -46,31 +46,33 @@ def run_workers(
     workers: int,
     environment: dict[str, Any],
     handle: Handle,
+    threads: int | None = None,
 ) -> None:
     """Run all that the store lacks, and hand every event to `handle` in this process.
 
-    `workers` = 0 runs the very same loop in this process, without a cluster. Raises what the loop raises.
+    `workers` = 0 runs the very same loop in this process, without a cluster. `threads` is the number of CPU threads of each
+    worker (none = the machine's cores shared out). Raises what the loop raises.
     """
     config: dict[str, Any] = {
         "spec": spec.model_dump(mode="json"),
         "plan": plan.to_json(),
         "store": store.uri,
         "environment": environment,
-        "threads": _threads(workers),
+        "threads": threads or _threads(workers),
     }
     if workers == 0:
         _fit(config | {"tasks": tasks, "emit": handle}, ScalingConfig(num_workers=0), store)
         return
-    _start()
+    start_cluster()
     queue = Queue(actor_options={"num_cpus": 0})
     try:
         with _pump(queue, handle):
-            _fit(config | {"tasks": ray.put(tasks), "emit": queue}, _scaling(workers), store)
+            _fit(config | {"tasks": ray.put(tasks), "emit": queue}, _scaling(workers, threads), store)
     finally:
         queue.shutdown(force=True)
 
 
-def _start() -> None:
+def start_cluster() -> None:
     """Attach to a cluster, or start one for this run without a dashboard.
 
     Ray gives a new node 30 s, which a busy laptop can exceed: a second try follows. Raises SetupError after it.
@@ -101,10 +103,12 @@ def _threads(workers: int) -> int:
     return max(1, cores // max(1, workers))
 
 
-def _scaling(workers: int) -> ScalingConfig:
+def _scaling(workers: int, threads: int | None = None) -> ScalingConfig:
     """What a worker asks of the cluster."""
     if cluster_gpus():
         return ScalingConfig(num_workers=workers, use_gpu=True)
+    if threads:
+        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads})
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return ScalingConfig(
         num_workers=workers, resources_per_worker={"CPU": max(1, min(_threads(workers), cpus // workers))}

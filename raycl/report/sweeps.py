@@ -1,0 +1,142 @@
+"""What a sweep shows and leaves: lines while it runs, the leaderboard of its trials, sweep.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raycl.report.tables import number, short
+
+SHOWN = 20
+"""Trials of the leaderboard on the terminal; sweep.csv has them all."""
+LONGEST_VALUE = 28
+"""Characters of a setting's value in the leaderboard."""
+COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "running": ""}
+
+
+class SweepTerminal:
+    """Shows a sweep: what is planned, one line per finished stage, the leaderboard at its end."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """`console` none = standard output."""
+        self.console = console or Console(highlight=False)
+
+    def plan(self, search: str, trials: int, stages: int, counts: Mapping[str, int] | None, at_once: int) -> None:
+        """Print how large the sweep is; `counts` as `sharing_line` takes them, none if the points are not known yet."""
+        self._line(f"Sweep: {trials:,} trials x {stages} stages, {search}, {at_once} at once")
+        if counts:
+            self._line(
+                f"Stage runs: {counts['needed']:,} needed, {counts['distinct']:,} distinct, {counts['stored']:,} in the "
+                f"store, {counts['trained']:,} to train"
+            )
+
+    def resumed(self, done: int) -> None:
+        """Say that an earlier call's trials are taken up."""
+        self._line(f"Resuming: {done} trials are done")
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self._line(text)
+
+    def stage(self, trial: int, row: Mapping[str, Any], stages: int) -> None:
+        """Print a finished stage of a trial."""
+        how = "trained" if row["trained"] else "shared"
+        self._line(f"trial {trial}: stage {row['stage']}/{stages} {row['task']} {how}  AP {_number(row['AP'])}")
+
+    def ended(self, trial: int, status: str, message: str) -> None:
+        """Print how a trial ended."""
+        first = message.strip().splitlines()[0] if message.strip() else ""
+        self._line(f"trial {trial}: {status}{f': {first}' if first else ''}")
+
+    def summary(self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], paths: Mapping[str, str]) -> None:
+        """Print the leaderboard (rows best first), what sharing saved, and where things are."""
+        self._line("")
+        self.console.print(leaderboard(rows[:SHOWN]))
+        if len(rows) > SHOWN:
+            self._line(f"... and {len(rows) - SHOWN} more in sweep.csv")
+        self._line(sharing_line(counts))
+        width = max(map(len, paths))
+        for name, path in paths.items():
+            self._line(f"{name:<{width}}  {path}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+
+def sharing_line(counts: Mapping[str, int]) -> str:
+    """Stage runs in words: needed, distinct, stored, trained, shared, saved."""
+    return (
+        f"Stage runs: {counts['needed']:,} needed, {counts['trained']:,} trained, {counts['shared']:,} shared between "
+        f"trials, {counts['stored']:,} stored before; {counts['saved']:,} saved"
+    )
+
+
+def leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows as a rich table: rank, trial, the settings that differ, AP, FT, stages, status."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    settings = settings_of(rows)
+    for name in ("rank", "trial"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in settings:
+        table.add_column(Text(name.removeprefix("method.")), overflow="fold")
+    for name in ("AP", "FT", "stages"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for row in rows:
+        values = [Text(short(_text(row["params"].get(name)), LONGEST_VALUE)) for name in settings]
+        status = Text(row["status"], style=COLOURS.get(row["status"], ""))
+        measures = [_number(row["AP"]), _number(row["FT"])]
+        table.add_row(str(row["rank"]), str(row["trial"]), *values, *measures, f"{row['done']}/{row['stages']}", status)
+    return table
+
+
+def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings in which the trials differ; of a single trial all."""
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    differ = [name for name in names if len({_text(row["params"].get(name)) for row in rows}) > 1]
+    return differ if len(rows) > 1 else names
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """All trials, best first, one column per setting of the space."""
+    names = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    measures = ["AP", "FT", "BWT", "FWT"]
+    writer.writerow(["rank", "trial", *names, *measures, "done", "stages", "status", "message"])
+    for row in rows:
+        values = [_text(row["params"].get(name)) for name in names]
+        found = ["" if row[name] is None else row[name] for name in measures]
+        ends = [row["done"], row["stages"], row["status"], row["message"]]
+        writer.writerow([row["rank"], row["trial"], *values, *found, *ends])
+    return replace_text(path, text.getvalue())
+
+
+def replace_text(path: Path, text: str) -> Path:
+    """Write a file so that a reader meets the old one or the new one."""
+    partial = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _text(value: Any) -> str:
+    """A setting's value: numbers short, the rest as JSON."""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
