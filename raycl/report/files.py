@@ -36,7 +36,7 @@ def write_outputs(
         "summary.json": _json({**summary(matrix), **extra}),
         "spec.json": _json(spec),
     }
-    return {name: _replace(folder / name, write) for name, write in writers.items()}
+    return {name: replace(folder / name, write) for name, write in writers.items()}
 
 
 def summary(matrix: AccuracyMatrix) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _json(value: Mapping[str, Any]) -> Callable[[Path], object]:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> Path:
+def replace(path: Path, write: Callable[[Path], object]) -> Path:
     """Write into a neighbour with the same suffix, then move it to `path`."""
     partial = path.with_name(f".{uuid4().hex}{path.suffix}")
     try:
