@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from cases import CASES, batch_of, make_method
 
 from raycl.adapters.importance import MeanSquare
 from raycl.methods.base import Gradients
-from raycl.methods.ewc import FISHER
+from raycl.methods.ewc import FISHER, Ewc
 from raycl.train.module import StageModule
 
 LORA, FULL, HISTORY = (CASES[name].params for name in ("ewc", "ewc_full", "ewc_history"))
@@ -172,6 +173,30 @@ def test_the_penalty_starts_at_zero_and_holds_weights_back(tiny, toy_tasks, run_
     assert result.log[0]["terms"]["ewc"]["raw"] == 0.0
     assert result.log[-1]["terms"]["ewc"]["raw"] > 0.0
     assert moves[1e4] < moves[0.0] / 2
+
+
+def test_an_older_engine_does_not_take_the_gradients_away(tiny, toy_tasks, run_stage, monkeypatch):
+    """The optimizer engine of stage 1 may be collected at any time in stage 2, which trains the same parameters."""
+    follow = Ewc.gradients
+
+    def late(self, gradients):
+        gc.collect()
+        follow(self, gradients)
+
+    params = FULL | {"importance": "history"}
+    fishers = {}
+    for zero in (0, 2):
+        few = {"zero_stage": zero, "epochs": 1}
+        gc.disable()
+        try:
+            first = run_stage(tiny, params, toy_tasks, **few)
+            with monkeypatch.context() as patched:
+                patched.setattr(Ewc, "gradients", late)
+                fishers[zero] = fisher_of(run_stage(tiny, params, toy_tasks, first.state, **few).part)
+        finally:
+            gc.enable()
+    for name, value in fishers[0].items():
+        assert (value - fishers[2][name]).norm() <= 1e-2 * value.norm(), name
 
 
 def test_published_settings_train_all_weights():
