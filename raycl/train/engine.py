@@ -94,8 +94,8 @@ class Engine:
         if self.zero == 3:
             _unpartition(self._engine)
         self._engine.destroy()
-        # DeepSpeed destroys an engine again when it is collected, which may be in the middle of the next stage. That would put
-        # the gradients of parameters which that stage trains too (all weights, ZeRO 1 and 2) out of reach: they read as 0.
+        # DeepSpeed destroys an engine again when it is collected, which may be in the middle of the next stage. That would
+        # put the gradients of parameters which that stage trains too (all weights, ZeRO 1 and 2) out of reach, as if 0.
         self._engine.destroy = lambda: None
         for parameter in self.parameters:
             parameter.grad = None
