@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.9
 
-.PHONY: help setup demo test test-fast cards lint lock check-tools clean
+.PHONY: help setup demo test test-fast cards reproduce-smoke lint lock check-tools clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,6 +37,10 @@ test-fast: setup ## all tests but the slow ones
 
 cards: setup     ## the pages about the methods, from code and measurements
 	$(BIN)/python -m raycl cards
+
+reproduce-smoke: setup  ## every published table with a tiny random model, and the page that says what was run
+	$(BIN)/python jobs/reproduce.py all --scale smoke --output benchmarks/results/reproductions
+	$(BIN)/python -m raycl reproductions
 
 lint: setup      ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

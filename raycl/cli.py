@@ -68,6 +68,19 @@ def cards(
     write_cards(Path(folder), Path(results))
 
 
+@tools.command()
+def reproductions(
+    page: Annotated[str, typer.Argument(help="where to write the page")] = "docs/reproductions.md",
+    results: Annotated[str, typer.Option(help="reports that are kept")] = "benchmarks/results/reproductions",
+) -> None:
+    """Write the page that says which published tables and figures were run, and at what scale."""
+    from pathlib import Path
+
+    from raycl.run.reproductions.status import write_status
+
+    write_status(Path(page), Path(results))
+
+
 @app.command()
 def sequence(
     order: Order = "demo",
@@ -119,9 +132,9 @@ def _run(
 ) -> None:
     from raycl.presets import parse_override, read_config
 
-    layers = [{"order": order}, read_config(config) if config else {}, _flag_layer(flags)]
+    layers = [{"order": order}, read_config(config) if config else {}, flag_layer(flags)]
     layers += [parse_override(text) for text in sets]
-    _quiet()
+    quiet()
     from raycl.report.terminal import Terminal
     from raycl.run.resolve import resolve
     from raycl.run.sequence import Options, run_sequence
@@ -130,7 +143,7 @@ def _run(
     run_sequence(spec, Options(store, tracking, "raycl", output), Terminal())
 
 
-def _flag_layer(flags: dict[str, Any]) -> dict[str, Any]:
+def flag_layer(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, as run-spec fields."""
     nested = {"method": "name", "model": "name", "source": "source"}
     layer: dict[str, Any] = {}
@@ -149,7 +162,7 @@ def _gpus(preset: str) -> int:
     return cluster_gpus()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the libraries' banners and progress bars out of the way; RAYCL_DEBUG=1 lets them speak."""
     if os.environ.get("RAYCL_DEBUG"):
         return

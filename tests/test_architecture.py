@@ -13,22 +13,22 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("raycl", "jobs") for path in (ROOT / room).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ROOMS = {
-    "ray": ["raycl/run/host.py", "raycl/run/cluster.py", "raycl/run/pool.py"],
+    "ray": ["raycl/run/host.py", "raycl/run/cluster.py", "raycl/run/pool.py", "raycl/run/tune_host.py"],
     "deepspeed": ["raycl/train/engine.py"],
     "mlflow": ["raycl/tracking.py"],
     "peft": ["raycl/adapters/"],
     "safetensors": ["raycl/state/"],
     "fsspec": ["raycl/state/"],
-    "transformers": ["raycl/models.py"],
+    "transformers": ["raycl/models.py", "raycl/tiny_models.py"],
     "huggingface_hub": ["raycl/models.py"],
     "datasets": ["raycl/tasks/"],
-    "typer": ["raycl/cli.py", "raycl/cli_compare.py"],
+    "typer": ["raycl/cli.py", "raycl/cli_compare.py", "raycl/cli_reproduce.py", "raycl/cli_sweep.py"],
     "rich": ["raycl/report/"],
     "pandas": ["raycl/report/", "raycl/metrics.py"],
     "matplotlib": ["raycl/report/"],
     "jinja2": ["raycl/report/"],
     "scipy": ["raycl/adapters/angles.py", "raycl/stats.py"],
-    "torch": ["raycl/models.py", *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run"))],
+    "torch": ["raycl/models.py", "raycl/tiny_models.py", *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run"))],
 }
 """Library -> the files and folders that may import it."""
 TYPES_ONLY = {"transformers": ["raycl/train/batches.py"]}
@@ -39,6 +39,7 @@ KNOWS: dict[str, set[str]] = {
     "metrics": set(),
     "outbox": set(),
     "stats": set(),
+    "tiny_models": set(),
     "spec": {"errors"},
     "presets": {"errors", "spec"},
     "tasks": {"errors", "spec"},
@@ -52,11 +53,13 @@ KNOWS: dict[str, set[str]] = {
     "report": {"errors", "methods", "metrics", "spec", "stats"},
     "run": {
         *("adapters", "errors", "home", "methods", "metrics", "models", "presets", "report", "spec", "state", "tasks"),
-        *("tracking", "tracking_records", "train"),
+        *("tiny_models", "tracking", "tracking_records", "train"),
     },
     "cli": {"errors", "presets", "report", "run"},
     "cli_compare": {"cli", "errors", "presets", "report", "run"},
-    "jobs": {"cli", "cli_compare"},
+    "cli_reproduce": {"cli", "run"},
+    "cli_sweep": {"cli", "presets", "report", "run"},
+    "jobs": {"cli", "cli_compare", "cli_reproduce", "cli_sweep"},
 }
 """Room -> the rooms it may import; downwards only."""
 STATE_SEEN_BELOW = {"raycl.state.stage_state"}

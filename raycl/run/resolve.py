@@ -10,10 +10,11 @@ from raycl.spec import Json, ModelSpec, RunSpec, parse
 from raycl.tasks.orders import resolve_order
 
 
-def resolve(preset: str, layers: list[Json], gpus: int) -> RunSpec:
+def resolve(preset: str, layers: list[Json], gpus: int, kind: str | None = None) -> RunSpec:
     """Validate the layers (weakest first) on top of a preset; `auto` is laptop without a GPU and paper with one.
 
-    Raises SpecError that lists every problem.
+    `kind` is the model's type (t5, llama, ...), for the paper's settings; none = read it from the model's configuration,
+    for which a hub model is fetched. Raises SpecError that lists every problem.
     """
     if preset == "auto":
         preset = "paper" if gpus else "laptop"
@@ -26,18 +27,18 @@ def resolve(preset: str, layers: list[Json], gpus: int) -> RunSpec:
         said = merge({"data": {"source": "demo"}}, said)
     base = merge(PRESETS[preset], {"method": {"name": "gain_lora"}})
     if preset == "paper":
-        base = merge(base, _paper_settings(merge(base, said), order))
+        base = merge(base, _paper_settings(merge(base, said), order, kind))
     spec = parse(merge(base, said), method_params)
     _check_order(spec)
     return spec
 
 
-def _paper_settings(values: Json, order: str) -> Json:
+def _paper_settings(values: Json, order: str, kind: str | None) -> Json:
     """The chosen method's published settings for the chosen model family and order."""
     model = values["model"]
     try:
         method = method_class(values["method"]["name"])
-        kind = family(ModelSpec(name=model.get("name", ""), revision=model.get("revision")))
+        kind = kind or family(ModelSpec(name=model.get("name", ""), revision=model.get("revision")))
     except (ValueError, TypeError, KeyError):
         return {}  # validation of the whole spec reports what is wrong
     return method.settings(kind, order)
