@@ -26,7 +26,7 @@ from raycl.train.stage import StageRun
 from raycl.train.workers import Workers
 
 STAGES = 2
-SILENT = timedelta(seconds=60)
+SILENT = timedelta(seconds=180)
 """How long a rank waits for the other before it gives up."""
 Log = list[dict[str, Any]]
 
