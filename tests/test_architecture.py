@@ -28,7 +28,11 @@ ROOMS = {
     "matplotlib": ["raycl/report/"],
     "jinja2": ["raycl/report/"],
     "scipy": ["raycl/adapters/angles.py", "raycl/stats.py"],
-    "torch": ["raycl/models.py", "raycl/tiny_models.py", *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run"))],
+    "torch": [
+        "raycl/models.py",
+        "raycl/tiny_models.py",
+        *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run")),
+    ],
 }
 """Library -> the files and folders that may import it."""
 TYPES_ONLY = {"transformers": ["raycl/train/batches.py"]}

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from tiny_texts import write_tasks
 
 from raycl.errors import SpecError
 from raycl.metrics import AccuracyMatrix
@@ -263,6 +264,23 @@ def test_smoke_of_one_table(tmp_path: Path) -> None:
     assert [cell["verdict"] for cell in record["cells"]] == ["wired", "wired"]
     assert record["cells_finished"] == 2 and record["cells_in_table"] == 96
     assert "2 wired" in lines[-1]
+
+
+def test_paper_scale_goes_through_the_driver(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """The paper's own settings, with local copies of model and data: keys in the plan, a report, nothing trained twice."""
+    data = write_tasks(tmp_path / "data", ORDERS["std-1"])
+    place = make_place("paper", str(data), [f"t5-large={model_folders['t5']}"], 0)
+    part = Part(("inc_lora",), ("std-1",), seeds=1)
+    one = ALL["am_lora/table1"]
+    assert "needs local" not in plan_text(one, place, part)
+    where = Where(str(tmp_path / "out"), str(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}")
+    records = [run_all([one], place, part, where, lambda text: None)[0] for _ in range(2)]
+    (cell,) = records[0]["cells"]
+    assert cell["expected"] == 66.0 and cell["verdict"] in ("within tolerance", "outside tolerance")
+    assert cell["difference"] == pytest.approx(cell["measured"] - 66.0)
+    assert records[1]["cells"] == records[0]["cells"]
+    (folder,) = (tmp_path / "out" / "sequences").iterdir()
+    assert json.loads((folder / "spec.json").read_text())["train"]["batch_size"] == 64
 
 
 def test_the_command_lists_plans_and_refuses() -> None:
