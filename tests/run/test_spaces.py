@@ -69,7 +69,8 @@ def test_drawn_points_are_distinct_and_fixed_by_the_seed(write: Any) -> None:
 
 def test_a_point_survives_its_way_through_tune(write: Any) -> None:
     """Lists, none and texts are categories as JSON text; numbers of a range stay numbers."""
-    text = 'SPACE = {"method.targets": [None, ["q"]], "train.schedule": tune.choice(["linear"]), "train.lr": tune.uniform(0, 1)}'
+    ranges = '"train.schedule": tune.choice(["linear"]), "train.lr": tune.uniform(0, 1)'
+    text = f'SPACE = {{"method.targets": [None, ["q"]], {ranges}}}'
     space = load_space(write(text), 2)
     point = {"method.targets": ["q"], "train.schedule": "linear", "train.lr": 0.25}
     assert space.encode(point) == {"method.targets": '["q"]', "train.schedule": '"linear"', "train.lr": 0.25}

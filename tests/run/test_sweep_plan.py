@@ -87,7 +87,7 @@ def test_the_search_is_chosen_by_the_size_of_the_grid(five: Path) -> None:
     assert planned(SPACES / "slao_merging.py", order, five, trials=5).search == "optuna"
     plan = planned(SPACES / "learning_rate.py", order, five)
     assert (plan.search, plan.points, plan.trials, plan.identity()["search_seed"]) == ("optuna", None, 20, 0)
-    with pytest.raises(SpecError, match="the grid of .* has 18 points; drop --trials"):
+    with pytest.raises(SpecError, match=r"the grid of .* has 18 points; drop --trials"):
         planned(SPACES / "slao_merging.py", order, five, trials=5, search="grid")
 
 

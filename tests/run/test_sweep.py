@@ -1,0 +1,227 @@
+"""Real sweeps on a cluster of their own: shared stages are trained once, a killed sweep resumes, resources come back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import yaml
+from conftest import MakeFlags, digests
+
+from raycl.state.store import Store
+
+pytestmark = pytest.mark.slow
+JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
+SECONDS = 400
+"""Longest life of a command: a cluster on a busy machine takes a minute to start."""
+SPACE = """
+BASE = {"method.name": "o_lora"}
+SPACE = {"method.lambda1": [0.1, 0.5, 1.0, 5.0]}
+FIRST = [{"method.lambda1": 0.5}]
+"""
+STAGES = 4
+
+
+class Cluster:
+    """A Ray cluster of two CPUs in its own folder, and the sweeps run on it."""
+
+    def __init__(self, root: Path, flags: MakeFlags) -> None:
+        import ray
+
+        self.root = root
+        self.folder = tempfile.mkdtemp(prefix="rs", dir="/tmp")
+        patience = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
+        settings = {"include_dashboard": False, "log_to_driver": False, "_system_config": patience}
+        context = ray.init(address="local", num_cpus=2, _temp_dir=self.folder, **settings)
+        self.address = context.address_info["address"]
+        self.uri = f"sqlite:///{root / 'mlflow.db'}"
+        (root / "space.py").write_text(SPACE)
+        (root / "run.yaml").write_text(
+            yaml.safe_dump({k: v for k, v in flags.spec("o_lora", "llama").items() if k != "workers"})
+        )
+
+    def arguments(self, store: str, *more: str, space: str = "space.py") -> list[str]:
+        """A sweep's command line."""
+        places = ["--store", str(self.root / store), "--output", str(self.root / f"{store}-output")]
+        flags = ["--space", str(self.root / space), "--config", str(self.root / "run.yaml"), "--preset", "laptop"]
+        return [sys.executable, str(JOB), *flags, *places, "--tracking", self.uri, *more]
+
+    def start(self, arguments: list[str]) -> subprocess.Popen[str]:
+        """Start a sweep on this cluster."""
+        environment = os.environ | {"RAY_ADDRESS": self.address, "RAYCL_HOME": str(self.root / "home")}
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "140", "HF_HUB_OFFLINE": "1"}
+        return subprocess.Popen(
+            arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.root
+        )
+
+    def run(self, arguments: list[str]) -> str:
+        """Run a sweep to its end; what it printed."""
+        process = self.start(arguments)
+        out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, f"{out}\n{err}"
+        return out
+
+    def record(self, store: str) -> dict[str, Any]:
+        """A sweep's sweep.json."""
+        return json.loads((self.root / f"{store}-output" / "sweep.json").read_text())
+
+    def wait_until_free(self, seconds: float) -> float:
+        """Wait until all CPUs are free again; the seconds it took."""
+        import ray
+
+        started = time.monotonic()
+        while ray.available_resources().get("CPU", 0) < 2:
+            assert time.monotonic() - started < seconds, ray.available_resources()
+            time.sleep(0.2)
+        return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, flags: MakeFlags) -> Iterator[Cluster]:
+    """One cluster for the tests of this module."""
+    import ray
+
+    yield Cluster(tmp_path_factory.mktemp("sweeps"), flags)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def swept(cluster: Cluster) -> str:
+    """What a grid of four values printed, two trials at once under ASHA."""
+    out = cluster.run(cluster.arguments("first", "--grace", "2"))
+    cluster.wait_until_free(30)
+    return out
+
+
+def test_shared_stages_are_trained_once(cluster: Cluster, swept: str) -> None:
+    """Four trials that differ in a parameter that is inert at stage 1: one stage 1, and no stage twice."""
+    record = cluster.record("first")
+    assert len(record["trials"]) == 4
+    rows = [row for trial in record["trials"] for row in trial["rows"]]
+    trained = [row["key"] for row in rows if row["trained"]]
+    store = Store(str(cluster.root / "first"))
+    assert sorted(trained) == sorted(store.stage_keys())
+    assert sum(row["stage"] == 1 for row in rows) == 4
+    assert sum(store.manifest(key).stage == 1 for key in trained) == 1
+    assert record["sharing"]["trained"] == len(trained) == record["sharing"]["distinct"]
+    assert record["sharing"]["shared"] == len(rows) - len(trained) >= 3
+    assert store.verify() == []
+    assert f"{len(rows):,} needed, {len(trained):,} trained" in swept
+
+
+def test_trials_reuse_their_process_and_bad_ones_end_at_a_stage_boundary(cluster: Cluster, swept: str) -> None:
+    """At most two processes serve four trials; whatever ASHA ended stands at a finished stage."""
+    store = Store(str(cluster.root / "first"))
+    assert len({store.manifest(key).runtime["process"] for key in store.stage_keys()}) <= 2
+    for trial in cluster.record("first")["trials"]:
+        assert trial["status"] in ("finished", "stopped")
+        assert (len(trial["rows"]) == STAGES) == (trial["status"] == "finished")
+        assert len(trial["rows"]) >= 2  # the grace period
+
+
+def test_the_outputs_show_the_best_first(cluster: Cluster, swept: str) -> None:
+    """Leaderboard on the terminal and as CSV, the best trial's settings, the page."""
+    folder = cluster.root / "first-output"
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert {row["method.lambda1"] for row in rows} == {"0.1", "0.5", "1", "5"}
+    finished = [float(row["AP"]) for row in rows if row["status"] == "finished"]
+    assert finished == sorted(finished, reverse=True)
+    assert rows[0]["status"] == "finished"
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert best["method"]["lambda1"] == float(rows[0]["method.lambda1"])
+    assert best["data"]["test_split"] == "test"
+    assert (folder / "report.html").is_file()
+    assert "lambda1" in swept
+    assert "best on test" in swept
+
+
+def test_mlflow_holds_sweep_sequence_and_stage(cluster: Cluster, swept: str) -> None:
+    """One run for the sweep, one below it per trial, one below that per stage; one writer."""
+    client = mlflow.MlflowClient(tracking_uri=cluster.uri)
+    record = cluster.record("first")
+    parent = client.get_run(record["run_id"])
+    assert (parent.data.tags["raycl.kind"], parent.info.status) == ("sweep", "FINISHED")
+    assert parent.data.metrics["stage_runs/trained"] == record["sharing"]["trained"]
+    for trial in record["trials"]:
+        run = client.get_run(trial["run_id"])
+        assert run.data.tags["mlflow.parentRunId"] == record["run_id"]
+        assert [point.value for point in client.get_metric_history(trial["run_id"], "AP")] == [
+            row["AP"] for row in trial["rows"]
+        ]
+        where = f"tags.`mlflow.parentRunId` = '{trial['run_id']}'"
+        stages = client.search_runs([run.info.experiment_id], where)
+        assert len(stages) == len(trial["rows"])
+        assert {stage.info.status for stage in stages} == {"FINISHED"}
+
+
+def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, swept: str) -> None:
+    """SIGKILL of the driver: its trials end and give back the CPUs; --resume ends with the same trials, each stage kept."""
+    arguments = cluster.arguments("second", "--scheduler", "none", "--max-concurrent", "1")
+    process = cluster.start(arguments)
+    store = Store(str(cluster.root / "second"))
+    deadline = time.monotonic() + SECONDS
+    while len(store.stage_keys()) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    cluster.wait_until_free(30)
+    kept = digests(cluster.root / "second")
+    first = cluster.record("second")
+    out = cluster.run([*arguments, "--resume"])
+    assert "Resuming: " in out
+    record = cluster.record("second")
+    assert [trial["status"] for trial in record["trials"]] == ["finished"] * 4
+    assert [trial["id"] for trial in record["trials"]][: len(first["trials"])] == [t["id"] for t in first["trials"]]
+    assert record["run_id"] == first["run_id"]
+    after = digests(cluster.root / "second")
+    assert kept.items() <= after.items()
+    # Both sweeps made the same stages, in other processes and another order.
+    shared = digests(cluster.root / "first").items()
+    assert shared <= after.items()
+    assert record["sharing"]["trained"] == 1 + 4 * (STAGES - 1) == len(after)
+
+
+def test_optuna_starts_with_the_first_points_and_fails_one_trial_alone(cluster: Cluster, swept: str) -> None:
+    """A diverging point is a failed trial, last on the leaderboard; the sweep ends well."""
+    text = (
+        'from ray import tune\nBASE = {"method.name": "sin_lora", "method.alpha": 3e38, "train.max_grad_norm": 0}\n'
+        'SPACE = {"train.lr": tune.loguniform(1e-40, 10), "train.warmup": [0.0]}\n'
+        'FIRST = [{"train.lr": 1e-40, "train.warmup": 0.0}, {"train.lr": 10.0, "train.warmup": 0.0}]\n'
+    )
+    (cluster.root / "wild.py").write_text(text)
+    more = ["--order", "roget,snippets", "--trials", "2", "--search", "optuna", "--method", "sin_lora"]
+    cluster.run(cluster.arguments("third", *more, space="wild.py"))
+    trials = cluster.record("third")["trials"]
+    assert {trial["point"]["train.lr"] for trial in trials} == {1e-40, 10.0}
+    (bad,) = [trial for trial in trials if trial["status"] == "failed"]
+    assert bad["point"]["train.lr"] == 10.0
+    assert "Lower train.lr" in bad["message"]
+
+
+def test_trials_with_two_workers_give_everything_back(cluster: Cluster, swept: str) -> None:
+    """One worker group fits at a time; a trial that ASHA ends takes its group along, and 30 s later all CPUs are free."""
+    arguments = cluster.arguments("fourth", "--workers", "2", "--order", "roget,snippets", "--grace", "1")
+    out = cluster.run(arguments)
+    cluster.wait_until_free(30)
+    assert "1 at once" in out
+    store = Store(str(cluster.root / "fourth"))
+    assert {store.manifest(key).runtime["workers"] for key in store.stage_keys()} == {2}
+    assert not [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in str(one.info["cmdline"]) and cluster.folder in str(one.info["cmdline"])
+    ]
