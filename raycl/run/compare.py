@@ -22,6 +22,7 @@ from raycl.run.cell_runner import CellJob, CellRunner
 from raycl.run.grid import GridCell, GridSpec, make_grid
 from raycl.run.preflight import check_output
 from raycl.run.sequence import Driver, Missing, Options, run_name
+from raycl.run.sharing import spread
 from raycl.run.views import view_of
 from raycl.spec import Json
 from raycl.state.environment import describe_environment
@@ -143,6 +144,8 @@ class Comparison:
     def _run_missing(self, missing: dict[int, Missing]) -> None:
         """Run the cells that lack something, on the cluster or here. Ray is imported only if it is needed."""
         jobs = [self._job(n) for n in missing]
+        # Cells that share a stage wait for each other, so they do not start at the same time.
+        jobs = [jobs[place] for place in spread([self._keys(n) for n in missing])]
         environment = describe_environment(Path(__file__).parents[2])
         if self.how.workers == 0:
             runner = CellRunner(self.store.uri, environment, cores())
@@ -153,6 +156,10 @@ class Comparison:
         from raycl.run.pool import run_on_ray
 
         run_on_ray(jobs, self.store, environment, self.how.most, self._handle)
+
+    def _keys(self, n: int) -> list[str]:
+        plan = self.cells[n].plan
+        return [stage.key for stage in plan.stages] if plan else []
 
     def _job(self, n: int) -> CellJob:
         cell = self.cells[n]
