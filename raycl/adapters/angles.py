@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import subspace_angles
+from scipy.linalg import orth
 
 from raycl.state.stage_state import Branch
 
@@ -28,14 +28,19 @@ def branch_angles(branches: Sequence[Branch | None]) -> np.ndarray | None:
 
 
 def _row_spaces(branch: Branch | None) -> dict[str, np.ndarray]:
-    """A of every layer as columns (d_in, rank), without what is zero: that looks nowhere."""
+    """An orthonormal basis (d_in, dimension) of every layer's row space of A; without layers where A is zero."""
     if branch is None:
         return {}
-    columns = {path: a.detach().double().cpu().numpy().T for path, a in branch.a.items()}
-    return {path: a for path, a in columns.items() if np.any(a)}
+    bases = {path: orth(a.detach().double().cpu().numpy().T) for path, a in branch.a.items()}
+    return {path: basis for path, basis in bases.items() if basis.size}
 
 
 def _mean_angle(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     """Degrees, over the layers both have; NaN = no such layer."""
-    means = [float(np.mean(subspace_angles(a, other[path]))) for path, a in one.items() if path in other]
+    means = [float(np.mean(_angles(basis, other[path]))) for path, basis in one.items() if path in other]
     return math.degrees(sum(means) / len(means)) if means else math.nan
+
+
+def _angles(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The principal angles in radians; the bases are orthonormal already, so their cosines are singular values."""
+    return np.arccos(np.clip(np.linalg.svd(one.T @ other, compute_uv=False), 0, 1))

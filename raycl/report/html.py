@@ -1,13 +1,26 @@
-"""One self-contained HTML page about a sweep or a comparison: no network, no other file."""
+"""One self-contained HTML page about a sweep or a comparison: no script, no network, no other file."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from raycl.report import charts
+from raycl.report.charts import Chart, Style, sheet
+from raycl.report.heat import Heat, accuracy_heat, angle_heat, differing, gauge_heats
+from raycl.report.inline_svg import inline_svg
+from raycl.report.plots import heat_map, save
 from raycl.report.sequence_view import SequenceView, TrialView
+
+MOST_SEQUENCES = 30
+"""So many sequences get tables of their own; the list of sequences has them all."""
+DASH = "–"
 
 
 def write_html(
@@ -22,12 +35,129 @@ def write_html(
     `leaderboard` has one row per line, best first: column -> text or number (none = empty), the columns of the first row.
     `sweep` has the trials of a sweep. The charts are also written as PNG and SVG into `<name of the page>-figures`.
     """
+    styles = charts.styles_of([one.method for one in sequences])
+    sheets = _sheets(sequences, styles, sweep)
     environment = Environment(
         loader=PackageLoader("raycl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters |= {"value": _value, "measures": charts.measures}
     text = environment.get_template("report.html").render(
-        title=title, sequences=sequences, leaderboard=leaderboard, sweep=sweep
+        title=title,
+        sequences=sequences,
+        leaderboard=leaderboard,
+        trials=sweep,
+        styles=styles,
+        sections=[*_chart_sections(sheets), *_heat_sections(sequences[:MOST_SEQUENCES])],
+        left_out=max(0, len(sequences) - MOST_SEQUENCES),
+        settings=differing(sequences),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    _write_figures(path.with_name(f"{path.stem}-figures"), sheets, sequences[:MOST_SEQUENCES], styles)
     return path
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Charts that belong together: a part of the page, and one figure on disk."""
+
+    name: str
+    heading: str
+    note: str
+    charts: list[Chart]
+    legend: bool = True
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part of the page: charts or tables under a heading."""
+
+    id: str
+    heading: str
+    note: str
+    legend: bool
+    svgs: list[Markup]
+    heats: list[Heat]
+
+
+def _sheets(
+    sequences: Sequence[SequenceView], styles: Mapping[str, Style], sweep: Sequence[TrialView] | None
+) -> list[_Sheet]:
+    """The charts for which there is data; sequences that learn different tasks are not laid over each other."""
+    sheets = []
+    if sweep and any(trial.ap is not None and trial.params for trial in sweep):
+        note = (
+            "The best trial is thick. Dashed: ended early, AP after its last finished stage. Dotted: no stage finished."
+        )
+        sheets.append(_Sheet("sweep", "Settings and AP", note, [charts.sweep_chart(sweep)], False))
+    orders: dict[tuple[str, ...], list[SequenceView]] = {}
+    for one in sequences:
+        if one.last:
+            orders.setdefault(one.matrix.tasks, []).append(one)
+    for place, group in enumerate(orders.values(), start=1):
+        of = f", order {group[0].order}" if len(orders) > 1 else ""
+        mark = f"-{place}" if len(orders) > 1 else ""
+        note = "AP: the mean score of the tasks trained so far. One line per sequence."
+        sheets.append(_Sheet(f"ap{mark}", f"Average performance{of}", note, [charts.ap_chart(group, styles)]))
+        note = "The score of each task from its own stage on: a line that falls is forgetting. One line per sequence."
+        sheets.append(
+            _Sheet(f"forgetting{mark}", f"Forgetting, task by task{of}", note, charts.task_charts(group, styles))
+        )
+    whole = [one for one in sequences if one.last == len(one.matrix.tasks) and one.stages]
+    if whole:
+        note = "One point per finished sequence. Time: that of all its stages wherever they were made, without scoring."
+        sheets.append(_Sheet("cost", "Cost and quality", note, charts.cost_charts(whole, styles)))
+    return sheets
+
+
+def _chart_sections(sheets: Sequence[_Sheet]) -> list[_Section]:
+    number = count(1)
+    return [
+        _Section(
+            one.name, one.heading, one.note, one.legend, [_svg(chart, f"f{next(number)}") for chart in one.charts], []
+        )
+        for one in sheets
+    ]
+
+
+def _svg(chart: Chart, name: str) -> Markup:
+    """One chart alone."""
+    return inline_svg(sheet([chart], {}), name, chart.title)
+
+
+def _heat_sections(sequences: Sequence[SequenceView]) -> list[_Section]:
+    """Tables per sequence: accuracy, what the branches weigh, angles between branches."""
+    accuracy = "Score (0 to 100) on each task, by number, after each stage. Without colour: tasks not trained yet."
+    gauges = "What each method logged of its branches at the end of every stage, on training data of that stage's task."
+    angles = (
+        "Degrees between the input subspaces (row spaces of A) of two stages' branches: the mean over principal angles "
+        "and layers. 0 = the same directions, 90 = orthogonal."
+    )
+    measured = [one for one in sequences if one.last]
+    found = [
+        ("accuracy", "Accuracy matrices", accuracy, [accuracy_heat(one) for one in measured]),
+        ("branches", "Weight of the branches", gauges, [heat for one in sequences for heat in gauge_heats(one)]),
+        ("angles", "Angles between tasks", angles, [heat for one in sequences if (heat := angle_heat(one))]),
+    ]
+    return [_Section(name, heading, note, False, [], heats) for name, heading, note, heats in found if heats]
+
+
+def _write_figures(
+    folder: Path, sheets: Sequence[_Sheet], sequences: Sequence[SequenceView], styles: Mapping[str, Style]
+) -> None:
+    """Every sheet, and the accuracy matrix of every sequence, as PNG and SVG."""
+    figures = {one.name: sheet(one.charts, styles, one.legend) for one in sheets}
+    figures |= {f"accuracy-{i}": heat_map(one.matrix) for i, one in enumerate(sequences, start=1) if one.last}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        for kind in ("png", "svg"):
+            save(figure, folder / f"{name}.{kind}")
+
+
+def _value(value: object) -> str:
+    """A cell of a table as text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return DASH
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

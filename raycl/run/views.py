@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raycl.adapters.angles import branch_angles
 from raycl.metrics import AccuracyMatrix
 from raycl.report.sequence_view import SequenceView, StageView
@@ -24,7 +26,8 @@ def view_of(
 ) -> SequenceView:
     """Read a sequence, finished or not; nothing is trained.
 
-    `label` none = method, order and seed; `status` none = what the store shows. Without `angles` no tensor is read.
+    `label` none = method, order and seed; `status` none = what the store shows. Without `angles` no tensor is read:
+    `with_angles` does so later.
     """
     matrix = AccuracyMatrix([task.name for task in tasks])
     for cell in plan.cells:
@@ -34,7 +37,7 @@ def view_of(
     scored = sum(matrix.last_stage >= stage.row for stage in plan.stages)
     done = "finished" if scored == len(plan.stages) else f"{scored} of {len(plan.stages)} stages"
     method = method_words(spec)
-    return SequenceView(
+    view = SequenceView(
         label=label or f"{method}, {spec.order}, seed {spec.seed}",
         method=method,
         order=spec.order,
@@ -43,8 +46,13 @@ def view_of(
         matrix=matrix,
         stages=[_stage(store.manifest(stage.key)) for stage in stored],
         status=status or done,
-        angles=branch_angles([store.read(stage.key).branch for stage in stored]) if angles else None,
     )
+    return with_angles(view, store) if angles else view
+
+
+def with_angles(view: SequenceView, store: Store) -> SequenceView:
+    """The view with the angles between its branches, which are read for that and let go."""
+    return replace(view, angles=branch_angles([store.read(key).branch for key in view.keys]))
 
 
 def method_words(spec: RunSpec) -> str:

@@ -1,0 +1,278 @@
+"""Charts that lay several sequences or trials over each other. A chart is drawn alone on a page, or many on one sheet.
+
+A method keeps its colour, dash and marker in all charts of a report; no meaning hangs on colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from raycl.report.plots import OKABE_ITO
+from raycl.report.sequence_view import SequenceView, TrialView
+from raycl.report.tables import number, short
+
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v")
+"""Five markers and seven colours: a pair comes back after 35 methods."""
+GRID = "#e5e5e5"
+PAPER = "#ffffff"
+PER_ROW = 3
+"""Charts beside each other on a sheet."""
+LEVELS = 6
+"""Up to so many values, a searched setting is drawn in even steps; beyond, numbers are drawn to scale."""
+DECADE = 20
+"""From this ratio of the largest to the smallest on, a scale of positive numbers is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method's lines and points look."""
+
+    colour: int
+    """Index into OKABE_ITO."""
+    dash: str
+    marker: str
+
+    @property
+    def line(self) -> dict[str, object]:
+        """The keywords of a matplotlib line."""
+        marker = {"marker": self.marker, "ms": 4}
+        return {"color": OKABE_ITO[self.colour], "ls": self.dash, "lw": 1.3, **marker}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One set of axes: what it shows in words, how to draw it, and its size alone on a page in inches."""
+
+    title: str
+    draw: Callable[[Axes], None]
+    size: tuple[float, float] = (3.9, 2.6)
+
+
+def styles_of(methods: Sequence[str]) -> dict[str, Style]:
+    """A style for every method, in order of appearance."""
+    names = dict.fromkeys(methods)
+    return {
+        name: Style(i % len(OKABE_ITO), DASHES[i // len(OKABE_ITO) % len(DASHES)], MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def sheet(charts: Sequence[Chart], styles: Mapping[str, Style], legend: bool = True) -> Figure:
+    """All charts on one figure, with a legend of the methods below."""
+    columns = min(PER_ROW, len(charts))
+    rows = math.ceil(len(charts) / columns)
+    width, height = charts[0].size
+    with mpl.rc_context({"text.parse_math": False, "font.size": 9}):
+        key = 0.25 * math.ceil(len(styles) / (2 * columns)) if legend else 0
+        figure = Figure(figsize=(width * columns, height * rows + key), layout="constrained")
+        FigureCanvasAgg(figure)
+        for place, chart in enumerate(charts, start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            axes.spines[["top", "right"]].set_visible(False)
+            chart.draw(axes)
+            axes.set_title(_drawable(chart.title), loc="left", fontsize=9)
+        if legend and styles:
+            handles = [Line2D([], [], **style.line) for style in styles.values()]
+            figure.legend(
+                handles,
+                [_drawable(name) for name in styles],
+                loc="outside lower left",
+                ncols=2 * columns,
+                frameon=False,
+            )
+    return figure
+
+
+# --- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def ap_chart(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> Chart:
+    """AP after every stage, one line per sequence."""
+
+    def draw(axes: Axes) -> None:
+        for one in sequences:
+            _line(axes, one.matrix.curves()["AP"].items(), styles[one.method])
+        _stages(axes, 1, len(sequences[0].matrix.tasks))
+
+    return Chart("AP after every stage", draw, (6.4, 3.2))
+
+
+def task_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:
+    """For every task its score from its own stage on, one line per sequence."""
+    tasks = sequences[0].matrix.tasks
+    return [_task_chart(i, tasks, sequences, styles) for i in range(len(tasks))]
+
+
+def _task_chart(
+    index: int, tasks: Sequence[str], sequences: Sequence[SequenceView], styles: Mapping[str, Style]
+) -> Chart:
+    """The score of one task."""
+
+    def draw(axes: Axes) -> None:
+        for one in sequences:
+            stages = range(index + 1, len(tasks) + 1)
+            _line(axes, [(stage, one.matrix.get(stage, tasks[index])) for stage in stages], styles[one.method])
+        _stages(axes, index + 1, len(tasks))
+
+    return Chart(f"{index + 1} {short(tasks[index], 32)}", draw)
+
+
+def cost_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:
+    """AP against what it cost, one point per finished sequence."""
+    costs: list[tuple[str, str, Callable[[SequenceView], float]]] = [
+        ("AP against time", "seconds of all stages", lambda one: one.seconds),
+        ("AP against trained parameters", "trainable parameters, largest stage", lambda one: one.trainable),
+        ("AP against storage", "bytes in the store, all stages", lambda one: one.bytes),
+    ]
+    return [_cost_chart(title, label, cost, sequences, styles) for title, label, cost in costs]
+
+
+def _cost_chart(
+    title: str,
+    label: str,
+    cost: Callable[[SequenceView], float],
+    sequences: Sequence[SequenceView],
+    styles: Mapping[str, Style],
+) -> Chart:
+    def draw(axes: Axes) -> None:
+        for one in sequences:
+            axes.plot(cost(one), one.ap, **{**styles[one.method].line, "ls": "none", "ms": 6})
+        if _wide([cost(one) for one in sequences]):
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.margins(x=0.12)
+        axes.set(xlabel=label, ylabel="AP", ylim=(-2, 104))
+        _grid(axes)
+
+    return Chart(title, draw)
+
+
+def sweep_chart(trials: Sequence[TrialView]) -> Chart:
+    """Parallel coordinates: one line per trial through its settings to its AP; the best one stands out."""
+    names = list(trials[0].params)
+    scales = [_Scale.of([trial.params[name] for trial in trials]) for name in names]
+    scored = [trial for trial in trials if trial.ap is not None]
+    scores = _Scale.of([round(trial.ap or 0, 2) for trial in scored], levels=0)
+
+    def draw(axes: Axes) -> None:
+        box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        best = max(scored, key=lambda trial: (trial.status == "finished", trial.ap), default=None)
+        for trial in trials:
+            heights = [scale.place(trial.params[name]) for name, scale in zip(names, scales, strict=True)]
+            heights += [] if trial.ap is None else [scores.place(round(trial.ap, 2))]
+            axes.plot(range(len(heights)), heights, **_trial_line(trial, trial is best, heights))
+        for x, scale in enumerate([*scales, scores]):
+            axes.axvline(x, color="#000000", lw=0.8)
+            for height, text in scale.ticks:
+                axes.annotate(text, (x, height), (5, 0), textcoords="offset points", va="center", fontsize=8, bbox=box)
+        axes.set_xticks(range(len(names) + 1), [*(short(_drawable(name), 24) for name in names), "AP"])
+        axes.set(ylim=(-0.06, 1.06), xlim=(-0.15, len(names) + 0.45))
+        axes.tick_params(length=0)
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+
+    return Chart("Settings of every trial, and its AP", draw, (max(5.0, 1.5 * (len(names) + 1)), 3.6))
+
+
+def _trial_line(trial: TrialView, best: bool, heights: Sequence[float]) -> dict[str, object]:
+    """The best trial thick, others the fainter the lower they end; early ends dashed, no score dotted."""
+    style = ":" if trial.ap is None else "-" if trial.status == "finished" else "--"
+    if best:
+        return {"color": OKABE_ITO[1], "lw": 2.6, "ls": style, "zorder": 3}
+    return {
+        "color": OKABE_ITO[0],
+        "lw": 1.1,
+        "ls": style,
+        "alpha": 0.25 if trial.ap is None else 0.3 + 0.6 * heights[-1],
+    }
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where values lie on an axis from 0 to 1."""
+
+    places: dict[object, float]
+    ticks: list[tuple[float, str]]
+
+    @classmethod
+    def of(cls, values: Sequence[object], levels: int = LEVELS) -> _Scale:
+        """Few values, or words: in even steps. Many numbers: to scale, with the ends and the middle named."""
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) > max(levels, 1) and all(_is_number(value) for value in distinct):
+            return cls._to_scale([float(value) for value in distinct], distinct)  # type: ignore[arg-type]
+        distinct.sort(key=lambda value: (not _is_number(value), value if _is_number(value) else 0, str(value)))
+        places = {value: (i + 0.5) / len(distinct) for i, value in enumerate(distinct)}
+        step = math.ceil(len(distinct) / 12)
+        return cls(places, [(places[value], _text(value)) for value in distinct[::step]])
+
+    @classmethod
+    def _to_scale(cls, numbers: Sequence[float], values: Sequence[object]) -> _Scale:
+        wide = _wide(numbers)
+        bent = [math.log(value) if wide else value for value in numbers]
+        low, high = min(bent), max(bent)
+        places = {value: (x - low) / (high - low) for value, x in zip(values, bent, strict=True)}
+        marks = [low + (high - low) * share for share in (0, 0.5, 1)]
+        texts = [_text(math.exp(mark) if wide else mark) for mark in marks]
+        return cls(places, list(zip((0.0, 0.5, 1.0), texts, strict=True)))
+
+    def place(self, value: object) -> float:
+        """The height of a value."""
+        return self.places[value]
+
+
+# --- parts of a chart --------------------------------------------------------------------------------------------
+
+
+def _line(axes: Axes, points: object, style: Style) -> None:
+    """A line through the points that are measured."""
+    known = [(stage, score) for stage, score in points if not math.isnan(score)]  # type: ignore[attr-defined]
+    if known:
+        axes.plot(*zip(*known, strict=True), **style.line)
+
+
+def _stages(axes: Axes, first: int, last: int) -> None:
+    """Axes of scores (0 to 100) from stage `first` to stage `last`."""
+    step = math.ceil((last - first + 1) / 15)
+    axes.set_xticks(range(first, last + 1, step))
+    axes.set(ylim=(-2, 104), xlim=(first - 0.3, last + 0.3), ylabel="score", xlabel="after stage")
+    _grid(axes)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) / min(values) >= DECADE
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
+    """A setting's value on an axis."""
+    return f"{value:.4g}" if isinstance(value, float) else short(_drawable(str(value)), 16)
+
+
+def _drawable(text: str) -> str:
+    """`text` without what SVG cannot hold, and without the leading `_` by which matplotlib hides a label."""
+    return "".join(letter if letter.isprintable() else " " for letter in text).lstrip("_") or "-"
+
+
+def measures(one: SequenceView) -> list[str]:
+    """AP, FT, BWT and FWT of a sequence after its last scored stage, as text."""
+    values = one.matrix.summary(one.last).values() if one.last else [math.nan] * 4
+    return [number(value, 2) for value in values]
