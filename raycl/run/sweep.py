@@ -178,7 +178,8 @@ def _show(
     paths = {"outputs": str(folder), "store": store.uri, "MLflow": mlflow}
     if (folder / "best.yaml").is_file():
         order, config = shlex.quote(plan.example.order.removeprefix("custom:")), shlex.quote(str(folder / "best.yaml"))
-        paths["best on test"] = f"python jobs/sequence.py --order {order} --preset laptop --config {config}"
+        where = shlex.quote(store.uri)
+        paths["best on test"] = f"python jobs/sequence.py --order {order} --preset laptop --config {config} --store {where}"
     if plan.example.data.test_split == "validation":
         terminal.note("Scores are on rows kept out of training and test; `best on test` scores the best trial on test.")
     terminal.summary(leaderboard_rows(record), record.sharing.to_json(), paths)

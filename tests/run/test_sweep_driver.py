@@ -1,0 +1,152 @@
+"""A whole sweep without Ray: Tune's place is taken by a loop in this process. Record, outputs, MLflow, interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import MakeFlags, digests
+from rich.console import Console
+
+from raycl.errors import SpecError
+from raycl.report.sweeps import SweepTerminal
+from raycl.run import tune_host
+from raycl.run.sequence import Options
+from raycl.run.spaces import Point, Space
+from raycl.run.sweep import SweepResult, run_sweep
+from raycl.run.sweep_plan import SweepSettings
+from raycl.run.trials import TrialSettings, open_trial
+from raycl.state.store import Store
+from raycl.tasks.task import Task
+
+SPACE = 'BASE = {"method.name": "o_lora"}\nSPACE = {"method.lambda1": [0.1, 0.5, 5.0], "method.rank": [2, 3]}\n'
+
+
+class Stop(Exception):
+    """Stands for whatever ends a driver."""
+
+
+class Loop:
+    """Runs trials one after another; ends early where it is told to, as a scheduler or a kill would."""
+
+    def __init__(self) -> None:
+        self.stages: dict[int, int] = {}
+        """Trial -> stages after which it is ended."""
+        self.dies_after: int | None = None
+        """Number of stages after which the driver ends."""
+        self.ended: set[str] = set()
+
+    def __call__(
+        self,
+        trial: TrialSettings,
+        settings: tune_host.TuneSettings,
+        space: Space,
+        points: list[Point],
+        tasks: list[Task],
+        folder: str,
+        handle: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """What `run_trials` does."""
+        done = 0
+        for number, point in enumerate(points, start=1):
+            facts = {"trial": f"t{number}", "point": point}
+            if facts["trial"] in self.ended:
+                continue
+            handle({"event": "trial_start"} | facts)
+            stepper = open_trial(trial, point, tasks)
+            while not stepper.finished and stepper.done < self.stages.get(number, 99):
+                row = stepper.step()
+                handle({"event": "trial_stage", "stage": row["stage"], "trained": row["trained"], "failed": ""} | facts)
+                done += 1
+                if done == self.dies_after:
+                    raise Stop
+            self.ended.add(facts["trial"])
+            handle({"event": "trial_end", "failed": ""} | facts)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
+    """The loop in Tune's place."""
+    one = Loop()
+    monkeypatch.setattr(tune_host, "run_trials", one)
+    monkeypatch.setattr(tune_host, "trials_at_once", lambda settings, workers: 1)
+    return one
+
+
+@pytest.fixture
+def sweep(flags: MakeFlags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., SweepResult]:
+    """Runs the sweep of SPACE over two tasks."""
+    (tmp_path / "space.py").write_text(SPACE)
+    fields = {name: value for name, value in flags.spec("o_lora", "llama").items() if name not in ("workers", "method")}
+    layers = [{"order": "roget,snippets"}, fields]
+    options = Options(str(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}", "raycl", str(tmp_path / "output"))
+
+    def run(resume: bool = False, **settings: object) -> SweepResult:
+        chosen = SweepSettings(space=str(tmp_path / "space.py"), **settings)
+        terminal = SweepTerminal(Console(width=140, highlight=False))
+        return run_sweep(chosen, "laptop", layers, 0, options, terminal, resume)
+
+    return run
+
+
+def test_a_sweep_is_recorded_shown_and_written(
+    loop: Loop, sweep: Callable[..., SweepResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six trials over two tasks: two different first stages, six second ones; one trial is ended after stage 1."""
+    loop.stages = {3: 1}
+    result = sweep()
+    out = capsys.readouterr().out
+    assert "Sweep: 6 trials x 2 stages, grid, scheduler asha, 1 at once" in out
+    assert "Stage runs: 12 needed, 8 distinct, 0 in the store, 8 to train" in out
+    assert "Stage runs: 11 needed, 7 trained, 4 shared between trials, 0 stored before; 4 saved" in out
+    record = result.record
+    assert [trial.status for trial in record.trials].count("stopped") == 1
+    assert record.ranked()[-1].number == 3
+    trained = [row["key"] for trial in record.trials for row in trial.rows if row["trained"]]
+    assert sorted(trained) == sorted(Store(str(tmp_path / "store")).stage_keys())
+    assert {"sweep.json", "sweep.csv", "best.yaml", "report.html"} == set(result.outputs)
+    assert all(path.is_file() for path in result.outputs.values())
+    assert (tmp_path / "output" / "sweep.csv").read_text().startswith("rank,trial,method.lambda1,method.rank,AP,FT,")
+    check_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", record.run_id, record.trials)
+
+
+def check_mlflow(uri: str, run_id: str, trials: list[Any]) -> None:
+    """Sweep above sequences above stages, every curve whole and no run twice."""
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    parent = client.get_run(run_id)
+    assert parent.info.status == "FINISHED"
+    experiment = [parent.info.experiment_id]
+    below = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert {run.info.run_id for run in below} == {trial.run_id for trial in trials}
+    for trial in trials:
+        points = client.get_metric_history(trial.run_id, "AP")
+        assert [point.value for point in points] == [row["AP"] for row in trial.rows]
+        stages = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{trial.run_id}'")
+        assert sorted(int(stage.data.tags["raycl.stage"]) for stage in stages) == list(range(1, len(trial.rows) + 1))
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    loop: Loop, sweep: Callable[..., SweepResult], tmp_path: Path
+) -> None:
+    """The driver dies after five stages: what is finished stays as it is, the same runs go on in MLflow."""
+    loop.dies_after = 5
+    with pytest.raises(Stop):
+        sweep()
+    before = json.loads((tmp_path / "output" / "sweep.json").read_text())
+    kept = digests(tmp_path / "store")
+    assert [trial["status"] for trial in before["trials"]] == ["finished", "finished", "running"]
+    loop.dies_after = None
+    record = sweep(resume=True).record
+    assert [trial.status for trial in record.trials] == ["finished"] * 6
+    assert record.run_id == before["run_id"]
+    assert record.tune == before["tune"]
+    assert [trial.run_id for trial in record.trials[:3]] == [trial["run_id"] for trial in before["trials"]]
+    assert kept.items() <= digests(tmp_path / "store").items()
+    assert record.sharing.to_json()["trained"] == 8
+    check_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", record.run_id, record.trials)
+    with pytest.raises(SpecError, match=r"holds another sweep \(other scheduler\)"):
+        sweep(resume=True, scheduler="none")
