@@ -63,6 +63,7 @@ KNOWS: dict[str, set[str]] = {
     "cli_compare": {"cli", "errors", "presets", "report", "run"},
     "cli_reproduce": {"cli", "run"},
     "cli_sweep": {"cli", "presets", "report", "run"},
+    "__main__": {"cli"},
     "jobs": {"cli", "cli_compare", "cli_reproduce", "cli_sweep"},
 }
 """Room -> the rooms it may import; downwards only."""
