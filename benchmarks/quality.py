@@ -90,9 +90,13 @@ def main() -> None:
     parser.add_argument("--order", default="1")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--only", nargs="*", default=None, help="variants to run  [default: all]")
+    parser.add_argument("--report", action="store_true", help="only write the table from the finished cells")
     parser.add_argument("--no-choice", action="store_true", help="the middle learning rate only")
     arguments = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    write_report(RESULTS, list(VARIANTS))
+    if arguments.report:
+        return
     for name in arguments.only if arguments.only is not None else VARIANTS:
         for seed in arguments.seeds:
             try:

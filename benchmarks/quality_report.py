@@ -21,7 +21,8 @@ train the same kind of weights, by the mean score on 50 unused train rows per ta
 How to read it: 100 test examples a task and one seed make differences of about 3 points noise; read whole matrices. FT is
 forgetting (lower is better), LA the mean score of each task right after its own stage. `task id` methods are told at test
 which task a prompt is from, `data` methods train on data of earlier tasks: neither is comparable with the rest. Seconds are
-training alone, per optimizer step, on a machine with two busy cores: they show orders of magnitude, not rankings.
+training alone, per optimizer step, while other work ran beside it on the same two cores (and not on the same share of them for
+every row): they show orders of magnitude, not rankings.
 """
 
 
@@ -34,6 +35,8 @@ def write_report(results: Path, names: list[str]) -> None:
         f"Machine: {os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}.",
         "",
     ]
+    notes = results / "quality-notes.md"
+    lines += [notes.read_text(encoding="utf-8").strip(), ""] if notes.is_file() else []
     for order in orders:
         lines += _order(order, [cell for cell in cells if cell["order"] == order], names)
     lines += [
