@@ -70,7 +70,8 @@ def run_sweep(
     finally:
         driver.close(status)
         outputs = _write(plan, record, store, folder)
-        group.finish(_measures(record), record.stages, list(outputs.values()), status)
+        # A step that grows: a resumed sweep writes its measures anew.
+        group.finish(_measures(record), record.sharing.needed, list(outputs.values()), status)
     _show(plan, record, store, folder, terminal, mlflow_ui_command(group.uri))
     return SweepResult(record, outputs)
 
@@ -115,8 +116,7 @@ def _run(plan: SweepPlan, driver: SweepDriver) -> None:
     if record.trials:
         terminal.resumed(sum(trial.status != "running" for trial in record.trials))
     run_trials(plan.trial, tune, plan.space, plan.points, plan.tasks, record.tune, driver.handle)
-    if any(trial.status == "running" for trial in record.trials) or len(record.trials) < plan.trials:
-        raise KeyboardInterrupt
+    driver.settle()
 
 
 def leaderboard_rows(record: SweepRecord) -> list[Json]:
@@ -179,7 +179,9 @@ def _show(
     if (folder / "best.yaml").is_file():
         order, config = shlex.quote(plan.example.order.removeprefix("custom:")), shlex.quote(str(folder / "best.yaml"))
         where = shlex.quote(store.uri)
-        paths["best on test"] = f"python jobs/sequence.py --order {order} --preset laptop --config {config} --store {where}"
+        paths["best on test"] = (
+            f"python jobs/sequence.py --order {order} --preset laptop --config {config} --store {where}"
+        )
     if plan.example.data.test_split == "validation":
         terminal.note("Scores are on rows kept out of training and test; `best on test` scores the best trial on test.")
     terminal.summary(leaderboard_rows(record), record.sharing.to_json(), paths)

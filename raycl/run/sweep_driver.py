@@ -121,6 +121,12 @@ class SweepDriver:
         self.opened.pop(trial.id, None)
         self.terminal.ended(trial.number, trial.status, trial.message)
 
+    def settle(self) -> None:
+        """Close the trials that Tune knows nothing of: it may have lost the last seconds before a kill."""
+        for trial in self.record.trials:
+            if trial.status == "running":
+                self._end(trial)
+
     def close(self, status: str) -> None:
         """End the MLflow runs of trials that are cut off."""
         for opened in self.opened.values():

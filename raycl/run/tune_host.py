@@ -63,10 +63,12 @@ class SequenceTrial(Trainable):
             row = self.stepper.step()
         except (UserError, FloatingPointError) as error:
             return self._failed(self.stepper.done, str(error))
-        return row | {"failed": "", "done": self.stepper.finished}
+        whole = self.stepper.finished
+        return row | {"failed": "", "whole": whole, "done": whole}
 
     def _failed(self, done: int, message: str) -> dict[str, Any]:
-        return {"stage": done, "trained": False, METRIC: 0.0, "failed": message or "failed", "done": True}
+        failed = message or "failed"
+        return {"stage": done, "trained": False, METRIC: 0.0, "failed": failed, "whole": False, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """How far it is."""
@@ -84,9 +86,8 @@ class OptunaSequences(OptunaSearch):
     """Optuna's search; a trial that ended early counts as pruned, for its AP is over fewer tasks than a whole one's."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended."""
-        whole = result if result and result.get("done") and not result.get("failed") else None
-        super().on_trial_complete(trial_id, whole, error)
+        """Tell Optuna how a trial ended; Tune marks one that a scheduler ended as `done` too."""
+        super().on_trial_complete(trial_id, result if result and result.get("whole") else None, error)
 
 
 class Listener(Callback):
@@ -166,7 +167,8 @@ def run_trials(
 ) -> None:
     """Run the sweep's trials, or take up those of an earlier call that `folder` (a path or URI) holds.
 
-    `points` none = Optuna suggests them. Every change is handed to `handle` in this process.
+    `points` none = Optuna suggests them. Every change is handed to `handle` in this process. Raises KeyboardInterrupt if
+    trials are left: Tune itself returns quietly when it is interrupted.
     """
     _quiet()
     Listener.handle = staticmethod(handle)
@@ -176,8 +178,22 @@ def run_trials(
     trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=tasks), resources)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
-        tuner.fit()
-        return
+    else:
+        tuner = _new_tuner(trainable, trial, settings, space, points, folder)
+    results = tuner.fit()
+    if results.num_terminated + results.num_errors < settings.trials:
+        raise KeyboardInterrupt
+
+
+def _new_tuner(
+    trainable: type[Trainable],
+    trial: TrialSettings,
+    settings: TuneSettings,
+    space: Space,
+    points: Sequence[Point] | None,
+    folder: str,
+) -> tune.Tuner:
+    """Tune's description of the sweep."""
     place, _, name = folder.rpartition("/")
     config = TuneConfig(
         metric=METRIC,
@@ -199,7 +215,7 @@ def run_trials(
     )
     listed = tune.grid_search([space.encode(point) for point in points]) if points is not None else _dimensions(space)
     common = {"point": listed, "sweep": trial.model_dump(mode="json")}
-    tune.Tuner(trainable, param_space=common, tune_config=config, run_config=run).fit()
+    return tune.Tuner(trainable, param_space=common, tune_config=config, run_config=run)
 
 
 def scheduler(settings: TuneSettings) -> TrialScheduler:
