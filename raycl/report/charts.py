@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from raycl.report.plots import OKABE_ITO
+from raycl.report.plots import AS_TEXT, OKABE_ITO
 from raycl.report.sequence_view import SequenceView, TrialView
 from raycl.report.tables import number, short
 
@@ -72,7 +72,7 @@ def sheet(charts: Sequence[Chart], styles: Mapping[str, Style], legend: bool = T
     columns = min(PER_ROW, len(charts))
     rows = math.ceil(len(charts) / columns)
     width, height = charts[0].size
-    with mpl.rc_context({"text.parse_math": False, "font.size": 9}):
+    with mpl.rc_context(AS_TEXT | {"font.size": 9}):
         key = 0.25 * math.ceil(len(styles) / (2 * columns)) if legend else 0
         figure = Figure(figsize=(width * columns, height * rows + key), layout="constrained")
         FigureCanvasAgg(figure)
@@ -104,7 +104,7 @@ def ap_chart(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> 
             _line(axes, one.matrix.curves()["AP"].items(), styles[one.method])
         _stages(axes, 1, len(sequences[0].matrix.tasks))
 
-    return Chart("AP after every stage", draw, (6.4, 3.2))
+    return Chart("AP after every stage", draw, (6.8, 4.4))
 
 
 def task_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:

@@ -28,6 +28,8 @@ LONGEST_NAME = 28
 DPI = 150
 REPRODUCIBLE = {"svg.hashsalt": "raycl", "svg.fonttype": "none"}
 """The same matrix gives the same SVG, with text as text."""
+AS_TEXT = {"text.parse_math": False}
+"""A task's name with dollar signs is no formula."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -37,6 +39,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.15, metadata=metadata)
 
 
+@mpl.rc_context(AS_TEXT)
 def heat_map(matrix: AccuracyMatrix) -> Figure:
     """The matrix, one row per stage and one column per task, on a fixed scale of 0 to 100.
 
@@ -72,6 +75,7 @@ def heat_map(matrix: AccuracyMatrix) -> Figure:
     return figure
 
 
+@mpl.rc_context(AS_TEXT)
 def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
     """The score of each task from its own stage on: one line per task, named at its right end."""
     figure = _figure(7.5, max(4.0, 0.27 * len(matrix.tasks) + 1.4))
@@ -92,6 +96,7 @@ def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
     return figure
 
 
+@mpl.rc_context(AS_TEXT)
 def ap_curve(matrix: AccuracyMatrix) -> Figure:
     """AP after every stage, with its value at each point."""
     figure = _figure(6.5, 3.6)

@@ -1,0 +1,210 @@
+"""The HTML page: well-formed, closed in itself, with a section for all that there is and for nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raycl.metrics import AccuracyMatrix
+from raycl.report.html import MOST_SEQUENCES, write_html
+from raycl.report.sequence_view import SequenceView, StageView, TrialView
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+HOSTILE = '</title></style><script>alert("x")</script> $\\frac{$ & \'"id="f1-figure_1" --> {{ 7*7 }} \x07'
+SECTIONS = {"leaderboard", "sequences", "sweep", "ap", "forgetting", "cost", "accuracy", "branches", "angles"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, ids and text, and insists that tags close in the order they open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def sections(self) -> set[str]:
+        return {attributes["id"] or "" for tag, attributes in self.tags if tag == "section"}
+
+
+def matrix_of(tasks: list[str], stages: int | None = None) -> AccuracyMatrix:
+    """A task's score falls by five a stage; the next task has 20 before its own."""
+    matrix = AccuracyMatrix(tasks)
+    for stage in range((len(tasks) if stages is None else stages) + 1):
+        for i, task in enumerate(tasks[: stage + 1]):
+            matrix.set(stage, task, 90.0 - 5 * (stage - i - 1) if i < stage else 20.0)
+    return matrix
+
+
+def sequence(label: str = "one", tasks: list[str] | None = None, **changes: Any) -> SequenceView:
+    """A finished GainLoRA sequence of three tasks."""
+    tasks = tasks or ["yelp", "amazon", "yahoo"]
+    stages = [
+        StageView(
+            stage=i,
+            task=task,
+            key=f"{i:064x}",
+            steps=[],
+            gauges={f"gate_mean/{branch}": 0.5 / branch for branch in range(1, i + 1)},
+            seconds={"train": 10.0 * i},
+            trainable=1000,
+            bytes=4096,
+        )
+        for i, task in enumerate(tasks, start=1)
+    ]
+    view = SequenceView(
+        label=label,
+        method="gain_lora over o_lora",
+        order="std-1",
+        seed=0,
+        params={"method.name": "gain_lora", "seed": "0"},
+        matrix=matrix_of(tasks),
+        stages=stages,
+        angles=np.full((len(tasks), len(tasks)), 61.25),
+    )
+    return dataclasses.replace(view, **changes)
+
+
+TRIALS = [
+    TrialView("0", {"train.lr": 1e-3, "method.over": "o_lora"}, 70.0, 3),
+    TrialView("1", {"train.lr": 1e-4, "method.over": "inf_lora"}, 40.5, 1, "stopped after stage 1"),
+    TrialView("2", {"train.lr": 1e-2, "method.over": None}, None, 0, "failed"),
+]
+
+
+def page(tmp_path: Path, *arguments: Any, **options: Any) -> tuple[str, Reader]:
+    """The page and what is read of it."""
+    text = write_html(tmp_path / "page.html", *arguments, **options).read_text(encoding="utf-8")
+    return text, Reader(text)
+
+
+def test_with_all_data_every_section_is_there(tmp_path: Path) -> None:
+    """And its figures are there, on the page and beside it."""
+    board = [{"method": "gain_lora", "AP": 71.234, "sd": None, "sequences": 1200}]
+    sequences = [sequence(), sequence("two", method="o_lora", params={"method.name": "o_lora", "seed": "0"})]
+    _, found = page(tmp_path, "All", sequences, leaderboard=board, sweep=TRIALS)
+    assert found.sections == SECTIONS
+    for words in ("71.23", "1,200", "61", "0.17", "gain_lora over o_lora", "method.name"):
+        assert words in found.text
+    charts = sum(tag == "svg" and "role" in attributes for tag, attributes in found.tags)
+    assert charts == 1 + 1 + 3 + 3  # sweep, AP, tasks, costs
+    figures = {path.name for path in (tmp_path / "page-figures").iterdir()}
+    names = {"sweep", "ap", "forgetting", "cost", "accuracy-1", "accuracy-2"}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+
+
+def test_without_data_a_section_is_left_out(tmp_path: Path) -> None:
+    """No leaderboard, sweep, gauges, branches, stages or sequence: the rest stands."""
+    bare = sequence(angles=None, stages=[dataclasses.replace(stage, gauges={}) for stage in sequence().stages])
+    _, found = page(tmp_path, "Bare", [bare])
+    assert found.sections == {"sequences", "ap", "forgetting", "cost", "accuracy"}
+    fresh = sequence(matrix=matrix_of(["yelp", "amazon"], stages=-1), stages=[], angles=None, status="0 of 2 stages")
+    _, found = page(tmp_path, "Fresh", [fresh])
+    assert found.sections == {"sequences"}
+    assert "0 of 2 stages" in found.text
+    _, found = page(tmp_path, "None", [], leaderboard=[], sweep=[dataclasses.replace(TRIALS[2])])
+    assert found.sections == {"sequences"}
+
+
+def test_nothing_comes_from_outside_or_runs(tmp_path: Path) -> None:
+    """No URL in any attribute or style, no script, no handler, and a policy that forbids both."""
+    text, found = page(tmp_path, "Closed", [sequence()], sweep=TRIALS)
+    assert not re.search(r"https?:|@import|url\((?!#)|javascript:|xmlns", text)
+    assert "script" not in {tag for tag, _ in found.tags}
+    for tag, attributes in found.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset")]
+        assert (attributes.get("href") or "#").startswith("#"), tag
+    policy = next(one for tag, one in found.tags if tag == "meta" and one.get("http-equiv"))
+    assert "default-src 'none'" in (policy["content"] or "")
+
+
+def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
+    """Many figures on one page do not take each other's markers and clips."""
+    text, found = page(tmp_path, "Ids", [sequence(), sequence("two")], sweep=TRIALS)
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    wanted = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
+    assert wanted and set(wanted) <= set(ids)
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    """Names of tasks, methods, settings and titles are shown, never parsed: no tag, no mathtext, no template."""
+    text, found = page(
+        tmp_path,
+        HOSTILE,
+        [sequence(HOSTILE, tasks=[HOSTILE, "_b"], method=HOSTILE, status=HOSTILE, params={"a": HOSTILE})],
+        leaderboard=[{HOSTILE: HOSTILE}],
+        sweep=[TrialView(HOSTILE, {HOSTILE: HOSTILE, "b": 1}, 3.0), TrialView("x", {HOSTILE: "y", "b": 2}, 4.0)],
+    )
+    assert "<script" not in text
+    assert "script" not in {tag for tag, _ in found.tags}
+    assert "{{ 7*7 }}" in found.text
+    assert text.count("</title>") == text.count("</style>") == 1
+
+
+def test_charts_use_the_colours_of_the_page(tmp_path: Path) -> None:
+    """Nothing drawn is black or white of itself, so light and dark both read."""
+    text, _ = page(tmp_path, "Colours", [sequence()], sweep=TRIALS)
+    svgs = "".join(re.findall(r"<svg viewBox.*?</svg>", text, flags=re.DOTALL))
+    assert not re.search(r"#(000000|ffffff|0072b2)", svgs)
+    assert "currentColor" in svgs
+    assert "var(--c0)" in svgs
+
+
+def test_other_tasks_are_not_laid_over_each_other(tmp_path: Path) -> None:
+    """Sequences over two orders have two charts of AP."""
+    other = sequence("two", tasks=["yahoo", "yelp", "amazon"], order="std-2")
+    _, found = page(tmp_path, "Orders", [sequence(), other])
+    assert {"ap-1", "ap-2", "forgetting-1", "forgetting-2"} <= found.sections
+    assert "order std-2" in found.text
+
+
+def test_many_sequences_are_listed_and_some_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list has all; what is left out below is said."""
+    monkeypatch.setattr("raycl.report.html._write_figures", lambda *arguments: None)
+    many = [sequence(f"number {i}", tasks=["a", "b"]) for i in range(MOST_SEQUENCES + 5)]
+    _, found = page(tmp_path, "Many", many)
+    assert f"number {MOST_SEQUENCES + 4}" in found.text
+    assert "5 more sequences" in found.text
+
+
+def test_many_trials_and_wide_ranges(tmp_path: Path) -> None:
+    """Numbers over decades are drawn to a logarithmic scale; equal scores and one value do no harm."""
+    trials = [TrialView(str(i), {"lr": 10.0**-i, "flag": i % 2 == 0, "same": 1}, 50.0, 3) for i in range(1, 10)]
+    text, _ = page(tmp_path, "Sweep", [], sweep=trials)
+    for words in ("0.1", "1e-05", "1e-09", "True", "50"):
+        assert f">{words}</text>" in text
+
+
+def test_a_page_is_the_same_twice(tmp_path: Path) -> None:
+    """No date, no random id."""
+    first, _ = page(tmp_path, "Same", [sequence()], sweep=TRIALS)
+    second, _ = page(tmp_path, "Same", [sequence()], sweep=TRIALS)
+    assert first == second

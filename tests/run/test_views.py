@@ -1,0 +1,50 @@
+"""A sequence as a report sees it, read from a store that some other process may have filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raycl.models import fingerprint
+from raycl.run.plan import make_plan
+from raycl.run.resolve import resolve
+from raycl.run.stepper import Stepper
+from raycl.run.views import view_of, with_angles
+from raycl.state.store import Store
+from raycl.tasks.load import load_tasks
+
+
+def test_a_view_grows_with_the_store(flags, tmp_path: Path) -> None:
+    """Before, in the middle and at the end of a sequence of two stages; nothing is written by looking."""
+    layer = flags.spec("gain_o", "llama") | {"order": "roget,snippets"}
+    spec = resolve("laptop", [layer], 0)
+    tasks = load_tasks(spec.tasks, spec.data)
+    plan = make_plan(spec, tasks, fingerprint(spec.model))
+    store = Store(str(tmp_path / "store"))
+    fresh = view_of(spec, tasks, plan, store)
+    assert (fresh.status, fresh.last, fresh.stages, fresh.angles) == ("0 of 2 stages", 0, [], None)
+
+    stepper = Stepper(spec, tasks, plan, store, {})
+    stepper.step()
+    half = view_of(spec, tasks, plan, store, label="half", status="stopped")
+    assert (half.label, half.status, half.last, half.angles) == ("half", "stopped", 1, None)
+
+    stepper.step()
+    files = sorted(tmp_path.rglob("*"))
+    whole = view_of(spec, tasks, plan, store, angles=False)
+    assert whole.label == f"gain_lora over o_lora, {spec.order}, seed 0"
+    assert (whole.status, whole.last) == ("finished", 2)
+    assert whole.matrix == stepper.matrix
+    assert whole.keys == [stage.key for stage in plan.stages]
+    assert [len(stage.steps) for stage in whole.stages] == [4, 4]
+    assert {"gate_mean/1", "gate_mean/2"} <= set(whole.stages[1].gauges)
+    assert whole.seconds > 0 and whole.trainable > 0 and whole.bytes > 0
+    assert whole.params["method.over"] == "o_lora"
+    assert whole.angles is None
+    angles = with_angles(whole, store).angles
+    assert angles.shape == (2, 2)
+    assert np.diag(angles) == pytest.approx(0, abs=1e-4)
+    assert 0 < angles[0, 1] <= 90
+    assert sorted(tmp_path.rglob("*")) == files
