@@ -23,7 +23,11 @@ ROOMS = {
     "eval.": ["batch_size", "forward"],
 }
 FIELDS = [room + name for room, names in ROOMS.items() for name in names]
-FIELDS += ["data.test_split", "data.max_target_tokens", *(f"train.{name}" for name in ("holdout", "keep", "zero_stage"))]
+FIELDS += [
+    "data.test_split",
+    "data.max_target_tokens",
+    *(f"train.{name}" for name in ("holdout", "keep", "zero_stage")),
+]
 FIELDS += ["train.checkpoint_every", "train.log_every"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}

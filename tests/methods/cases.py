@@ -77,7 +77,9 @@ CASES = {
     "mtl": Case({"name": "mtl"}, "AB", **PLAIN),
     "slao": Case({"name": "slao"}, "AB", **MERGED, continues=False),
     "merging": Case({"name": "merging"}, "AB", **MERGED),
-    "merging_independent": Case({"name": "merging", "base": "independent", "rule": "ties"}, "AB", **MERGED, continues=False),
+    "merging_independent": Case(
+        {"name": "merging", "base": "independent", "rule": "ties"}, "AB", **MERGED, continues=False
+    ),
     "merging_full": Case({"name": "merging", "trains": "full"}, "W", **MERGED),
     "tree_lora": Case({"name": "tree_lora"}, "AB", **PLAIN),
     "tree_lora_gradient": Case({"name": "tree_lora", "vector": "gradient", "choice": "draw"}, "AB", **PLAIN),
@@ -97,8 +99,11 @@ CASES = {
         {"name": "prog_prompt", "length": 4}, "", own=("extra.prompt.value",), continues=False, **PROMPT
     ),
     "prog_prompt_mlp": Case(
-        {"name": "prog_prompt", "length": 4, "mlp": True, "bottleneck": 16}, "",
-        own=("extra.prompt.value", *MLP), continues=False, **PROMPT,
+        {"name": "prog_prompt", "length": 4, "mlp": True, "bottleneck": 16},
+        "",
+        own=("extra.prompt.value", *MLP),
+        continues=False,
+        **PROMPT,
     ),
     "l2p": Case({"name": "l2p", "pool": 4, "length": 2, "picks": 2}, "", own=POOL, **PROMPT),
     "l2p_diverse": Case({"name": "l2p", "pool": 4, "length": 2, "picks": 2, "diversity": True}, "", own=POOL, **PROMPT),
