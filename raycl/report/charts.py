@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from raycl.report.plots import AS_TEXT, OKABE_ITO
 from raycl.report.sequence_view import SequenceView, TrialView
@@ -152,6 +152,7 @@ def _cost_chart(
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.margins(x=0.12)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel=label, ylabel="AP", ylim=(-2, 104))
         _grid(axes)
 

@@ -96,7 +96,7 @@ def _cell(value: float, top: float, digits: int, faint: bool = False) -> Cell:
         return Cell(text, faint=True)
     share = min(max(value / top, 0), 1)
     background = mpl.colors.to_hex(mpl.colormaps["cividis"](share))
-    return Cell(text, f"background:{background};color:{'#000' if share > 0.55 else '#fff'}")
+    return Cell(text, f"background:{background};color:{'#000' if share > 0.47 else '#fff'}")
 
 
 def _numbered(gauges: dict[str, float], prefix: str) -> dict[int, float]:

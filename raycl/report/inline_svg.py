@@ -17,6 +17,8 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 VARIABLES = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(OKABE_ITO)}
 VARIABLES |= {GRID: "var(--grid)", PAPER: "var(--page)", "#000000": "currentColor"}
 """Colours as drawn -> as the page sets them."""
+SMALL = 4.5
+"""A wider figure, in inches, scrolls on a narrow screen: its text would shrink beyond reading."""
 PIXELS = 96
 """CSS pixels of an inch."""
 
@@ -35,6 +37,8 @@ def inline_svg(figure: Figure, name: str, title: str) -> Markup:
     width, height = (f"{inches * PIXELS:.0f}" for inches in figure.get_size_inches())
     root.attrib = {"viewBox": root.attrib["viewBox"], "width": width, "height": height, "role": "img"}
     root.attrib["aria-label"] = title
+    if figure.get_size_inches()[0] > SMALL:
+        root.attrib["class"] = "large"
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
