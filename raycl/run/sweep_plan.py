@@ -139,7 +139,9 @@ def _check_free(space: Space, said: Json) -> None:
         for part in name.partition("[")[0].split("."):
             place = place.get(part) if isinstance(place, dict) else None
         if place is not None:
-            raise SpecError(f"{name}: set to {place!r} by a flag, and varied by {space.path}; drop one of them")
+            raise SpecError(
+                f"{name}: set to {place!r} by a flag or --config, and varied by {space.path}; drop one of them"
+            )
 
 
 def _search(settings: SweepSettings, space: Space) -> tuple[str, int]:

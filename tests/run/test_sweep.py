@@ -52,10 +52,10 @@ class Cluster:
             yaml.safe_dump({k: v for k, v in flags.spec("o_lora", "llama").items() if k != "workers"})
         )
 
-    def arguments(self, store: str, *more: str, space: str = "space.py") -> list[str]:
+    def arguments(self, store: str, *more: str, space: str = "space.py", config: str = "run.yaml") -> list[str]:
         """A sweep's command line."""
         places = ["--store", str(self.root / store), "--output", str(self.root / f"{store}-output")]
-        flags = ["--space", str(self.root / space), "--config", str(self.root / "run.yaml"), "--preset", "laptop"]
+        flags = ["--space", str(self.root / space), "--config", str(self.root / config), "--preset", "laptop"]
         return [sys.executable, str(JOB), *flags, *places, "--tracking", self.uri, *more]
 
     def start(self, arguments: list[str]) -> subprocess.Popen[str]:
@@ -203,8 +203,13 @@ def test_optuna_starts_with_the_first_points_and_fails_one_trial_alone(cluster: 
         'FIRST = [{"train.lr": 1e-40, "train.warmup": 0.0}, {"train.lr": 10.0, "train.warmup": 0.0}]\n'
     )
     (cluster.root / "wild.py").write_text(text)
-    more = ["--order", "roget,snippets", "--trials", "2", "--search", "optuna", "--method", "sin_lora"]
-    cluster.run(cluster.arguments("third", *more, space="wild.py"))
+    fields = yaml.safe_load((cluster.root / "run.yaml").read_text())
+    fields = {name: value for name, value in fields.items() if name != "method"} | {
+        "train": {"batch_size": 4, "log_every": 1}
+    }
+    (cluster.root / "free.yaml").write_text(yaml.safe_dump(fields))
+    more = ["--order", "roget,snippets", "--trials", "2", "--search", "optuna"]
+    cluster.run(cluster.arguments("third", *more, space="wild.py", config="free.yaml"))
     trials = cluster.record("third")["trials"]
     assert {trial["point"]["train.lr"] for trial in trials} == {1e-40, 10.0}
     (bad,) = [trial for trial in trials if trial["status"] == "failed"]

@@ -110,7 +110,7 @@ def test_wrong_settings_are_named(five: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"(?s)mine.py, at the point .*rnak.*unknown field"):
         planned(path, "agnews", five)
     layers = [{"order": "demo", "method": {"lambda1": 1.0}}]
-    with pytest.raises(SpecError, match=r"method.lambda1: set to 1.0 by a flag, and varied by"):
+    with pytest.raises(SpecError, match=r"method.lambda1: set to 1.0 by a flag or --config, and varied by"):
         plan_sweep(SweepSettings(space=str(SPACES / "o_lora.py")), "laptop", layers, 0, "/nowhere")
     with pytest.raises(SpecError, match=r"(?s)--scheduler.*'best'.*--max-concurrent"):
         sweep_settings({"space": "x", "scheduler": "best", "max_concurrent": "all"})
