@@ -198,7 +198,8 @@ def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, sw
 def test_optuna_starts_with_the_first_points_and_fails_one_trial_alone(cluster: Cluster, swept: str) -> None:
     """A diverging point is a failed trial, last on the leaderboard; the sweep ends well."""
     text = (
-        'from ray import tune\nBASE = {"method.name": "sin_lora", "method.alpha": 3e38, "train.max_grad_norm": 0}\n'
+        "from ray import tune\n"
+        'BASE = {"method.name": "sin_lora", "method.rank": 2, "method.alpha": 3e38, "train.max_grad_norm": 0}\n'
         'SPACE = {"train.lr": tune.loguniform(1e-40, 10), "train.warmup": [0.0]}\n'
         'FIRST = [{"train.lr": 1e-40, "train.warmup": 0.0}, {"train.lr": 10.0, "train.warmup": 0.0}]\n'
     )
