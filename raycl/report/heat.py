@@ -51,7 +51,12 @@ def accuracy_heat(one: SequenceView) -> Heat:
     for stage in range(first, count + 1):
         cells = [_cell(float(matrix.cells[stage, i]), 100, 1, faint=i >= stage) for i in range(count)]
         average = matrix.ap(stage) if stage else math.nan
-        rows.append((_stage_name(matrix, stage), [*cells, Cell("" if math.isnan(average) else number(average))]))
+        rows.append(
+            (
+                _stage_name(matrix, stage),
+                [*cells, Cell("" if math.isnan(average) else number(average), "padding-left:0.8em")],
+            )
+        )
     columns = [*map(str, range(1, count + 1)), "AP"]
     return Heat(one.label, one.status, "after stage", columns, rows)
 

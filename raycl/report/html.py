@@ -128,7 +128,7 @@ def _svg(chart: Chart, name: str) -> Markup:
 def _heat_sections(sequences: Sequence[SequenceView]) -> list[_Section]:
     """Tables per sequence: accuracy, what the branches weigh, angles between branches."""
     accuracy = "Score (0 to 100) on each task, by number, after each stage. Without colour: tasks not trained yet."
-    gauges = "What each method logged of its branches at the end of every stage, on training data of that stage's task."
+    gauges = "What each method logged of its branches at the end of every stage, on the last rows it trained on."
     angles = (
         "Degrees between the input subspaces (row spaces of A) of two stages' branches: the mean over principal angles "
         "and layers. 0 = the same directions, 90 = orthogonal."

@@ -23,7 +23,7 @@ from raycl.run.grid import GridCell, GridSpec, make_grid
 from raycl.run.preflight import check_output
 from raycl.run.sequence import Driver, Missing, Options, run_name
 from raycl.run.sharing import spread
-from raycl.run.views import view_of
+from raycl.run.views import view_of, with_angles
 from raycl.spec import Json
 from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
@@ -230,9 +230,10 @@ class Comparison:
         return ComparisonResult(board, results, outputs, self.trained)
 
     def _page(self, board: Leaderboard, results: Sequence[CellResult]) -> Path:
-        from raycl.report.html import write_html  # draws figures, which takes a second to import
+        from raycl.report.html import MOST_SEQUENCES, write_html  # draws figures, which takes a second to import
 
         views = [cell.view for cell in results if cell.view is not None and cell.view.stages]
+        views[:MOST_SEQUENCES] = [with_angles(view, self.store) for view in views[:MOST_SEQUENCES]]
         return write_html(self.folder / "report.html", self.folder.name, views, leaderboard_rows(board))
 
     def _description(self, results: Sequence[CellResult], seconds: float) -> Json:

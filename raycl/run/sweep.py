@@ -146,7 +146,7 @@ def _write(plan: SweepPlan, record: SweepRecord, store: Store, folder: Path) -> 
     for trial in [one for one in ranked if one.rows][:MOST_VIEWS]:
         spec = plan.trial.spec(trial.point)
         label = f"trial {trial.number}"
-        views.append(view_of(spec, plan.tasks, plan.plan(trial.point), store, label, trial.status, angles=False))
+        views.append(view_of(spec, plan.tasks, plan.plan(trial.point), store, label, trial.status))
     trials = [TrialView(f"trial {one.number}", _plain(one.params), one.ap, len(one.rows), one.status) for one in ranked]
     shown = [
         {"rank": row["rank"], "trial": row["trial"], **_plain(row["params"])}

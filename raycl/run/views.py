@@ -9,7 +9,8 @@ from raycl.metrics import AccuracyMatrix
 from raycl.report.sequence_view import SequenceView, StageView
 from raycl.run.plan import Plan
 from raycl.spec import RunSpec
-from raycl.state.manifest import Manifest
+from raycl.state.manifest import ADAPTER_MODEL, Manifest
+from raycl.state.stage_state import Branch
 from raycl.state.store import Store
 from raycl.tasks.task import Task
 from raycl.tracking_records import flat
@@ -51,8 +52,13 @@ def view_of(
 
 
 def with_angles(view: SequenceView, store: Store) -> SequenceView:
-    """The view with the angles between its branches, which are read for that and let go."""
-    return replace(view, angles=branch_angles([store.read(key).branch for key in view.keys]))
+    """The view with the angles between its branches, which are read for that and let go; nothing else is read."""
+    return replace(view, angles=branch_angles([_branch(store, key) for key in view.keys]))
+
+
+def _branch(store: Store, key: str) -> Branch | None:
+    """A stage's branch. A part without one, which may be a whole model, stays where it is."""
+    return store.read(key).branch if ADAPTER_MODEL in store.manifest(key).files else None
 
 
 def method_words(spec: RunSpec) -> str:
