@@ -21,7 +21,7 @@ train the same kind of weights, by the mean score on 50 unused train rows per ta
 How to read it: 100 test examples a task and one seed make differences of about 3 points noise; read whole matrices. FT is
 forgetting (lower is better), LA the mean score of each task right after its own stage. `task id` methods are told at test
 which task a prompt is from, `data` methods train on data of earlier tasks: neither is comparable with the rest. Seconds are
-training alone, per optimizer step, while other work ran beside it on the same two cores (and not on the same share of them for
+training alone, per optimizer step, while other work ran beside it on the same two cores (not the same share of them for
 every row): they show orders of magnitude, not rankings.
 """
 
