@@ -18,6 +18,7 @@ import ray
 import ray.train
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 
 from raycl.errors import SetupError, UserError
@@ -47,11 +48,13 @@ def run_workers(
     environment: dict[str, Any],
     handle: Handle,
     threads: int | None = None,
+    nested: bool = False,
 ) -> None:
     """Run all that the store lacks, and hand every event to `handle` in this process.
 
     `workers` = 0 runs the very same loop in this process, without a cluster. `threads` is the number of CPU threads of each
-    worker (none = the machine's cores shared out). Raises what the loop raises.
+    worker (none = the machine's cores shared out). A `nested` group belongs to a trial: it is not started again when a
+    worker dies, and its first event is `group`, with what `end_group` takes. Raises what the loop raises.
     """
     config: dict[str, Any] = {
         "spec": spec.model_dump(mode="json"),
@@ -59,6 +62,7 @@ def run_workers(
         "store": store.uri,
         "environment": environment,
         "threads": threads or _threads(workers),
+        "nested": nested,
     }
     if workers == 0:
         _fit(config | {"tasks": tasks, "emit": handle}, ScalingConfig(num_workers=0), store)
@@ -121,7 +125,7 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
     run = RunConfig(
         name=f"sequence-{uuid.uuid4().hex[:12]}",
         storage_path=f"{store.uri.rstrip('/')}/ray" if "://" in store.uri else str(home() / "ray"),
-        failure_config=FailureConfig(max_failures=RETRIES if scaling.num_workers else 0),
+        failure_config=FailureConfig(max_failures=RETRIES if scaling.num_workers and not config["nested"] else 0),
     )
     try:
         result = TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
@@ -131,6 +135,15 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, UserError):
         raise result.return_value
+
+
+def end_group(group: PlacementGroup) -> None:
+    """Kill the workers of a nested group and give back what they hold; its run ends with an error.
+
+    Ray keeps the resources of a group whose owner is killed until the whole job ends, or until an actor of Ray Train's that
+    needs the dashboard frees them.
+    """
+    remove_placement_group(group)
 
 
 def _users_error(error: TrainingFailedError) -> UserError | None:
@@ -151,6 +164,8 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     if isinstance(emit, Queue):
         tasks = ray.get(tasks)
     rank = context.get_world_rank()
+    if config["nested"] and rank == 0:
+        emit.put({"event": "group", "group": get_current_placement_group()})
     worker = SequenceWorker(
         spec=parse(config["spec"], method_params),
         plan=Plan.from_json(config["plan"]),

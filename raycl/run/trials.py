@@ -23,6 +23,8 @@ from raycl.tasks.task import Task
 Event = dict[str, Any]
 POLL_SECONDS = 0.5
 """How often a trial looks whether its worker group has finished a stage."""
+CLOSE_SECONDS = 10.0
+"""How long a worker group may take to end."""
 
 
 class TrialSettings(Strict):
@@ -78,6 +80,10 @@ class GroupStepper(Stepper):
         spec, plan, tasks, store, environment = self.spec, self.plan, self.tasks, self.store, self.environment
         self._worker = Group(spec, plan, tasks, store, environment, workers, threads)
 
+    def close(self) -> None:
+        """End the worker group, whose resources the next trial needs."""
+        self._worker.close(self.finished)
+
 
 @dataclass
 class Group:
@@ -93,6 +99,8 @@ class Group:
     trained: bool = False
     """Whether the group trained the last stage, and did not find it or wait for it."""
     _made: set[str] = field(default_factory=set)
+    _groups: list[Any] = field(default_factory=list)
+    """What Ray holds for the group, each time that it was started."""
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
 
@@ -132,11 +140,27 @@ class Group:
                 self.environment,
                 self._hear,
                 threads=self.threads,
+                nested=True,
             )
         except BaseException as error:
             self._error = error
 
+    def close(self, finished: bool) -> None:
+        """End the group: of a `finished` sequence by itself, else by force, in the middle of the stage it is at."""
+        if self._thread is None:
+            return
+        if finished:
+            self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            from raycl.run.host import end_group
+
+            for group in self._groups:
+                end_group(group)
+            self._thread.join(CLOSE_SECONDS)
+
     def _hear(self, event: Event) -> None:
+        if event["event"] == "group":
+            self._groups.append(event["group"])
         if event["event"] == "stage_end":
             self._made.add(event["key"])
 

@@ -24,7 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 from raycl.errors import SetupError, UserError
 from raycl.run.host import start_cluster
 from raycl.run.spaces import Point, Space, decode
-from raycl.run.trials import TrialSettings, capacity, open_trial
+from raycl.run.trials import GroupStepper, TrialSettings, capacity, open_trial
 from raycl.tasks.task import Task
 
 Event = dict[str, Any]
@@ -69,6 +69,11 @@ class SequenceTrial(Trainable):
     def _failed(self, done: int, message: str) -> dict[str, Any]:
         failed = message or "failed"
         return {"stage": done, "trained": False, METRIC: 0.0, "failed": failed, "whole": False, "done": True}
+
+    def cleanup(self) -> None:
+        """Called when the trial is over: end its worker group, if it has one."""
+        if isinstance(self.stepper, GroupStepper):
+            self.stepper.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """How far it is."""
