@@ -49,7 +49,7 @@ class SequenceTrial(Trainable):
         self.config = new_config
         self.stepper, self.refused = None, ""
         try:
-            settings = TrialSettings.model_validate(new_config["sweep"])
+            settings = TrialSettings.model_validate_json(new_config["sweep"])
             self.stepper = open_trial(settings, decode(new_config["point"]), self._tasks)
         except UserError as error:
             self.refused = str(error)
@@ -219,8 +219,9 @@ def _new_tuner(
         verbose=0,
     )
     listed = tune.grid_search([space.encode(point) for point in points]) if points is not None else _dimensions(space)
-    common = {"point": listed, "sweep": trial.model_dump(mode="json")}
-    return tune.Tuner(trainable, param_space=common, tune_config=config, run_config=run)
+    # As text: Tune would take a mapping such as {"eval": ...} among the layers for an expression and run it.
+    shared = {"point": listed, "sweep": trial.model_dump_json()}
+    return tune.Tuner(trainable, param_space=shared, tune_config=config, run_config=run)
 
 
 def scheduler(settings: TuneSettings) -> TrialScheduler:
@@ -249,6 +250,7 @@ def _dimensions(space: Space) -> dict[str, Any]:
 def _quiet() -> None:
     """No tables, no files and no folders of Tune's own making beside its record of the trials."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     for name in ("ray.tune", "ray.air", "ray.train", "optuna"):

@@ -100,7 +100,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, flags: MakeFlags) -> Itera
 @pytest.fixture(scope="module")
 def swept(cluster: Cluster) -> str:
     """What a grid of four values printed, two trials at once under ASHA."""
-    out = cluster.run(cluster.arguments("first", "--grace", "2"))
+    # A layer with the one key `eval` is what Tune itself would evaluate.
+    out = cluster.run(cluster.arguments("first", "--grace", "2", "--set", "eval.batch_size=8"))
     cluster.wait_until_free(30)
     return out
 
@@ -145,6 +146,8 @@ def test_the_outputs_show_the_best_first(cluster: Cluster, swept: str) -> None:
     assert (folder / "report.html").is_file()
     assert "lambda1" in swept
     assert "best on test" in swept
+    assert swept.startswith("Sweep: 4 trials x 4 stages")
+    assert "experiment" not in swept  # nothing of Tune's own
 
 
 def test_mlflow_holds_sweep_sequence_and_stage(cluster: Cluster, swept: str) -> None:
