@@ -30,7 +30,7 @@ from raycl.run.worker import SequenceWorker
 from raycl.spec import RunSpec, parse
 from raycl.state.store import Store
 from raycl.tasks.task import Task
-from raycl.train.workers import Workers, set_threads
+from raycl.train.workers import Workers, cores, set_threads
 
 Event = dict[str, Any]
 Handle = Callable[[Event], None]
@@ -82,6 +82,8 @@ def start_cluster() -> None:
     Ray gives a new node 30 s, which a busy laptop can exceed: a second try follows. Raises SetupError after it.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    # A worker's report waits until Ray Train has looked at the one before, by default every 2 s: longer than a short stage.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if attach():
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
@@ -103,8 +105,7 @@ def start_cluster() -> None:
 def _threads(workers: int) -> int:
     """CPU threads per worker: the cores this process may use, shared out. The same number in every host, since it touches
     results."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, workers))
+    return max(1, cores() // max(1, workers))
 
 
 def _scaling(workers: int, threads: int | None = None) -> ScalingConfig:
