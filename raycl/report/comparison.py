@@ -158,6 +158,17 @@ def _writer(text: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
+def _pieces(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Columns by place, in as few tables as `width` characters allow, each with the methods at its left."""
+    wide = [2 + max(map(len, (column, *(row[place] for row in rows)))) for place, column in enumerate(COLUMNS)]
+    pieces = [[0]]
+    for place in range(1, len(COLUMNS)):
+        if len(pieces[-1]) > 1 and sum(wide[n] for n in pieces[-1]) + wide[place] > width:
+            pieces.append([0])
+        pieces[-1].append(place)
+    return pieces
+
+
 class ComparisonTerminal:
     """Shows a comparison in plain lines, and the leaderboard at its end."""
 
@@ -174,19 +185,22 @@ class ComparisonTerminal:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def leaderboard(self, board: Leaderboard) -> None:
-        """Print the table, a rule before the bounds, and what may be said of it."""
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for place, column in enumerate(COLUMNS):
-            words = column in ("method", "above")
-            table.add_column(
-                column, justify="left" if words else "right", overflow="fold", no_wrap=place != 0 and not words
-            )
-        for line, following in zip(board.lines, [*board.lines[1:], None], strict=True):
-            last = following is not None and following.bound and not line.bound
-            table.add_row(*map(Text, texts(line)), end_section=last, style="dim" if line.bound else "")
+        """Print the table, a rule before the bounds, and what may be said of it; a narrow window gets it in pieces."""
         self.line("")
         self.line("Leaderboard by AP (mean ± standard deviation over order and seed)")
-        self.console.print(table)
+        rows = [texts(line) for line in board.lines]
+        first_bound = next((place for place, line in enumerate(board.lines) if line.bound), 0)
+        for columns in _pieces(rows, self.console.width):
+            table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+            for place in columns:
+                words = COLUMNS[place] in ("method", "above")
+                table.add_column(
+                    COLUMNS[place], justify="left" if words else "right", overflow="fold", no_wrap=not words
+                )
+            for at, (line, row) in enumerate(zip(board.lines, rows, strict=True), start=1):
+                cells = (Text(row[place]) for place in columns)
+                table.add_row(*cells, end_section=at == first_bound, style="dim" if line.bound else "")
+            self.console.print(table)
         for words in board.words:
             self.line(words)
 

@@ -234,7 +234,9 @@ class Comparison:
 
         views = [cell.view for cell in results if cell.view is not None and cell.view.stages]
         views[:MOST_SEQUENCES] = [with_angles(view, self.store) for view in views[:MOST_SEQUENCES]]
-        return write_html(self.folder / "report.html", self.folder.name, views, leaderboard_rows(board))
+        orders = ", ".join(dict.fromkeys(cell.order for cell in self.cells))
+        title = f"Comparison of {len(board.lines)} methods on {orders}"
+        return write_html(self.folder / "report.html", title, views, leaderboard_rows(board))
 
     def _description(self, results: Sequence[CellResult], seconds: float) -> Json:
         """All that compare.json holds beside the leaderboard."""

@@ -131,6 +131,22 @@ def test_the_terminal_says_the_same() -> None:
     assert "1 of 27 sequences failed:" in shown
 
 
+def test_a_narrow_window_gets_whole_words() -> None:
+    """At 80 characters the columns come in pieces, every method named in each, and no cell is broken or cut."""
+    stream = io.StringIO()
+    cells = [*many(80.0, 50.0), *(cell("gain_lora:over=inf_lora", s, 60.0, 60.0) for s in range(2))]
+    ComparisonTerminal(Console(file=stream, width=80)).leaderboard(make_leaderboard(cells))
+    table = stream.getvalue().split("Leaderboard by AP")[1].split("\n", 1)[1].split(" is above ")[0]
+    pieces = table.count("gain_lora:over=inf_lora ")
+    assert pieces > 1
+    assert table.count("per_task (bound) ") == pieces
+    assert max(map(len, table.splitlines())) <= 80
+    for column in COLUMNS[1:]:
+        assert column in table
+    for row in leaderboard_rows(make_leaderboard(cells)):
+        assert all(text in table for text in row.values())
+
+
 def test_borrowed_figures_are_marked_and_never_mixed() -> None:
     """They stand under their own heading, and no column of the leaderboard holds one."""
     cells = many(80.0, 50.0)
