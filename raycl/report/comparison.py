@@ -16,8 +16,8 @@ from rich.text import Text
 from raycl.report.borrowed import TABLES, Borrowed
 from raycl.report.cards import markdown_table
 from raycl.report.leaderboard import MEASURES, CellResult, Leaderboard, Line, finite, measured
-from raycl.report.tables import number
-from raycl.report.terminal import Terminal
+from raycl.report.tables import number, pieces
+from raycl.report.terminal import Terminal, standard_output
 from raycl.stats import Spread
 
 Json = dict[str, Any]
@@ -158,23 +158,12 @@ def _writer(text: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
-def _pieces(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """Columns by place, in as few tables as `width` characters allow, each with the methods at its left."""
-    wide = [2 + max(map(len, (column, *(row[place] for row in rows)))) for place, column in enumerate(COLUMNS)]
-    pieces = [[0]]
-    for place in range(1, len(COLUMNS)):
-        if len(pieces[-1]) > 1 and sum(wide[n] for n in pieces[-1]) + wide[place] > width:
-            pieces.append([0])
-        pieces[-1].append(place)
-    return pieces
-
-
 class ComparisonTerminal:
     """Shows a comparison in plain lines, and the leaderboard at its end."""
 
     def __init__(self, console: Console | None = None) -> None:
         """`console` none = standard output."""
-        self.console = console or Console(highlight=False)
+        self.console = console or standard_output()
 
     def silent(self) -> Terminal:
         """A terminal for a single sequence that shows nothing."""
@@ -190,7 +179,7 @@ class ComparisonTerminal:
         self.line("Leaderboard by AP (mean ± standard deviation over order and seed)")
         rows = [texts(line) for line in board.lines]
         first_bound = next((place for place, line in enumerate(board.lines) if line.bound), 0)
-        for columns in _pieces(rows, self.console.width):
+        for columns in pieces(COLUMNS, rows, self.console.width):
             table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
             for place in columns:
                 words = COLUMNS[place] in ("method", "above")

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raycl.report.tables import number, short
+from raycl.report.tables import number, pieces, short
+from raycl.report.terminal import standard_output
 
 SHOWN = 20
 """Trials of the leaderboard on the terminal; sweep.csv has them all."""
@@ -29,7 +30,7 @@ class SweepTerminal:
 
     def __init__(self, console: Console | None = None) -> None:
         """`console` none = standard output."""
-        self.console = console or Console(highlight=False)
+        self.console = console or standard_output()
 
     def plan(self, search: str, trials: int, stages: int, counts: Mapping[str, int] | None, at_once: int) -> None:
         """Print how large the sweep is; `counts` as `sharing_line` takes them, none if the points are not known yet."""
@@ -61,7 +62,8 @@ class SweepTerminal:
     def summary(self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], paths: Mapping[str, str]) -> None:
         """Print the leaderboard (rows best first), what sharing saved, and where things are."""
         self._line("")
-        self.console.print(leaderboard(rows[:SHOWN]))
+        for table in leaderboard(rows[:SHOWN], self.console.width):
+            self.console.print(table)
         if len(rows) > SHOWN:
             self._line(f"... and {len(rows) - SHOWN} more in sweep.csv")
         self._line(sharing_line(counts))
@@ -81,22 +83,26 @@ def sharing_line(counts: Mapping[str, int]) -> str:
     )
 
 
-def leaderboard(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows as a rich table: rank, trial, the settings that differ, AP, FT, stages, status."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+def leaderboard(rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
+    """Rows as rich tables: rank, trial, measures, the settings that differ; several where `width` is too little for one."""
     settings = settings_of(rows)
-    for name in ("rank", "trial"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in settings:
-        table.add_column(Text(name.removeprefix("method.")), overflow="fold")
-    for name in ("AP", "FT", "stages"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
+    columns = ["rank", "trial", "AP", "FT", "stages", "status", *(name.removeprefix("method.") for name in settings)]
+    lines = []
     for row in rows:
-        values = [Text(short(_text(row["params"].get(name)), LONGEST_VALUE)) for name in settings]
-        status = Text(row["status"], style=COLOURS.get(row["status"], ""))
-        measures = [_number(row["AP"]), _number(row["FT"])]
-        table.add_row(str(row["rank"]), str(row["trial"]), *values, *measures, f"{row['done']}/{row['stages']}", status)
+        values = [short(_text(row["params"].get(name)), LONGEST_VALUE) for name in settings]
+        measures = [_number(row["AP"]), _number(row["FT"]), f"{row['done']}/{row['stages']}"]
+        lines.append([str(row["rank"]), str(row["trial"]), *measures, row["status"], *values])
+    return [_table(columns, lines, places) for places in pieces(columns, lines, width, fixed=2)]
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], places: Sequence[int]) -> Table:
+    """Some of the columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for place in places:
+        words = place > columns.index("stages")
+        table.add_column(Text(columns[place]), justify="left" if words else "right", overflow="fold", no_wrap=not words)
+    for line in lines:
+        table.add_row(*(Text(line[place], style=COLOURS.get(line[place], "")) for place in places))
     return table
 
 

@@ -101,3 +101,17 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         counts = [f"{row[split]:,}" if row.get(split) is not None else "-" for split in ("train", "test")]
         table.add_row(str(row["stage"]), Text(row["task"]), row["key"][:12], state, *counts)
     return table
+
+
+def pieces(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, fixed: int = 1) -> list[list[int]]:
+    """Columns by place, in as few tables as `width` characters allow, each with the first `fixed` columns at its left.
+
+    A column is as wide as its longest text and a gap of two.
+    """
+    wide = [2 + max(map(len, (column, *(row[place] for row in rows)))) for place, column in enumerate(columns)]
+    found = [list(range(fixed))]
+    for place in range(fixed, len(columns)):
+        if len(found[-1]) > fixed and sum(wide[n] for n in found[-1]) + wide[place] > width:
+            found.append(list(range(fixed)))
+        found[-1].append(place)
+    return found

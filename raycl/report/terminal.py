@@ -7,6 +7,7 @@ On a terminal a stage is a live bar with loss and tokens/s; elsewhere it is a fe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,18 @@ from rich.table import Column
 from raycl.metrics import AccuracyMatrix
 from raycl.report.tables import matrix_tables, number, plan_table
 
+WIDE = 160
+"""Width of what is no terminal: a file or a job's log."""
 LINES_PER_STAGE = 4
 """Progress lines of a stage where there is no live display: one per quarter of its steps."""
+
+
+def standard_output() -> Console:
+    """Standard output: as wide as its terminal, and wide enough for any table where there is none."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console
 
 
 class Terminal:
@@ -28,7 +39,7 @@ class Terminal:
 
     def __init__(self, console: Console | None = None) -> None:
         """`console` none = standard output."""
-        self.console = console or Console(highlight=False)
+        self.console = console or standard_output()
         self._stages = 0
         self._tasks: dict[int, str] = {}
         self._quarter = 0
@@ -187,7 +198,7 @@ def print_methods(console: Console | None = None) -> None:
     """The list of all methods, a block each so that it fits any width."""
     from raycl.report.cards import listing
 
-    console = console or Console(highlight=False)
+    console = console or standard_output()
     for name, title, paper, trains, growth, task_id, replays in listing():
         console.print(f"[bold]{name}[/bold]  {escape(title)}", soft_wrap=True)
         lines = {

@@ -34,6 +34,8 @@ FILE = "stage.json"
 HEAD = {"memory": 50 * 2**20}
 """What a trial with a worker group asks for itself: the group has the CPUs or GPUs. Tune wants more than nothing."""
 METRIC = "AP"
+TRIES = 50
+"""How often Optuna is asked for a point that no trial had."""
 
 
 class SequenceTrial(Trainable):
@@ -88,7 +90,24 @@ class SequenceTrial(Trainable):
 
 
 class OptunaSequences(OptunaSearch):
-    """Optuna's search; a trial that ended early counts as pruned, for its AP is over fewer tasks than a whole one's."""
+    """Optuna's search without repeats; a trial that ended early counts as pruned, for its AP is over fewer tasks."""
+
+    def __init__(self, first: list[Event] | None, seed: int) -> None:
+        """`first` are the points to start with, by dimension as in Tune's space."""
+        super().__init__(points_to_evaluate=first, seed=seed)
+        self._suggested: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Event | None:
+        """A point that no trial had: its stages would all be in the store. A small space may have none left."""
+        for left in reversed(range(TRIES)):
+            point = super().suggest(trial_id)
+            text = json.dumps(point, sort_keys=True)
+            if text not in self._suggested or not left:
+                break
+            super().on_trial_complete(trial_id, error=True)
+            del self._ot_trials[trial_id]  # else the same point is what this trial is given again
+        self._suggested.add(text)
+        return point
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended; Tune marks one that a scheduler ended as `done` too."""
@@ -236,7 +255,7 @@ def scheduler(settings: TuneSettings) -> TrialScheduler:
 
 def _searcher(settings: TuneSettings, space: Space) -> Searcher:
     first = [{f"point/{name}": value for name, value in space.encode(point).items()} for point in space.first]
-    return OptunaSequences(points_to_evaluate=first or None, seed=settings.seed)
+    return OptunaSequences(first or None, settings.seed)
 
 
 def _dimensions(space: Space) -> dict[str, Any]:

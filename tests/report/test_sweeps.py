@@ -1,0 +1,75 @@
+"""A sweep's leaderboard on terminals of any width."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raycl.report.sweeps import SweepTerminal
+from raycl.report.terminal import WIDE, standard_output
+
+COUNTS = {"needed": 6, "distinct": 5, "stored": 0, "trained": 5, "shared": 1, "saved": 1}
+
+
+def trial(number: int, status: str, **params: Any) -> dict[str, Any]:
+    """One row of the leaderboard."""
+    named = {f"method.{name}": value for name, value in params.items()}
+    return {"rank": number, "trial": number, "AP": 50.0 - number, "FT": None, "done": 2, "stages": 3} | {
+        "params": named,
+        "status": status,
+    }
+
+
+ROWS = [
+    trial(
+        1,
+        "finished",
+        gate_hidden=[100, 100],
+        gate_score="cosine",
+        gate_squash="clipped_abs",
+        gate_pooling="max",
+        rank=8,
+    ),
+    trial(2, "stopped", gate_hidden=[], gate_score="dot", gate_squash="abs_tanh", gate_pooling="mean_tokens", rank=8),
+]
+
+
+def shown(width: int) -> list[str]:
+    """The lines of the leaderboard."""
+    stream = io.StringIO()
+    SweepTerminal(Console(file=stream, width=width)).summary(ROWS, COUNTS, {"store": "here"})
+    return stream.getvalue().split("Stage runs:")[0].splitlines()
+
+
+def test_a_wide_terminal_shows_one_table() -> None:
+    """Best first, the settings that differ, none that is the same in all trials."""
+    head, *lines = [line for line in shown(WIDE) if line]
+    assert head.split()[:6] == ["rank", "trial", "AP", "FT", "stages", "status"]
+    assert "gate_pooling" in head
+    assert not head.split().count("8")
+    assert [line.split()[:6] for line in lines] == [
+        ["1", "1", "49.0", "-", "2/3", "finished"],
+        ["2", "2", "48.0", "-", "2/3", "stopped"],
+    ]
+
+
+def test_a_narrow_terminal_breaks_no_word() -> None:
+    """The settings follow in further tables, each with rank and trial."""
+    lines = shown(60)
+    assert max(map(len, lines)) <= 60
+    assert sum(line.startswith("rank  trial") for line in lines) > 1
+    text = "\n".join(lines)
+    for word in ("gate_hidden", "[100, 100]", "clipped_abs", "mean_tokens", "stopped"):
+        assert word in text
+
+
+def test_a_log_is_as_wide_as_the_tables_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no terminal its width is no limit, unless the user says so."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert standard_output().width == WIDE
+    monkeypatch.setenv("COLUMNS", "100")
+    assert standard_output().width == 100
