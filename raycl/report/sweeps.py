@@ -89,7 +89,7 @@ def leaderboard(rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
     columns = ["rank", "trial", "AP", "FT", "stages", "status", *(name.removeprefix("method.") for name in settings)]
     lines = []
     for row in rows:
-        values = [short(_text(row["params"].get(name)), LONGEST_VALUE) for name in settings]
+        values = [short(setting_text(row["params"].get(name)), LONGEST_VALUE) for name in settings]
         measures = [_number(row["AP"]), _number(row["FT"]), f"{row['done']}/{row['stages']}"]
         lines.append([str(row["rank"]), str(row["trial"]), *measures, row["status"], *values])
     return [_table(columns, lines, places) for places in pieces(columns, lines, width, fixed=2)]
@@ -109,7 +109,7 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], places: Seque
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings in which the trials differ; of a single trial all."""
     names = list(dict.fromkeys(name for row in rows for name in row["params"]))
-    differ = [name for name in names if len({_text(row["params"].get(name)) for row in rows}) > 1]
+    differ = [name for name in names if len({setting_text(row["params"].get(name)) for row in rows}) > 1]
     return differ if len(rows) > 1 else names
 
 
@@ -121,7 +121,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     measures = ["AP", "FT", "BWT", "FWT"]
     writer.writerow(["rank", "trial", *names, *measures, "done", "stages", "status", "message"])
     for row in rows:
-        values = [_text(row["params"].get(name)) for name in names]
+        values = [setting_text(row["params"].get(name)) for name in names]
         found = ["" if row[name] is None else row[name] for name in measures]
         ends = [row["done"], row["stages"], row["status"], row["message"]]
         writer.writerow([row["rank"], row["trial"], *values, *found, *ends])
@@ -143,6 +143,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
-def _text(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting's value: numbers short, the rest as JSON."""
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

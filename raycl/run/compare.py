@@ -234,7 +234,7 @@ class Comparison:
 
         views = [cell.view for cell in results if cell.view is not None and cell.view.stages]
         views[:MOST_SEQUENCES] = [with_angles(view, self.store) for view in views[:MOST_SEQUENCES]]
-        orders = ", ".join(dict.fromkeys(cell.order for cell in self.cells))
+        orders = " and ".join(dict.fromkeys(cell.order.removeprefix("custom:") for cell in self.cells))
         title = f"Comparison of {len(board.lines)} methods on {orders}"
         return write_html(self.folder / "report.html", title, views, leaderboard_rows(board))
 

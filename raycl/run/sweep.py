@@ -12,7 +12,7 @@ import yaml
 from raycl.errors import SpecError
 from raycl.home import home
 from raycl.report.sequence_view import TrialView
-from raycl.report.sweeps import SweepTerminal, replace_text, write_csv
+from raycl.report.sweeps import SweepTerminal, replace_text, setting_text, write_csv
 from raycl.run.preflight import check_machine, check_model, check_output, check_workers
 from raycl.run.sequence import Options
 from raycl.run.sharing import sharing
@@ -149,11 +149,11 @@ def _write(plan: SweepPlan, record: SweepRecord, store: Store, folder: Path) -> 
         views.append(view_of(spec, plan.tasks, plan.plan(trial.point), store, label, trial.status))
     trials = [TrialView(f"trial {one.number}", _plain(one.params), one.ap, len(one.rows), one.status) for one in ranked]
     shown = [
-        {"rank": row["rank"], "trial": row["trial"], **_plain(row["params"])}
-        | {name: row[name] for name in ("AP", "FT", "done", "status")}
+        {name: row[name] for name in ("rank", "trial", "AP", "FT", "done", "status")}
+        | {name.removeprefix("method."): setting_text(value) for name, value in row["params"].items()}
         for row in rows
     ]
-    title = f"Sweep of {Path(plan.space.path).stem}, {plan.example.order}"
+    title = f"Sweep of {Path(plan.space.path).stem} on {plan.example.order.removeprefix('custom:')}"
     outputs["report.html"] = write_html(folder / "report.html", title, views, shown, trials)
     return outputs
 
