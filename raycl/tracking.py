@@ -120,9 +120,13 @@ class _Runs:
         self._call("the params of a run", run, lambda run_id: self._log_params(run_id, params))
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Add the params a run does not have yet. MLflow's params never change: another value is a warning."""
+        """Add the params a run does not have yet. MLflow's params never change: another value is a warning.
+
+        A choice per stage, `method.l1[2]`, becomes `method.l1.2`: MLflow's names have no brackets.
+        """
         from mlflow.entities import Param
 
+        params = {name.replace("[", ".").replace("]", ""): value for name, value in params.items()}
         known = self._client.get_run(run_id).data.params
         changed = sorted(name for name, value in params.items() if known.get(name, value) != value)
         if changed:

@@ -354,3 +354,16 @@ def test_a_group_stands_above_its_sequences(uri: str, folder: Path) -> None:
     assert {file.path for file in client.list_artifacts(run_id)} == {"settings.json", "table.md"}
     below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert [one.info.run_id for one in below] == [sequence.run_id]
+
+
+def test_a_choice_per_stage_is_a_param(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The dimensions of a tree have brackets, which MLflow's names do not."""
+    group = GroupTracker(uri, "groups", "a tree")
+    run_id = group.start("sweep", {"space": {"dimensions": {"method.l1[1]": [0.1, 0.2], "method.l1[2]": [0.1]}}})
+    group.finish({}, 0, [])
+    from mlflow import MlflowClient
+
+    params = MlflowClient(tracking_uri=uri).get_run(run_id).data.params
+    assert params["space.dimensions.method.l1.1"] == "[0.1, 0.2]"
+    assert params["space.dimensions.method.l1.2"] == "[0.1]"
+    assert "could not be recorded" not in caplog.text

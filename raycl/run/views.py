@@ -43,7 +43,7 @@ def view_of(
         method=method,
         order=spec.order,
         seed=spec.seed,
-        params=flat(spec.model_dump(mode="json")),
+        params=flat(spec.model_dump(mode="json", exclude={"tasks"})),  # the order names them
         matrix=matrix,
         stages=[_stage(store.manifest(stage.key)) for stage in stored],
         status=status or done,
