@@ -18,18 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from quality_report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GRIDS = {"lora": [3e-4, 1e-3, 3e-3], "full": [3e-5, 1e-4, 3e-4], "prompt": [0.03, 0.1, 0.3]}
 """Learning rates by what a variant trains; the middle one is run first."""
-BUDGET = {
-    "data": {"train_examples": 200, "test_examples": 100, "max_source_tokens": 128, "max_target_tokens": 16},
-    "train": {"batch_size": 8, "epochs": 1, "log_every": 5},
-    "eval": {"batch_size": 50, "forward": False},
-}
-BRANCH = {"rank": 8, "alpha": 32.0}
+SHARED = yaml.safe_load((ROOT / "benchmarks" / "comparison.yaml").read_text(encoding="utf-8"))
+"""The budget, as jobs/compare.py takes it, so that both find each other's stages."""
+BRANCH = SHARED.pop("method")
 VALIDATION = 50
 """Validation examples per task."""
 
@@ -142,7 +140,7 @@ def _sequence(name: str, order: str, seed: int, lr: float, data: str, *layers: d
     variant = VARIANTS[name]
     said = {"order": order, "method": variant.settings, "seed": seed, "workers": 0}
     said |= {"data": {"source": data}, "train": {"lr": lr}}
-    spec = resolve("laptop", [BUDGET, said, {"data": variant.data}, *layers], gpus=0)
+    spec = resolve("laptop", [SHARED, said, {"data": variant.data}, *layers], gpus=0)
     return run_sequence(spec, Options(None, None, "raycl-quality", None), Terminal())
 
 

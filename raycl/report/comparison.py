@@ -16,7 +16,7 @@ from rich.text import Text
 from raycl.report.borrowed import TABLES, Borrowed
 from raycl.report.cards import markdown_table
 from raycl.report.leaderboard import MEASURES, CellResult, Leaderboard, Line, finite, measured
-from raycl.report.tables import number, pieces
+from raycl.report.tables import in_pieces, number
 from raycl.report.terminal import Terminal, standard_output
 from raycl.stats import Spread
 
@@ -174,21 +174,11 @@ class ComparisonTerminal:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def leaderboard(self, board: Leaderboard) -> None:
-        """Print the table, a rule before the bounds, and what may be said of it; a narrow window gets it in pieces."""
+        """Print the table, bounds dim, and what may be said of it; a narrow window gets it in pieces."""
         self.line("")
         self.line("Leaderboard by AP (mean ± standard deviation over order and seed)")
-        rows = [texts(line) for line in board.lines]
-        first_bound = next((place for place, line in enumerate(board.lines) if line.bound), 0)
-        for columns in pieces(COLUMNS, rows, self.console.width):
-            table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-            for place in columns:
-                words = COLUMNS[place] in ("method", "above")
-                table.add_column(
-                    COLUMNS[place], justify="left" if words else "right", overflow="fold", no_wrap=not words
-                )
-            for at, (line, row) in enumerate(zip(board.lines, rows, strict=True), start=1):
-                cells = (Text(row[place]) for place in columns)
-                table.add_row(*cells, end_section=at == first_bound, style="dim" if line.bound else "")
+        rows = [[Text(text, "dim" if line.bound else "") for text in texts(line)] for line in board.lines]
+        for table in in_pieces(COLUMNS, rows, self.console.width, ("method", "above")):
             self.console.print(table)
         for words in board.words:
             self.line(words)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raycl.report.tables import number, pieces, short
+from raycl.report.tables import in_pieces, number, short
 from raycl.report.terminal import standard_output
 
 SHOWN = 20
@@ -86,24 +86,14 @@ def sharing_line(counts: Mapping[str, int]) -> str:
 def leaderboard(rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
     """Rows as rich tables: rank, trial, measures, the settings that differ; several where `width` is too little for one."""
     settings = settings_of(rows)
-    columns = ["rank", "trial", "AP", "FT", "stages", "status", *(name.removeprefix("method.") for name in settings)]
+    words = ["status", *(name.removeprefix("method.") for name in settings)]
     lines = []
     for row in rows:
+        numbers = [str(row["rank"]), str(row["trial"]), _number(row["AP"]), _number(row["FT"])]
+        numbers.append(f"{row['done']}/{row['stages']}")
         values = [short(setting_text(row["params"].get(name)), LONGEST_VALUE) for name in settings]
-        measures = [_number(row["AP"]), _number(row["FT"]), f"{row['done']}/{row['stages']}"]
-        lines.append([str(row["rank"]), str(row["trial"]), *measures, row["status"], *values])
-    return [_table(columns, lines, places) for places in pieces(columns, lines, width, fixed=2)]
-
-
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]], places: Sequence[int]) -> Table:
-    """Some of the columns."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for place in places:
-        words = place > columns.index("stages")
-        table.add_column(Text(columns[place]), justify="left" if words else "right", overflow="fold", no_wrap=not words)
-    for line in lines:
-        table.add_row(*(Text(line[place], style=COLOURS.get(line[place], "")) for place in places))
-    return table
+        lines.append([*map(Text, numbers), Text(row["status"], COLOURS.get(row["status"], "")), *map(Text, values)])
+    return in_pieces(["rank", "trial", "AP", "FT", "stages", *words], lines, width, words, fixed=2)
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

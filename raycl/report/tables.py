@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -103,15 +103,31 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def pieces(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, fixed: int = 1) -> list[list[int]]:
-    """Columns by place, in as few tables as `width` characters allow, each with the first `fixed` columns at its left.
+def in_pieces(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], width: int, words: Collection[str], fixed: int = 1
+) -> list[Table]:
+    """Rows as few tables as `width` characters allow, each with the first `fixed` columns at its left.
 
-    A column is as wide as its longest text and a gap of two.
+    `words` are the columns of text: at the left, and broken where even a table of their own is too wide for them.
     """
     wide = [2 + max(map(len, (column, *(row[place] for row in rows)))) for place, column in enumerate(columns)]
-    found = [list(range(fixed))]
+    pieces = [list(range(fixed))]
     for place in range(fixed, len(columns)):
-        if len(found[-1]) > fixed and sum(wide[n] for n in found[-1]) + wide[place] > width:
-            found.append(list(range(fixed)))
-        found[-1].append(place)
-    return found
+        if len(pieces[-1]) > fixed and sum(wide[n] for n in pieces[-1]) + wide[place] > width:
+            pieces.append(list(range(fixed)))
+        pieces[-1].append(place)
+    return [_piece(columns, rows, words, places) for places in pieces]
+
+
+def _piece(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], words: Collection[str], places: Sequence[int]
+) -> Table:
+    """Some of the columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for place in places:
+        text = columns[place] in words
+        name = Text(columns[place])
+        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for row in rows:
+        table.add_row(*(row[place] for place in places))
+    return table

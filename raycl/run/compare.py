@@ -28,6 +28,7 @@ from raycl.spec import Json
 from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
 from raycl.state.store import Store
+from raycl.tasks.orders import order_words
 from raycl.tracking import GroupTracker, Tracker, mlflow_ui_command
 from raycl.train.workers import cores
 
@@ -234,7 +235,7 @@ class Comparison:
 
         views = [cell.view for cell in results if cell.view is not None and cell.view.stages]
         views[:MOST_SEQUENCES] = [with_angles(view, self.store) for view in views[:MOST_SEQUENCES]]
-        orders = " and ".join(dict.fromkeys(cell.order.removeprefix("custom:") for cell in self.cells))
+        orders = " and ".join(dict.fromkeys(order_words(cell.order) for cell in self.cells))
         title = f"Comparison of {len(board.lines)} methods on {orders}"
         return write_html(self.folder / "report.html", title, views, leaderboard_rows(board))
 

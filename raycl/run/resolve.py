@@ -7,7 +7,7 @@ from raycl.methods.registry import method_class, method_params
 from raycl.models import family
 from raycl.presets import PRESETS, merge
 from raycl.spec import Json, ModelSpec, RunSpec, parse
-from raycl.tasks.orders import resolve_order
+from raycl.tasks.orders import CUSTOM, resolve_order
 
 
 def resolve(preset: str, layers: list[Json], gpus: int, kind: str | None = None) -> RunSpec:
@@ -46,7 +46,7 @@ def _paper_settings(values: Json, order: str, kind: str | None) -> Json:
 
 def _check_order(spec: RunSpec) -> None:
     """A sequence's data must be able to hold its tasks."""
-    if spec.data.source == "demo" and spec.order != "demo" and not spec.order.startswith("custom:"):
+    if spec.data.source == "demo" and spec.order != "demo" and not spec.order.startswith(CUSTOM):
         raise SpecError(f"order {spec.order!r} needs the benchmark's data; `demo` data only serve --order demo")
     if spec.train.checkpoint_every and spec.train.zero_stage:
         raise SpecError(

@@ -22,6 +22,7 @@ from raycl.run.sweep_record import SweepRecord
 from raycl.run.views import view_of
 from raycl.spec import Json
 from raycl.state.store import Store
+from raycl.tasks.orders import order_words
 from raycl.tracking import GroupTracker, mlflow_ui_command
 
 MOST_VIEWS = 12
@@ -153,7 +154,7 @@ def _write(plan: SweepPlan, record: SweepRecord, store: Store, folder: Path) -> 
         | {name.removeprefix("method."): setting_text(value) for name, value in row["params"].items()}
         for row in rows
     ]
-    title = f"Sweep of {Path(plan.space.path).stem} on {plan.example.order.removeprefix('custom:')}"
+    title = f"Sweep of {Path(plan.space.path).stem} on {order_words(plan.example.order)}"
     outputs["report.html"] = write_html(folder / "report.html", title, views, shown, trials)
     return outputs
 
@@ -177,7 +178,7 @@ def _show(
     """Print the end of a sweep."""
     paths = {"outputs": str(folder), "store": store.uri, "MLflow": mlflow}
     if (folder / "best.yaml").is_file():
-        order, config = shlex.quote(plan.example.order.removeprefix("custom:")), shlex.quote(str(folder / "best.yaml"))
+        order, config = shlex.quote(order_words(plan.example.order)), shlex.quote(str(folder / "best.yaml"))
         where = shlex.quote(store.uri)
         paths["best on test"] = (
             f"python jobs/sequence.py --order {order} --preset laptop --config {config} --store {where}"

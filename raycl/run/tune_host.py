@@ -92,22 +92,21 @@ class SequenceTrial(Trainable):
 class OptunaSequences(OptunaSearch):
     """Optuna's search without repeats; a trial that ended early counts as pruned, for its AP is over fewer tasks."""
 
-    def __init__(self, first: list[Event] | None, seed: int) -> None:
-        """`first` are the points to start with, by dimension as in Tune's space."""
-        super().__init__(points_to_evaluate=first, seed=seed)
-        self._suggested: set[str] = set()
-
     def suggest(self, trial_id: str) -> Event | None:
         """A point that no trial had: its stages would all be in the store. A small space may have none left."""
-        for left in reversed(range(TRIES)):
-            point = super().suggest(trial_id)
-            text = json.dumps(point, sort_keys=True)
-            if text not in self._suggested or not left:
+        point = super().suggest(trial_id)
+        for _ in range(TRIES):
+            if not self._repeats(trial_id):
                 break
             super().on_trial_complete(trial_id, error=True)
             del self._ot_trials[trial_id]  # else the same point is what this trial is given again
-        self._suggested.add(text)
+            point = super().suggest(trial_id)
         return point
+
+    def _repeats(self, trial_id: str) -> bool:
+        """Whether an earlier trial of the study has the point of this one."""
+        own = self._ot_trials[trial_id]
+        return any(one.params == own.params for one in self._ot_study.get_trials(deepcopy=False)[: own.number])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended; Tune marks one that a scheduler ended as `done` too."""
@@ -255,7 +254,7 @@ def scheduler(settings: TuneSettings) -> TrialScheduler:
 
 def _searcher(settings: TuneSettings, space: Space) -> Searcher:
     first = [{f"point/{name}": value for name, value in space.encode(point).items()} for point in space.first]
-    return OptunaSequences(first or None, settings.seed)
+    return OptunaSequences(points_to_evaluate=first or None, seed=settings.seed)
 
 
 def _dimensions(space: Space) -> dict[str, Any]:

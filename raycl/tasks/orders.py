@@ -44,6 +44,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
 NUMBERED: dict[str, str] = {"1": "std-1", "2": "std-2", "3": "std-3", "4": "long-4", "5": "long-5", "6": "long-6"}
 """AM-LoRA's order numbers (its Table 4) -> order id."""
 
+CUSTOM = "custom:"
+"""How the id of an order of one's own begins."""
+
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "standard-cl": ("yelp", "amazon", "dbpedia", "yahoo", "agnews"),
     "long": ORDERS["long-6"],
@@ -88,13 +91,13 @@ def resolve_order(text: str) -> tuple[str, tuple[str, ...]]:
     order = NUMBERED.get(wanted, wanted.casefold())
     if order in ORDERS:
         return order, ORDERS[order]
-    names = [part.strip() for part in wanted.removeprefix("custom:").split(",")]
+    names = [part.strip() for part in order_words(wanted).split(",")]
     tasks = [canonical_task(name) for name in names]
     unknown = [name for name, task in zip(names, tasks, strict=True) if task is None]
     if unknown:
         raise SpecError(_unknown(text, unknown))
     found = tuple(task for task in tasks if task is not None)
-    return "custom:" + ",".join(found), found
+    return CUSTOM + ",".join(found), found
 
 
 def _unknown(text: str, unknown: list[str]) -> str:
@@ -115,3 +118,8 @@ def _nearest(name: str) -> str | None:
     known = [*ORDERS, *TASKS]
     matches = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def order_words(order: str) -> str:
+    """An order's id as a user writes it: a name, or the tasks of an order of one's own."""
+    return order.removeprefix(CUSTOM)

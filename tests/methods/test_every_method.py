@@ -31,6 +31,9 @@ from raycl.state.stage_state import StageState
 from raycl.state.store import Store
 
 WIDTH = 48
+WITH_BRANCH = [name for name, case in CASES.items() if case.branch]
+OWN_ROWS = [name for name, case in CASES.items() if case.rows == 1]
+"""Cases that train on the task's own rows and no others."""
 OTHER_VALUES = {
     "lambda1": 7.0,
     "lambda2": 7.0,
@@ -303,18 +306,16 @@ def test_a_failing_stage_leaves_no_trace(tiny, case, toy_tasks, run_stage):
     assert again.keys() == objects.keys() and all(again[name] is objects[name] for name in objects)
 
 
+@pytest.mark.parametrize("case", WITH_BRANCH, indirect=True)
 def test_unknown_target_modules_are_named(tiny, case, toy_tasks, run_stage):
     """Targets that the model does not have: the error names them, not what failed while cleaning up."""
-    if not case.branch:
-        pytest.skip("trains no LoRA branch")
     with pytest.raises(ValueError, match="no_such_module"):
         run_stage(tiny, case.params | {"targets": ["no_such_module"]}, toy_tasks)
 
 
+@pytest.mark.parametrize("case", WITH_BRANCH, indirect=True)
 def test_other_target_modules_are_adapted(tiny, case, family, toy_tasks, run_stage):
     """`targets` puts the branch on those modules and on no others, with their own widths."""
-    if not case.branch:
-        pytest.skip("trains no LoRA branch")
     name = "down_proj" if family == "llama" else "wo"
     part = run_stage(tiny, case.params | {"targets": [name]}, toy_tasks).part
     assert {path.rsplit(".", 1)[-1] for path in part.branch.a} == {name}
@@ -348,10 +349,9 @@ def test_a_list_of_weights_counts_only_at_its_stage(tiny, toy_tasks, run_stage, 
         assert not same_part(third, trained[2].part)
 
 
+@pytest.mark.parametrize("case", OWN_ROWS, indirect=True)
 def test_the_logged_loss_is_the_mean_over_answer_tokens(tiny, case, toy_tasks, run_stage):
     """The task loss in the log is the mean cross-entropy per answer token of the training module, at the first step."""
-    if case.rows > 1:
-        pytest.skip("trains on other rows than the task's own")
     still = case.params | ({"dropout": 0.0} if case.branch else {})
     examples = toy_tasks[0].train
     result = run_stage(tiny, still, toy_tasks, batch_size=16, epochs=1, probe=probe_logits(tiny, examples))

@@ -213,10 +213,11 @@ def test_shared_inputs_share_columns(sequence, family):
             assert torch.equal(basis, layer_bases(sequence[-1].state, family)[partner])
 
 
+@pytest.mark.parametrize(
+    "design", [one for one in DESIGNS if "layer_chunks" not in one], indirect=True
+)  # blocks count apart
 def test_bases_hold_the_energy_of_their_task(sequence, tiny, family, toy_tasks, design):
     """After a stage M captures at least epsilon_t of the layer inputs' energy under the trained model."""
-    if design.get("layer_chunks", 1) > 1:
-        pytest.skip("energy is counted per block")
     for path in (ADAPTED[family][0], ADAPTED[family][-1]):
         if not reads_source(path):
             continue

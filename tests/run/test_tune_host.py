@@ -15,7 +15,7 @@ SPACE = {"a": tune.choice(["1", "2"]), "b": tune.choice(["x", "y", "z"])}
 
 def search(first: list[dict[str, str]] | None = None) -> OptunaSequences:
     """A search over six points."""
-    found = OptunaSequences(first, seed=0)
+    found = OptunaSequences(points_to_evaluate=first, seed=0)
     assert found.set_search_properties("AP", "max", SPACE)
     return found
 

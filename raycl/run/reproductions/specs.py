@@ -10,7 +10,7 @@ from raycl.presets import merge
 from raycl.run.reproductions.form import MODELS, Column, Reproduction, Row, Scale
 from raycl.run.resolve import resolve
 from raycl.spec import Json, RunSpec, parse
-from raycl.tasks.orders import ORDERS
+from raycl.tasks.orders import CUSTOM, ORDERS
 
 SHAPE = ("rank", "alpha", "dropout")
 """The method's fields that a protocol fixes for every row."""
@@ -97,7 +97,7 @@ def _cut_down(spec: RunSpec, data: str) -> RunSpec:
         if isinstance(values[section][name], list):
             values[section][name] = values[section][name][: len(tasks)]
     small: Json = {
-        "order": "custom:" + ",".join(tasks),
+        "order": CUSTOM + ",".join(tasks),
         "tasks": tasks,
         "model": {"precision": "fp32"},
         "data": {"source": "demo" if demo else data},
