@@ -134,8 +134,8 @@ def _choice(name: str, order: str, data: str, choose: bool) -> tuple[float, dict
 def _sequence(name: str, order: str, seed: int, lr: float, data: str, *layers: dict[str, Any]) -> Any:
     """One sequence in this process; what the store holds is not trained again."""
     from raycl.report.terminal import Terminal
-    from raycl.run.resolve import resolve
-    from raycl.run.sequence import Options, run_sequence
+    from raycl.sequence.driver import Options, run_sequence
+    from raycl.sequence.resolve import resolve
 
     variant = VARIANTS[name]
     said = {"order": order, "method": variant.settings, "seed": seed, "workers": 0}
@@ -174,7 +174,7 @@ def _cell(name: str, order: str, seed: int, lr: float, data: str) -> dict[str, A
 
 
 def _manifests(result: Any) -> Iterator[Any]:
-    from raycl.home import home
+    from raycl.files import home
     from raycl.state.store import Store
 
     store = Store(str(home() / "store"))

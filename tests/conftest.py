@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from raycl.methods.base import Method
-    from raycl.models import LoadedModel
+    from raycl.models.load import LoadedModel
     from raycl.state.stage_state import StagePart, StageState
     from raycl.tasks.task import Task
 
@@ -92,7 +92,7 @@ def run_sequence() -> Callable[..., list[StageResult]]:
 
 def load_tiny(folder: Path, precision: str) -> LoadedModel:
     """A model folder through raycl's own loader."""
-    from raycl.models import load_model
+    from raycl.models.load import load_model
     from raycl.spec import ModelSpec
 
     return load_model(ModelSpec(name=str(folder), precision=precision), "cpu")

@@ -13,58 +13,55 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("raycl", "jobs") for path in (ROOT / room).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ROOMS = {
-    "ray": ["raycl/run/host.py", "raycl/run/cluster.py", "raycl/run/pool.py", "raycl/run/tune_host.py"],
+    "ray": ["raycl/cluster.py", "raycl/sequence/group.py", "raycl/comparison/pool.py", "raycl/sweep/tune.py"],
     "deepspeed": ["raycl/train/engine.py"],
-    "mlflow": ["raycl/tracking.py"],
+    "mlflow": ["raycl/tracking/tracker.py"],
     "peft": ["raycl/adapters/"],
     "safetensors": ["raycl/state/"],
     "fsspec": ["raycl/state/"],
-    "transformers": ["raycl/models.py", "raycl/tiny_models.py"],
-    "huggingface_hub": ["raycl/models.py"],
+    "transformers": ["raycl/models/"],
+    "huggingface_hub": ["raycl/models/"],
     "datasets": ["raycl/tasks/"],
-    "typer": ["raycl/cli.py", "raycl/cli_compare.py", "raycl/cli_reproduce.py", "raycl/cli_sweep.py"],
+    "typer": ["raycl/cli/"],
     "rich": ["raycl/report/"],
-    "pandas": ["raycl/report/", "raycl/metrics.py"],
+    "pandas": ["raycl/report/", "raycl/analysis/matrix.py"],
     "matplotlib": ["raycl/report/"],
     "jinja2": ["raycl/report/"],
-    "scipy": ["raycl/adapters/angles.py", "raycl/stats.py"],
+    "scipy": ["raycl/analysis/"],
     "torch": [
-        "raycl/models.py",
-        "raycl/tiny_models.py",
-        *(f"raycl/{room}/" for room in ("adapters", "methods", "state", "train", "run")),
+        *("raycl/analysis/angles.py", "raycl/comparison/runner.py", "raycl/cluster.py"),
+        *(f"raycl/{room}/" for room in ("adapters", "methods", "models", "sequence", "state", "train")),
     ],
 }
 """Library -> the files and folders that may import it."""
 TYPES_ONLY = {"transformers": ["raycl/train/batches.py"]}
 """Files that may name a library's types, which costs no import when they run."""
+STAGE = {"errors", "files", "spec", "tasks", "state", "adapters", "models", "methods", "train"}
+"""What the rooms above a stage build on."""
+MANY = STAGE | {"analysis", "cluster", "presets", "report", "sequence", "tracking"}
+"""What the rooms of many sequences build on; none of them knows another."""
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
-    "home": set(),
-    "metrics": set(),
-    "outbox": set(),
-    "stats": set(),
-    "tiny_models": set(),
+    "files": set(),
     "spec": {"errors"},
     "presets": {"errors", "spec"},
     "tasks": {"errors", "spec"},
     "state": {"errors", "raycl", "spec"},
     "adapters": {"spec", "state"},
-    "models": {"adapters", "errors", "home", "spec"},
+    "models": {"adapters", "errors", "files", "spec"},
     "methods": {"adapters", "spec", "state", "tasks"},
     "train": {"adapters", "errors", "methods", "models", "spec", "state", "tasks"},
-    "tracking_records": {"spec"},
-    "tracking": {"errors", "home", "metrics", "outbox", "spec", "tracking_records"},
-    "report": {"errors", "methods", "metrics", "spec", "stats"},
-    "run": {
-        *("adapters", "errors", "home", "methods", "metrics", "models", "presets", "report", "spec", "state", "tasks"),
-        *("tiny_models", "tracking", "tracking_records", "train"),
-    },
-    "cli": {"errors", "presets", "report", "run"},
-    "cli_compare": {"cli", "errors", "presets", "report", "run"},
-    "cli_reproduce": {"cli", "run"},
-    "cli_sweep": {"cli", "presets", "report", "run"},
+    "cluster": {"errors"},
+    "tracking": {"analysis", "errors", "files", "spec"},
+    "analysis": {"spec", "state"},
+    "report": {"analysis", "errors", "methods", "spec"},
+    "sequence": STAGE | {"analysis", "cluster", "presets", "report", "tracking"},
+    "sweep": MANY,
+    "comparison": MANY,
+    "reproduction": MANY,
+    "cli": MANY | {"comparison", "reproduction", "sweep"},
     "__main__": {"cli"},
-    "jobs": {"cli", "cli_compare", "cli_reproduce", "cli_sweep"},
+    "jobs": {"cli"},
 }
 """Room -> the rooms it may import; downwards only."""
 STATE_SEEN_BELOW = {"raycl.state.stage_state"}
@@ -145,7 +142,7 @@ def test_nothing_can_run_code_of_strangers(name: str) -> None:
         called = ast.unparse(node.func)
         assert not CALLS.match(called), f"{name}:{node.lineno} calls {called}"
         trust = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
-        if "transformers" in ROOMS and called.endswith(".from_pretrained") and name == "raycl/models.py":
+        if "transformers" in ROOMS and called.endswith(".from_pretrained") and name == "raycl/models/load.py":
             local = any(word.arg is None for word in node.keywords)
             assert local or (isinstance(trust, ast.Constant) and trust.value is False), f"{name}:{node.lineno}"
         assert trust is None or (isinstance(trust, ast.Constant) and trust.value is False)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from raycl.cli import app
+from raycl.cli.run import app
 from raycl.errors import UserError
 from raycl.state.store import Store
 
@@ -47,7 +47,7 @@ def refused(
     """Runs a command that must be refused, and returns its message."""
     monkeypatch.setenv("RAYCL_DEBUG", "1")  # quiet mode would silence the other tests' loggers as well
     monkeypatch.setenv("RAYCL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("raycl.run.sequence.Driver.run", _never)
+    monkeypatch.setattr("raycl.sequence.driver.Driver.run", _never)
 
     def run(*flags: object, **replaced: object) -> str:
         given = {"order": "sst2", "data": data, "model": tiny_folders["llama"], "store": store, "workers": 0}
@@ -302,7 +302,7 @@ def test_a_refused_command_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_an_interrupt_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends with exit code 130 and the way to go on."""
-    monkeypatch.setattr("raycl.cli._run", _interrupted)
+    monkeypatch.setattr("raycl.cli.run._run", _interrupted)
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 130
     assert "same command continues" in result.stderr
@@ -318,7 +318,7 @@ def test_an_error_of_ours_is_no_message_but_a_traceback(monkeypatch: pytest.Monk
     def broken(*arguments: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("raycl.cli._run", broken)
+    monkeypatch.setattr("raycl.cli.run._run", broken)
     result = CliRunner().invoke(app, [])
     assert isinstance(result.exception, RuntimeError)
     assert not isinstance(result.exception, UserError)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from raycl.cli_compare import app
+from raycl.cli.compare import app
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "mlflow", "peft", "pandas", "matplotlib", "scipy")
@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from typer.testing import CliRunner
-from raycl.cli_compare import app
+from raycl.cli.compare import app
 assert CliRunner().invoke(app, ["--help"]).exit_code == 0
 assert not [name for name in {HEAVY!r} if name in sys.modules]
 """

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 
 CHECK = [("a", 80.0, 70.0, 75.0), ("b", None, 60.0, 50.0), ("c", None, None, 90.0)]
 
@@ -189,5 +189,6 @@ def test_scores_that_never_move_mean_no_forgetting_and_no_transfer(scores: list[
 
 
 def test_nothing_but_numpy_and_pandas_is_imported() -> None:
-    code = "import sys, raycl.metrics; print([m for m in ('mlflow', 'torch', 'ray', 'matplotlib') if m in sys.modules])"
+    heavy = ("mlflow", "torch", "ray", "matplotlib")
+    code = f"import sys, raycl.analysis.matrix; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from raycl import models
 from raycl.errors import SetupError, SpecError
-from raycl.models import family, fingerprint, load_model
+from raycl.models.load import family, fingerprint, load_model
+from raycl.models import load as models
 from raycl.spec import ModelSpec
 
 

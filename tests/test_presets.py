@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from raycl.errors import SpecError
 from raycl.methods.registry import METHODS
 from raycl.presets import merge, parse_override, read_config
-from raycl.run import resolve as resolving
-from raycl.run.resolve import resolve
+from raycl.sequence import resolve as resolving
+from raycl.sequence.resolve import resolve
 from raycl.spec import RunSpec
 from raycl.tasks.orders import ORDERS
 

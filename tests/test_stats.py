@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from raycl.stats import FEWEST, RESAMPLES, SEED, compare, fewest_pairs, holm, interval, sign_flip_p, spread
+from raycl.analysis.stats import FEWEST, RESAMPLES, SEED, compare, fewest_pairs, holm, interval, sign_flip_p, spread
 
 
 def test_a_spread_is_mean_deviation_and_interval() -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from raycl import outbox
+from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
-from raycl.metrics import AccuracyMatrix
-from raycl.outbox import Outbox
-from raycl.tracking import GroupTracker, Tracker, default_uri, mlflow_ui_command, resolve_uri
-from raycl.tracking_records import LONGEST_PARAM, flat
+from raycl.tracking.outbox import Outbox
+from raycl.tracking.records import LONGEST_PARAM, flat
+from raycl.tracking import outbox
+from raycl.tracking.tracker import GroupTracker, Tracker, default_uri, mlflow_ui_command, resolve_uri
 
 SPEC: dict[str, Any] = {
     "order": "demo",
@@ -214,7 +214,7 @@ def test_a_server_that_is_down_costs_one_warning_and_no_error(
 
 
 def test_after_an_outage_nothing_is_missing(client: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raycl import tracking
+    from raycl.tracking import tracker as tracking
 
     def away(*_: Any) -> None:
         raise ConnectionError("refused")
@@ -234,7 +234,7 @@ def test_after_an_outage_nothing_is_missing(client: Any, uri: str, monkeypatch: 
 
 def test_two_processes_may_make_one_database_and_experiment_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from raycl.tracking import Tracker\n"
+        "import sys; from raycl.tracking.tracker import Tracker\n"
         "tracker = Tracker(sys.argv[1], 'shared', 'run'); sys.stdin.readline()\n"
         f"print(tracker.start({SPEC!r}, []), tracker._experiment_id)"
     )
@@ -325,7 +325,7 @@ def test_ui_command() -> None:
 
 
 def test_mlflow_is_imported_only_when_a_sequence_starts() -> None:
-    code = "import sys, raycl.tracking as t; t.Tracker('http://host', 'e', 'r'); print('mlflow' in sys.modules)"
+    code = "import sys, raycl.tracking.tracker as t; t.Tracker('http://host', 'e', 'r'); print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

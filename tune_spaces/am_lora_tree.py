@@ -4,7 +4,7 @@ The choice at stage t leaves the stages before t shared: over 5 tasks the 243 se
 1,215. The paper lists such weights for its long orders.
 """
 
-from raycl.run.spaces import per_stage
+from raycl.sweep.spaces import per_stage
 
 BASE = {"method.name": "am_lora"}
 

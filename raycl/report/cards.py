@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from raycl.analysis.published import Borrowed, tables_of
 from raycl.methods.base import Method
 from raycl.methods.registry import METHODS, method_class
-from raycl.report.borrowed import Borrowed, tables_of
 from raycl.report.fields import kind_of
 
 Cell = dict[str, Any]

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from raycl.analysis.views import SequenceView, TrialView
 from raycl.report.plots import AS_TEXT, OKABE_ITO
-from raycl.report.sequence_view import SequenceView, TrialView
 from raycl.report.tables import number, short
 
 DASHES = ("-", "--", ":", "-.")

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raycl.report.borrowed import TABLES, Borrowed
+from raycl.analysis.leaderboard import MEASURES, CellResult, Leaderboard, Line, finite, measured
+from raycl.analysis.published import TABLES, Borrowed
+from raycl.analysis.stats import Spread
 from raycl.report.cards import markdown_table
-from raycl.report.leaderboard import MEASURES, CellResult, Leaderboard, Line, finite, measured
 from raycl.report.tables import in_pieces, number
 from raycl.report.terminal import Terminal, standard_output
-from raycl.stats import Spread
 
 Json = dict[str, Any]
 LEGEND = (

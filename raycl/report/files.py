@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 from raycl.report import plots
 from raycl.report.tables import matrix_markdown
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import numpy as np
 
-from raycl.metrics import AccuracyMatrix
-from raycl.report.sequence_view import SequenceView
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.analysis.views import SequenceView
 from raycl.report.tables import number
 
 GAUGES = {

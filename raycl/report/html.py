@@ -11,12 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from raycl.analysis.views import SequenceView, TrialView
 from raycl.report import charts
 from raycl.report.charts import Chart, Style, sheet
 from raycl.report.heat import Heat, accuracy_heat, angle_heat, differing, gauge_heats
 from raycl.report.inline_svg import inline_svg
 from raycl.report.plots import heat_map, save
-from raycl.report.sequence_view import SequenceView, TrialView
 
 MOST_SEQUENCES = 30
 """So many sequences get tables of their own; the list of sequences has them all."""

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 
 CELL = 6
 """Terminal columns one score takes: `100.0` and a space."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raycl.methods.base import Method, Sampling
-from raycl.models import LoadedModel
+from raycl.models.load import LoadedModel
 from raycl.tasks.scoring import score
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoded, Encoder, by_length

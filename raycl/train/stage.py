@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raycl.methods.base import Method, Moments, When
-from raycl.models import LoadedModel
+from raycl.models.load import LoadedModel
 from raycl.spec import RunSpec, at_stage
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example, Task

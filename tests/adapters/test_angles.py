@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from raycl.adapters.angles import branch_angles
+from raycl.analysis.angles import branch_angles
 from raycl.state.stage_state import Branch
 
 

@@ -16,7 +16,7 @@ from cases import tensors_of
 
 from raycl.methods.base import StageInfo
 from raycl.methods.registry import build, method_params
-from raycl.models import LoadedModel, load_model
+from raycl.models.load import LoadedModel, load_model
 from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
 from raycl.state.stage_state import StagePart, StageState
 from raycl.state.tensor_files import decode_tensors, encode_tensors

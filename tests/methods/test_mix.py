@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raycl.errors import SpecError
 from raycl.methods.registry import method_params
-from raycl.run.plan import cell_recipe
+from raycl.sequence.plan import cell_recipe
 from raycl.spec import parse
 from raycl.state.stage_state import StageState
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from raycl.methods.registry import build
-from raycl.models import load_model
+from raycl.models.load import load_model
 from raycl.spec import ModelSpec
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoder

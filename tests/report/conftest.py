@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 
 
 def matrix_of(tasks: list[str], stages: int | None = None) -> AccuracyMatrix:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from raycl.cli import tools
+from raycl.analysis.published import TABLES, tables_of
+from raycl.cli.run import tools
 from raycl.methods.registry import METHODS, method_class
-from raycl.report.borrowed import TABLES, tables_of
 from raycl.report.cards import card, cards, listing, markdown_table
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 from raycl.report import plots
 from raycl.report.files import summary, write_outputs
 

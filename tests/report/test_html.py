@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.analysis.views import SequenceView, StageView, TrialView
 from raycl.report.html import MOST_SEQUENCES, write_html
-from raycl.report.sequence_view import SequenceView, StageView, TrialView
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 HOSTILE = '</title></style><script>alert("x")</script> $\\frac{$ & \'"id="f1-figure_1" --> {{ 7*7 }} \x07'

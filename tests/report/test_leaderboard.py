@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.leaderboard import CellResult, make_leaderboard, measured
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.analysis.views import SequenceView, StageView
 from raycl.report.comparison import (
     COLUMNS,
     ComparisonTerminal,
@@ -22,8 +24,6 @@ from raycl.report.comparison import (
     markdown,
     write_comparison,
 )
-from raycl.report.leaderboard import CellResult, make_leaderboard, measured
-from raycl.report.sequence_view import SequenceView, StageView
 
 TASKS = ["a", "b"]
 

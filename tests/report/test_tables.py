@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 from raycl.report.tables import matrix_markdown, matrix_tables, plan_table, short
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raycl.metrics import AccuracyMatrix
+from raycl.analysis.matrix import AccuracyMatrix
 from raycl.report.terminal import Terminal
 
 SECONDS = {"train": 10.0, "pass": 2.0, "evaluation": 0.0, "other": 1.0}

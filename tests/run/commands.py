@@ -25,11 +25,11 @@ LIBRARIES = [
     "peft",
     "matplotlib.backends.backend_agg",
     "mlflow.store.tracking.sqlalchemy_store",
-    "raycl.cli",
+    "raycl.cli.run",
     "raycl.report.terminal",
-    "raycl.run.host",
-    "raycl.run.resolve",
-    "raycl.run.sequence",
+    "raycl.sequence.group",
+    "raycl.sequence.resolve",
+    "raycl.sequence.driver",
     "transformers.models.llama.modeling_llama",
     "transformers.models.t5.modeling_t5",
 ]
@@ -162,7 +162,7 @@ def _called(function: Any, folder: Path, environment: Mapping[str, str], argumen
 
 def one_thread() -> None:
     """One CPU thread: tiny matrices gain nothing from more, and lose much where cores are shared."""
-    from raycl.run import host
+    from raycl.sequence import group as host
 
     host._threads = lambda workers: 1
 
@@ -175,7 +175,7 @@ def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None
         _die_at(*stop_at)
     if not whole:
         _leave_out_records()
-    from raycl.cli import app
+    from raycl.cli.run import app
 
     try:
         app(arguments, prog_name="sequence.py")
@@ -190,7 +190,7 @@ def _leave_out_records() -> None:
     from unittest.mock import MagicMock
 
     from raycl.report import files
-    from raycl.run import sequence
+    from raycl.sequence import driver as sequence
 
     sequence.Tracker = lambda *arguments: MagicMock(uri="sqlite:///none.db", start=lambda *known: "run", run_id="run")
     files.plots = MagicMock(save=lambda figure, path: path.touch())
@@ -200,7 +200,7 @@ def _record_events(path: Path) -> None:
     """Write every event the driver handles to a file, with the time and the memory in use."""
     import psutil
 
-    from raycl.run.sequence import Driver
+    from raycl.sequence.driver import Driver
 
     handle = Driver.handle
     path.touch()

@@ -46,10 +46,10 @@ def run_cases(scratch: Path, cases: list[Case], rank: int, world: int, ports: li
 
 def run_case(case: Case, folder: Path) -> list[dict[str, Any]]:
     """Run one case in this process and return its events."""
-    from raycl.models import fingerprint
-    from raycl.run.host import run_workers
-    from raycl.run.plan import make_plan
-    from raycl.run.resolve import resolve
+    from raycl.models.load import fingerprint
+    from raycl.sequence.group import run_workers
+    from raycl.sequence.plan import make_plan
+    from raycl.sequence.resolve import resolve
     from raycl.state.store import Store
     from raycl.tasks.load import load_tasks
 

@@ -19,13 +19,13 @@ import pytest
 from conftest import MakeFlags
 from rich.console import Console
 
+from raycl.comparison import driver as compare
+from raycl.comparison.driver import ComparisonResult, HowToRun, run_comparison
+from raycl.comparison.grid import GridSpec
+from raycl.comparison.runner import CellJob, CellRunner
 from raycl.report import files, html
 from raycl.report.comparison import ComparisonTerminal
-from raycl.run import compare
-from raycl.run.cell_runner import CellJob, CellRunner
-from raycl.run.compare import ComparisonResult, HowToRun, run_comparison
-from raycl.run.grid import GridSpec
-from raycl.run.sequence import Options
+from raycl.sequence.driver import Options
 from raycl.state.store import Store
 
 ORDERS = ["roget,snippets", "snippets,roget"]
@@ -225,7 +225,7 @@ def test_a_pool_of_processes_survives_a_death(
     """Two processes; one that has a sequence is killed: that sequence fails, the others end; a rerun mends it."""
     import ray
 
-    from raycl.run import pool
+    from raycl.comparison import pool
 
     killed: list[int] = []
     answer = pool._Pool._answer

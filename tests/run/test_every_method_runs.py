@@ -12,8 +12,8 @@ from conftest import MakeFlags
 
 from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.report.terminal import Terminal
-from raycl.run.resolve import resolve
-from raycl.run.sequence import Options, SequenceResult, run_sequence
+from raycl.sequence.driver import Options, SequenceResult, run_sequence
+from raycl.sequence.resolve import resolve
 from raycl.state.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))

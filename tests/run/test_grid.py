@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from raycl.comparison.grid import GridSpec, make_entries, make_grid, make_grid_spec, parse_entry
+from raycl.comparison.pool import Share, share_out
 from raycl.errors import SpecError
-from raycl.run.grid import GridSpec, make_entries, make_grid, make_grid_spec, parse_entry
-from raycl.run.pool import Share, share_out
 
 
 def test_a_method_is_named_with_its_settings() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import ray
 
+from raycl import cluster
 from raycl.errors import SetupError
-from raycl.run import cluster, host
+from raycl.sequence import group as host
 
 
 class Starts:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raycl.methods.registry import method_params
-from raycl.run.plan import Plan, make_plan
+from raycl.sequence.plan import Plan, make_plan
 from raycl.spec import RunSpec, parse
 from raycl.tasks.task import Example, Task
 

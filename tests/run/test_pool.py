@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from raycl.comparison import pool
+from raycl.comparison.runner import CellJob
 from raycl.errors import SetupError
-from raycl.run import pool
-from raycl.run.cell_runner import CellJob
 
 Event = dict[str, Any]
 STAGES = 2

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 from tiny_texts import write_tasks
 
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.analysis.published import TABLES
 from raycl.errors import SpecError
-from raycl.metrics import AccuracyMatrix
-from raycl.models import load_model
-from raycl.report.borrowed import TABLES
-from raycl.run import reproduce as module
-from raycl.run.reproduce import Part, Where, make_place, plan_text, prepared, run_all
-from raycl.run.reproductions import ALL, find
-from raycl.run.reproductions.cost import EXAMPLES, estimate
-from raycl.run.reproductions.counts import gate_parameters, trained_parameters
-from raycl.run.reproductions.form import MODELS, PaperModel, Reproduction
-from raycl.run.reproductions.record import markdown, report
-from raycl.run.reproductions.specs import SMOKE_STAGES, Place, make_spec, sequences
-from raycl.run.reproductions.status import row_status, status_page
+from raycl.models.load import load_model
+from raycl.models.tiny import save_tiny_model
+from raycl.reproduction import driver as module
+from raycl.reproduction.catalogue import ALL, find
+from raycl.reproduction.cost import EXAMPLES, estimate
+from raycl.reproduction.driver import Part, Where, make_place, plan_text, prepared, run_all
+from raycl.reproduction.form import MODELS, PaperModel, Reproduction
+from raycl.reproduction.record import markdown, report
+from raycl.reproduction.specs import SMOKE_STAGES, Place, make_spec, sequences
+from raycl.reproduction.status import row_status, status_page
+from raycl.reproduction.tables.counts import gate_parameters, trained_parameters
 from raycl.spec import ModelSpec, RunSpec
 from raycl.tasks.orders import ORDERS
-from raycl.tiny_models import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "reproductions"
@@ -38,7 +38,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(spec: ModelSpec) -> Path:
         raise AssertionError(f"{spec.name} would be downloaded")
 
-    monkeypatch.setattr("raycl.models._snapshot", refuse)
+    monkeypatch.setattr("raycl.models.load._snapshot", refuse)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -287,7 +287,7 @@ def test_the_command_lists_plans_and_refuses() -> None:
     """Without a name it lists; a wrong name is one message and exit code 2."""
     from typer.testing import CliRunner
 
-    from raycl.cli_reproduce import app
+    from raycl.cli.reproduce import app
 
     runner = CliRunner()
     listed = runner.invoke(app, [])
@@ -300,7 +300,7 @@ def test_the_command_lists_plans_and_refuses() -> None:
 
 def test_ids_are_unique_and_forms_are_checked() -> None:
     """The registry loses none; a form with an unknown field is refused."""
-    from raycl.run.reproductions import am_lora, gain_lora, slao
+    from raycl.reproduction.catalogue import am_lora, gain_lora, slao
 
     assert len(ALL) == sum(len(paper.REPRODUCTIONS) for paper in (am_lora, gain_lora, slao))
     with pytest.raises(ValueError):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from raycl.errors import SpecError
-from raycl.run.resolve import resolve
-from raycl.run.spaces import decode, layer, load_space
+from raycl.sequence.resolve import resolve
+from raycl.sweep.spaces import decode, layer, load_space
 
 SHIPPED = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.py"))
 
@@ -20,7 +20,7 @@ def write(tmp_path: Path) -> Any:
 
     def write(text: str) -> str:
         path = tmp_path / "space.py"
-        path.write_text("from ray import tune\nfrom raycl.run.spaces import per_stage\n" + text)
+        path.write_text("from ray import tune\nfrom raycl.sweep.spaces import per_stage\n" + text)
         return str(path)
 
     return write

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from raycl.errors import SpecError
 from raycl.report.sweeps import SweepTerminal
-from raycl.run import tune_host
-from raycl.run.sequence import Options
-from raycl.run.spaces import Point, Space
-from raycl.run.sweep import SweepResult, run_sweep
-from raycl.run.sweep_plan import SweepSettings
-from raycl.run.trials import TrialSettings, open_trial
+from raycl.sequence.driver import Options
 from raycl.state.store import Store
+from raycl.sweep import tune as tune_host
+from raycl.sweep.plan import SweepSettings
+from raycl.sweep.run import SweepResult, run_sweep
+from raycl.sweep.spaces import Point, Space
+from raycl.sweep.trials import TrialSettings, open_trial
 from raycl.tasks.task import Task
 
 SPACE = 'BASE = {"method.name": "o_lora"}\nSPACE = {"method.lambda1": [0.1, 0.5, 5.0], "method.rank": [2, 3]}\n'

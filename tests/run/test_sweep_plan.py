@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from raycl.errors import SpecError
-from raycl.run import trials
-from raycl.run.sharing import sharing, spread
-from raycl.run.sweep_plan import SweepPlan, SweepSettings, plan_sweep, sweep_settings
-from raycl.run.sweep_record import SweepRecord, TrialRecord
-from raycl.run.trials import capacity
+from raycl.sequence.sharing import sharing, spread
+from raycl.sweep import trials
+from raycl.sweep.plan import SweepPlan, SweepSettings, plan_sweep, sweep_settings
+from raycl.sweep.record import SweepRecord, TrialRecord
+from raycl.sweep.trials import capacity
 
 SPACES = Path(__file__).parents[2] / "tune_spaces"
 

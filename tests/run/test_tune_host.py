@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray import tune
 
-from raycl.run.tune_host import OptunaSequences
+from raycl.sweep.tune import OptunaSequences
 
 SPACE = {"a": tune.choice(["1", "2"]), "b": tune.choice(["x", "y", "z"])}
 

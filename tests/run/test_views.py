@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycl.models import fingerprint
-from raycl.run.plan import make_plan
-from raycl.run.resolve import resolve
-from raycl.run.stepper import Stepper
-from raycl.run.views import view_of, with_angles
+from raycl.models.load import fingerprint
+from raycl.sequence.local import Stepper
+from raycl.sequence.plan import make_plan
+from raycl.sequence.resolve import resolve
+from raycl.sequence.views import view_of, with_angles
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
 

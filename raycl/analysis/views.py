@@ -1,0 +1,97 @@
+"""What a report shows of a sequence and of a sweep's trial: plain data, read from wherever it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raycl.analysis.matrix import AccuracyMatrix
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage that is stored."""
+
+    stage: int
+    task: str
+    key: str
+    steps: list[Json]
+    """The `step` records of its training: loss, terms, gauges."""
+    gauges: dict[str, float]
+    """The method's measures at the end of the stage."""
+    seconds: dict[str, float]
+    """Duration by kind of work (train, pass, ...), wherever and whenever the stage was made."""
+    trainable: int
+    """Parameters that trained."""
+    bytes: int
+    """What the stage added to the store."""
+
+
+@dataclass(frozen=True)
+class SequenceView:
+    """One sequence, as far as it went."""
+
+    label: str
+    """Its name in tables and charts; differs from every other sequence's in a report."""
+    method: str
+    """The method with its inner one, e.g. `gain_lora over inf_lora`; sequences of one method share a colour."""
+    order: str
+    seed: int
+    params: Mapping[str, str]
+    """The spec as `outer.inner` -> text."""
+    matrix: AccuracyMatrix
+    stages: list[StageView] = field(default_factory=list)
+    status: str = "finished"
+    """`finished`, or in words how far it went."""
+    angles: np.ndarray | None = None
+    """Mean principal angle in degrees between the branches of two stages, (T, T); none = the method has no branches."""
+
+    @property
+    def last(self) -> int:
+        """The last stage after which every seen task is scored; 0 = none."""
+        return self.matrix.last_stage
+
+    @property
+    def ap(self) -> float:
+        """AP after the last scored stage; NaN before the first."""
+        return self.matrix.ap(self.last) if self.last else float("nan")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all its stages, also of those that it found in the store."""
+        return sum(sum(stage.seconds.values()) for stage in self.stages)
+
+    @property
+    def trainable(self) -> int:
+        """Trainable parameters of the stage that had most."""
+        return max((stage.trainable for stage in self.stages), default=0)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its stages in the store."""
+        return sum(stage.bytes for stage in self.stages)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of its stored stages."""
+        return [stage.key for stage in self.stages]
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """One trial of a sweep."""
+
+    label: str
+    params: Mapping[str, float | int | str | bool | None]
+    """The searched settings and their values."""
+    ap: float | None
+    """AP after the last stage it finished; none = no stage finished."""
+    stages: int = 0
+    """Stages it finished."""
+    status: str = "finished"
+    """`finished`, or why it ended early."""

@@ -1,0 +1,214 @@
+"""The grid of a comparison: methods x orders x seeds, each cell a sequence with its spec and plan. Knows no Ray.
+
+A cell whose settings, data or model do not fit is a failed cell with its message; the others stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from raycl.errors import SpecError, UserError
+from raycl.methods.registry import method_params
+from raycl.models.load import fingerprint
+from raycl.presets import merge, parse_override
+from raycl.sequence.driver import Missing
+from raycl.sequence.plan import Plan, make_plan
+from raycl.sequence.preflight import check_model
+from raycl.sequence.resolve import resolve
+from raycl.spec import Json, ModelSpec, RunSpec, Strict
+from raycl.state.store import Store
+from raycl.tasks.load import load_tasks
+from raycl.tasks.orders import resolve_order
+from raycl.tasks.task import Task
+
+BOUNDS = ("per_task", "mtl", "sin_lora")
+"""What every table can be read against: a model of its own for each task, all data at once, and no guard at all."""
+OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
+
+
+class GridSpec(Strict):
+    """What is compared."""
+
+    methods: list[str] = Field(description="`[LABEL=]NAME[:FIELD=VALUE,...]`, as `--method` takes them")
+    orders: list[str] = Field(["demo"], description="ids of task orders", min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], description="seeds of initialisation, data order and dropout", min_length=1
+    )
+    bounds: bool = Field(False, description="add per_task, mtl and sin_lora where they are not among the methods")
+    preset: str = Field("auto", description="laptop | paper | auto")
+    settings: Json = Field({}, description="run-spec fields that all cells share")
+
+
+def make_grid_spec(values: Json) -> GridSpec:
+    """Validate; raises SpecError that lists every problem."""
+    try:
+        return GridSpec.model_validate(values)
+    except ValidationError as error:
+        lines = [f"  - {'.'.join(map(str, one['loc']))}: {one['msg']} (got {one['input']!r})" for one in error.errors()]
+        raise SpecError("\n".join(["the comparison cannot be read:", *lines, "See jobs/compare.py --help"])) from None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a method with its settings."""
+
+    label: str
+    layer: Json
+    """Run-spec fields of its own, the method's name among them."""
+    bound: bool = False
+    """Added to be read against, not to be ranked."""
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.layer["method"]["name"]
+
+
+@dataclass
+class GridCell:
+    """One sequence of the comparison: an entry under one order and one seed."""
+
+    entry: Entry
+    order: str
+    seed: int
+    spec: RunSpec | None = None
+    tasks: list[Task] = field(default_factory=list)
+    plan: Plan | None = None
+    error: str | None = None
+    """Why it failed."""
+    trace: str | None = None
+    """Where, for an error that is no user's."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in lines of text."""
+        return f"{self.entry.label}  {self.order}  seed {self.seed}"
+
+    def missing(self, store: Store) -> Missing:
+        """What the store lacks of it."""
+        return Missing.of(self.plan, store) if self.plan else Missing(frozenset(), frozenset())
+
+
+def parse_entry(text: str) -> Entry:
+    """`gain_lora:over=inf_lora,epsilon=0.99` as an entry; a label of one's own stands before: `gain=gain_lora:over=...`.
+
+    Fields are the method's; `train.lr=1e-3` and other dotted names are the run spec's. Raises SpecError.
+    """
+    head, colon, rest = text.partition(":")
+    label, _, name = head.rpartition("=")
+    if not name.strip() or (colon and not rest.strip()):
+        raise SpecError(f"--method {text!r}: expected NAME or NAME:FIELD=VALUE,..., such as gain_lora:over=inf_lora")
+    layers: list[Json] = []
+    for part in OUTSIDE_BRACKETS.split(rest) if rest else []:
+        place = part.partition("=")[0].strip()
+        if "=" not in part or not place:
+            raise SpecError(f"--method {text!r}: {part!r} is not FIELD=VALUE; lists are written [1, 2]")
+        layers.append(parse_override(part.strip() if "." in place else f"method.{part.strip()}"))
+    return Entry(label.strip() or text.strip(), merge(*layers, {"method": {"name": name.strip()}}))
+
+
+def make_entries(grid: GridSpec) -> list[Entry]:
+    """The lines of the table in the order given, then the bounds. Raises SpecError for none, or for a label twice."""
+    entries = [parse_entry(text) for text in grid.methods]
+    if not entries and not grid.bounds:
+        raise SpecError(
+            "--method: name at least one method to compare, such as --method o_lora --method gain_lora; "
+            "`python -m raycl methods` lists them"
+        )
+    named = {entry.method for entry in entries if entry.layer == {"method": {"name": entry.method}}}
+    if grid.bounds:
+        entries += [Entry(name, {"method": {"name": name}}, True) for name in BOUNDS if name not in named]
+    labels = [entry.label for entry in entries]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise SpecError(
+            f"--method: {', '.join(twice)} stands twice; give each its own label: LABEL=NAME:FIELD=VALUE,..."
+        )
+    return entries
+
+
+def make_grid(grid: GridSpec, gpus: int) -> list[GridCell]:
+    """All cells, planned; pairs of order and seed outermost, so that what is finished first can be compared.
+
+    Raises SpecError for what is wrong with the grid itself, and the cells' own error if none of them can run.
+    """
+    entries = make_entries(grid)
+    orders = _distinct("--order", [resolve_order(order)[0] for order in grid.orders])
+    seeds = _distinct("--seed", grid.seeds)
+    shared = _shared_settings(grid.settings, entries)
+    planner = _Planner(grid.preset, gpus)
+    cells = [GridCell(entry, order, seed) for order, seed, entry in product(orders, seeds, entries)]
+    for cell in cells:
+        planner.plan(cell, shared[cell.entry.label])
+    problems = {cell.error for cell in cells}
+    if len(problems) == 1 and None not in problems:
+        raise SpecError(f"no sequence of the comparison can run. {problems.pop()}")
+    return cells
+
+
+def _distinct(flag: str, values: Sequence[Any]) -> list[Any]:
+    """The values, none twice: a pair counted twice would pass for evidence."""
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise SpecError(f"{flag}: {', '.join(twice)} stands twice; name each once")
+    return list(values)
+
+
+def _shared_settings(settings: Json, entries: Sequence[Entry]) -> dict[str, Json]:
+    """The shared settings by label. Of `method`, each entry gets the fields that its method knows.
+
+    Raises SpecError for a field that no method knows.
+    """
+    method = {name: value for name, value in settings.get("method", {}).items() if name != "name"}
+    known: dict[str, set[str]] = {}
+    for entry in entries:
+        try:
+            known[entry.label] = set(method_params(entry.method).model_fields)
+        except ValueError:
+            known[entry.label] = set()  # its cells report the name
+    strange = sorted(set(method) - set().union(*known.values()))
+    if strange:
+        raise SpecError(f"method.{', method.'.join(strange)}: no method of the comparison has such a field")
+    rest = {name: value for name, value in settings.items() if name != "method"}
+    return {
+        label: rest | {"method": {name: value for name, value in method.items() if name in fields}}
+        for label, fields in known.items()
+    }
+
+
+class _Planner:
+    """Plans cells; data and the model's fingerprint are read once for all cells that share them."""
+
+    def __init__(self, preset: str, gpus: int) -> None:
+        self._preset, self._gpus = preset, gpus
+        self._tasks: dict[str, list[Task]] = {}
+        self._fingerprints: dict[ModelSpec, str] = {}
+
+    def plan(self, cell: GridCell, shared: Json) -> None:
+        """Give the cell its spec, tasks and plan, or its error."""
+        try:
+            layers = [shared, {"order": cell.order, "seed": cell.seed}, cell.entry.layer]
+            spec = resolve(self._preset, layers, self._gpus)
+            check_model(spec)
+            cell.tasks = self._load(spec)
+            cell.plan = make_plan(spec, cell.tasks, self._fingerprint(spec.model))
+            cell.spec = spec
+        except UserError as error:
+            cell.error = str(error)
+
+    def _load(self, spec: RunSpec) -> list[Task]:
+        known = f"{spec.tasks} {spec.data.model_dump_json()}"
+        if known not in self._tasks:
+            self._tasks[known] = load_tasks(spec.tasks, spec.data)
+        return self._tasks[known]
+
+    def _fingerprint(self, model: ModelSpec) -> str:
+        if model not in self._fingerprints:
+            self._fingerprints[model] = fingerprint(model)
+        return self._fingerprints[model]

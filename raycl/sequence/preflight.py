@@ -1,0 +1,75 @@
+"""Checks of machine, model, folders, stored states and worker count before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from raycl.errors import SpecError
+from raycl.models.load import TARGETS, family
+from raycl.sequence.plan import Plan
+from raycl.spec import RunSpec
+from raycl.state.store import Store
+
+
+def check_machine(spec: RunSpec) -> None:
+    """A run without GPU needs a C++ compiler for DeepSpeed. Raises SetupError that says how to get one."""
+    import torch
+
+    from raycl.train.engine import require_compiler
+
+    if not torch.cuda.is_available():
+        require_compiler()
+
+
+def check_model(spec: RunSpec) -> None:
+    """The modules to adapt must be known. Raises SpecError for a model type raycl has no default for."""
+    kind = family(spec.model)
+    if kind not in TARGETS and not getattr(spec.method, "targets", None):
+        raise SpecError(
+            f"model.name: {spec.model.name} is of the type {kind!r}, for which raycl knows no modules to adapt "
+            f"(known types: {', '.join(TARGETS)}); name them, for example --set 'method.targets=[q_proj, v_proj]'"
+        )
+
+
+def check_output(folder: Path) -> None:
+    """Make the folder for matrix, plots and spec. Raises SpecError if it cannot be one or cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise SpecError(f"--output {folder}: cannot be made ({error.strerror}); give another folder") from None
+    if not writable:
+        raise SpecError(f"--output {folder}: cannot be written; give another folder")
+
+
+def check_states(plan: Plan, store: Store, stages: Collection[int], cells: Collection[str]) -> None:
+    """Read the stored stages that missing `stages` and `cells` stand on, one at a time. Raises StoreError for a bad one.
+
+    The workers would find it too, but only once they are started.
+    """
+    needed = [
+        stage.stage
+        for stage in plan.stages
+        if stage.stage + 1 in stages or any(cell.key in cells for cell in plan.cells_of(stage.row))
+    ]
+    for stage in plan.stages[: max(needed, default=0)]:
+        if stage.stage not in stages:
+            store.read(stage.key)
+
+
+def check_workers(spec: RunSpec, workers: int) -> None:
+    """The global batch must split evenly. Raises SpecError that names sizes that do."""
+    world = max(1, workers)
+    batch, micro = spec.train.batch_size, spec.train.micro_batch_size
+    if batch % world:
+        raise SpecError(
+            f"train.batch_size: {batch} does not split over {world} workers; "
+            f"take a multiple of {world}, such as {batch // world * world or world}, or another --workers"
+        )
+    if micro and (batch // world) % micro:
+        raise SpecError(
+            f"train.micro_batch_size: {micro} does not divide the {batch // world} examples of a worker "
+            f"(train.batch_size {batch} / {world} workers)"
+        )

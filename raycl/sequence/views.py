@@ -1,0 +1,86 @@
+"""What the store holds of a sequence, for a report: read by the plan's keys, whoever trained it. Knows no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raycl.analysis.angles import branch_angles
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.analysis.views import SequenceView, StageView
+from raycl.sequence.plan import Plan
+from raycl.spec import RunSpec
+from raycl.state.manifest import ADAPTER_MODEL, Manifest
+from raycl.state.stage_state import Branch
+from raycl.state.store import Store
+from raycl.tasks.task import Task
+from raycl.tracking.records import flat
+
+
+def view_of(
+    spec: RunSpec,
+    tasks: list[Task],
+    plan: Plan,
+    store: Store,
+    label: str | None = None,
+    status: str | None = None,
+    angles: bool = True,
+) -> SequenceView:
+    """Read a sequence, finished or not; nothing is trained.
+
+    `label` none = method, order and seed; `status` none = what the store shows. Without `angles` no tensor is read:
+    `with_angles` does so later.
+    """
+    matrix = AccuracyMatrix([task.name for task in tasks])
+    for cell in plan.cells:
+        if store.has_scores(cell.key):
+            matrix.set(cell.stage, cell.task, store.read_scores(cell.key)["score"])
+    stored = [stage for stage in plan.stages if store.has(stage.key)]
+    scored = sum(matrix.last_stage >= stage.row for stage in plan.stages)
+    done = "finished" if scored == len(plan.stages) else f"{scored} of {len(plan.stages)} stages"
+    method = method_words(spec)
+    view = SequenceView(
+        label=label or f"{method}, {spec.order}, seed {spec.seed}",
+        method=method,
+        order=spec.order,
+        seed=spec.seed,
+        params=flat(spec.model_dump(mode="json", exclude={"tasks"})),  # the order names them
+        matrix=matrix,
+        stages=[_stage(store.manifest(stage.key)) for stage in stored],
+        status=status or done,
+    )
+    return with_angles(view, store) if angles else view
+
+
+def with_angles(view: SequenceView, store: Store) -> SequenceView:
+    """The view with the angles between its branches, which are read for that and let go; nothing else is read."""
+    return replace(view, angles=branch_angles([_branch(store, key) for key in view.keys]))
+
+
+def _branch(store: Store, key: str) -> Branch | None:
+    """A stage's branch. A part without one, which may be a whole model, stays where it is."""
+    return store.read(key).branch if ADAPTER_MODEL in store.manifest(key).files else None
+
+
+def method_words(spec: RunSpec) -> str:
+    """The method's name, with the method it works over."""
+    over = getattr(spec.method, "over", None)
+    return f"{spec.method.name} over {over}" if over else spec.method.name
+
+
+def _stage(manifest: Manifest) -> StageView:
+    *steps, end = manifest.log
+    return StageView(
+        stage=manifest.stage,
+        task=manifest.task,
+        key=manifest.key,
+        steps=steps,
+        gauges=_known(end["gauges"]),
+        seconds=_known(end["seconds"]),
+        trainable=manifest.runtime["trainable_parameters"],
+        bytes=sum(record.bytes for record in manifest.files.values()),
+    )
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float]:
+    """The values that were finite: others are null in a manifest."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,188 @@
+"""A sweep: the points of a space as trials, each a sequence, run by Ray Tune and sharing the store's stages."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import yaml
+
+from raycl.analysis.views import TrialView
+from raycl.errors import SpecError
+from raycl.files import home
+from raycl.report.sweeps import SweepTerminal, replace_text, setting_text, write_csv
+from raycl.sequence.driver import Options
+from raycl.sequence.preflight import check_machine, check_model, check_output, check_workers
+from raycl.sequence.sharing import sharing
+from raycl.sequence.views import view_of
+from raycl.spec import Json
+from raycl.state.store import Store
+from raycl.sweep.driver import SweepDriver
+from raycl.sweep.plan import SweepPlan, SweepSettings, plan_sweep
+from raycl.sweep.record import SweepRecord
+from raycl.tasks.orders import order_words
+from raycl.tracking.tracker import GroupTracker, mlflow_ui_command
+
+MOST_VIEWS = 12
+"""Best trials whose matrices and curves the page shows."""
+
+
+@dataclass
+class SweepResult:
+    """What a finished sweep leaves."""
+
+    record: SweepRecord
+    outputs: dict[str, Path]
+
+
+def run_sweep(
+    settings: SweepSettings,
+    preset: str,
+    layers: list[Json],
+    gpus: int,
+    options: Options,
+    terminal: SweepTerminal,
+    resume: bool = False,
+) -> SweepResult:
+    """Run a sweep to its end, or with `resume` take up the one that its folder records.
+
+    Raises UserError before anything is started if the space, the data, the store or the machine do not fit, and
+    KeyboardInterrupt if it was interrupted.
+    """
+    store = Store(options.store or str(home() / "store"))
+    plan = plan_sweep(settings, preset, layers, gpus, store.uri)
+    folder = Path(options.output).resolve() if options.output else home() / "runs" / plan.name()
+    check_output(folder)
+    store.check_usable()
+    check_machine(plan.example)
+    check_model(plan.example)
+    check_workers(plan.example, settings.workers)
+    record = _record(plan, folder, store, resume)
+    group = GroupTracker(options.tracking, options.experiment, folder.name)
+    record.run_id = group.start("sweep", record.settings, record.run_id or None)
+    record.save(folder)
+    driver = SweepDriver(plan, record, store, folder, options, terminal)
+    status = "KILLED"
+    try:
+        _run(plan, driver)
+        status = "FINISHED"
+    finally:
+        driver.close(status)
+        outputs = _write(plan, record, store, folder)
+        # A step that grows: a resumed sweep writes its measures anew.
+        group.finish(_measures(record), record.sharing.needed, list(outputs.values()), status)
+    _show(plan, record, store, folder, terminal, mlflow_ui_command(group.uri))
+    return SweepResult(record, outputs)
+
+
+def _record(plan: SweepPlan, folder: Path, store: Store, resume: bool) -> SweepRecord:
+    """A new record, or the one of the same sweep that is to be resumed."""
+    found = SweepRecord.load(folder) if resume else None
+    if found is None:
+        known = {key for keys in plan.keys or [] for key in keys}
+        stored = [key for key in sorted(known) if store.has(key)]
+        # A new name for every new sweep: Tune would mix two sweeps of one name.
+        tune = f"{store.uri.rstrip('/')}/ray/{plan.name()}-{uuid4().hex[:8]}"
+        return SweepRecord(settings=plan.identity(), stages=plan.stages, stored=stored, tune=tune)
+    if found.settings != plan.identity():
+        differ = sorted(name for name, value in plan.identity().items() if found.settings.get(name) != value)
+        raise SpecError(
+            f"--resume: {folder} holds another sweep (other {', '.join(differ)}); give the flags and the space file it was "
+            "started with, or another --output"
+        )
+    return found
+
+
+def _run(plan: SweepPlan, driver: SweepDriver) -> None:
+    """Hand the trials to Tune. Ray is imported only here."""
+    from raycl.sweep.tune import TuneSettings, run_trials, trials_at_once
+
+    chosen, record, terminal = plan.settings, driver.record, driver.terminal
+    most = None if chosen.max_concurrent == "auto" else chosen.max_concurrent
+    tune = TuneSettings(
+        search=plan.search,
+        scheduler=chosen.scheduler,
+        trials=plan.trials,
+        stages=plan.stages,
+        grace=chosen.grace,
+        seed=chosen.search_seed,
+        at_most=most,
+        **plan.need,
+    )
+    counts = None if plan.keys is None else sharing(plan.keys, record.stored).to_json()
+    words = f"{plan.search}, scheduler {chosen.scheduler}"
+    terminal.plan(words, plan.trials, plan.stages, counts, trials_at_once(tune, chosen.workers))
+    if record.trials:
+        terminal.resumed(sum(trial.status != "running" for trial in record.trials))
+    run_trials(plan.trial, tune, plan.space, plan.points, plan.tasks, record.tune, driver.handle)
+    driver.settle()
+
+
+def leaderboard_rows(record: SweepRecord) -> list[Json]:
+    """The trials, best first, as the tables show them."""
+    rows = []
+    for rank, trial in enumerate(record.ranked(), start=1):
+        last = trial.rows[-1] if trial.rows else {}
+        measures = {name: last.get(name) for name in ("AP", "FT", "BWT", "FWT")}
+        facts = {"rank": rank, "trial": trial.number, "params": trial.params, "done": len(trial.rows)}
+        rows.append(facts | measures | {"stages": record.stages, "status": trial.status, "message": trial.message})
+    return rows
+
+
+def _write(plan: SweepPlan, record: SweepRecord, store: Store, folder: Path) -> dict[str, Path]:
+    """sweep.json, sweep.csv, best.yaml and the page."""
+    from raycl.report.html import write_html  # draws figures, which takes a second to import
+
+    record.save(folder)
+    rows = leaderboard_rows(record)
+    outputs = {"sweep.json": folder / "sweep.json", "sweep.csv": write_csv(folder / "sweep.csv", rows)}
+    ranked = record.ranked()
+    if ranked and ranked[0].status == "finished":
+        spec = plan.trial.spec(ranked[0].point).model_dump(mode="json", exclude={"order", "tasks", "preset", "workers"})
+        spec["data"]["test_split"] = "test"
+        outputs["best.yaml"] = replace_text(folder / "best.yaml", yaml.safe_dump(spec, sort_keys=False))
+    views = []
+    for trial in [one for one in ranked if one.rows][:MOST_VIEWS]:
+        spec = plan.trial.spec(trial.point)
+        label = f"trial {trial.number}"
+        views.append(view_of(spec, plan.tasks, plan.plan(trial.point), store, label, trial.status))
+    trials = [TrialView(f"trial {one.number}", _plain(one.params), one.ap, len(one.rows), one.status) for one in ranked]
+    shown = [
+        {name: row[name] for name in ("rank", "trial", "AP", "FT", "done", "status")}
+        | {name.removeprefix("method."): setting_text(value) for name, value in row["params"].items()}
+        for row in rows
+    ]
+    title = f"Sweep of {Path(plan.space.path).stem} on {order_words(plan.example.order)}"
+    outputs["report.html"] = write_html(folder / "report.html", title, views, shown, trials)
+    return outputs
+
+
+def _plain(params: Json) -> Json:
+    """Lists and mappings as text."""
+    return {name: str(value) if isinstance(value, (list, dict)) else value for name, value in params.items()}
+
+
+def _measures(record: SweepRecord) -> dict[str, float | None]:
+    """What MLflow shows of the sweep as a whole."""
+    ranked = record.ranked()
+    best = ranked[0] if ranked and ranked[0].status == "finished" else None
+    counts = {f"stage_runs/{name}": float(value) for name, value in record.sharing.to_json().items()}
+    return {"best_AP": best.ap if best else None, "trials": float(len(ranked)), **counts}
+
+
+def _show(
+    plan: SweepPlan, record: SweepRecord, store: Store, folder: Path, terminal: SweepTerminal, mlflow: str
+) -> None:
+    """Print the end of a sweep."""
+    paths = {"outputs": str(folder), "store": store.uri, "MLflow": mlflow}
+    if (folder / "best.yaml").is_file():
+        order, config = shlex.quote(order_words(plan.example.order)), shlex.quote(str(folder / "best.yaml"))
+        where = shlex.quote(store.uri)
+        paths["best on test"] = (
+            f"python jobs/sequence.py --order {order} --preset laptop --config {config} --store {where}"
+        )
+    if plan.example.data.test_split == "validation":
+        terminal.note("Scores are on rows kept out of training and test; `best on test` scores the best trial on test.")
+    terminal.summary(leaderboard_rows(record), record.sharing.to_json(), paths)

@@ -1,0 +1,275 @@
+"""Ray Tune, and only here: the trials of a sweep as Tune trials whose step is one stage.
+
+A trial's process serves trial after trial (`reuse_actors`) and keeps the base model. What Tune saves of a trial is how many
+stages it has done; the stages themselves are in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ray
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Trainable, TuneConfig
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from raycl.errors import SetupError, UserError
+from raycl.sequence.group import start_cluster
+from raycl.sweep.spaces import Point, Space, decode
+from raycl.sweep.trials import GroupStepper, TrialSettings, capacity, open_trial
+from raycl.tasks.task import Task
+
+Event = dict[str, Any]
+RETRIES = 2
+"""How often a trial whose process died is taken up again; it continues from the store."""
+FILE = "stage.json"
+HEAD = {"memory": 50 * 2**20}
+"""What a trial with a worker group asks for itself: the group has the CPUs or GPUs. Tune wants more than nothing."""
+METRIC = "AP"
+TRIES = 50
+"""How often Optuna is asked for a point that no trial had."""
+
+
+class SequenceTrial(Trainable):
+    """A Tune trial over a `Stepper`."""
+
+    def setup(self, config: dict[str, Any], tasks: list[Task]) -> None:
+        """Called once in a process."""
+        self._tasks = tasks
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take on another trial; the base model stays loaded."""
+        self.config = new_config
+        self.stepper, self.refused = None, ""
+        try:
+            settings = TrialSettings.model_validate_json(new_config["sweep"])
+            self.stepper = open_trial(settings, decode(new_config["point"]), self._tasks)
+        except UserError as error:
+            self.refused = str(error)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Do one stage. What a retry would not mend (an invalid point, a diverged loss) ends the trial as failed."""
+        if self.stepper is None:
+            return self._failed(0, self.refused)
+        try:
+            row = self.stepper.step()
+        except (UserError, FloatingPointError) as error:
+            return self._failed(self.stepper.done, str(error))
+        whole = self.stepper.finished
+        return row | {"failed": "", "whole": whole, "done": whole}
+
+    def _failed(self, done: int, message: str) -> dict[str, Any]:
+        failed = message or "failed"
+        return {"stage": done, "trained": False, METRIC: 0.0, "failed": failed, "whole": False, "done": True}
+
+    def cleanup(self) -> None:
+        """Called when the trial is over: end its worker group, if it has one."""
+        if isinstance(self.stepper, GroupStepper):
+            self.stepper.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """How far it is."""
+        done = self.stepper.done if self.stepper else 0
+        Path(checkpoint_dir, FILE).write_text(json.dumps({"stage": done}), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Read the stages it had done from the store; one that is lost is made again."""
+        done = json.loads(Path(checkpoint, FILE).read_text(encoding="utf-8"))["stage"]
+        while self.stepper and self.stepper.done < done:
+            self.stepper.step()
+
+
+class OptunaSequences(OptunaSearch):
+    """Optuna's search without repeats; a trial that ended early counts as pruned, for its AP is over fewer tasks."""
+
+    def suggest(self, trial_id: str) -> Event | None:
+        """A point that no trial had: its stages would all be in the store. A small space may have none left."""
+        point = super().suggest(trial_id)
+        for _ in range(TRIES):
+            if not self._repeats(trial_id):
+                break
+            super().on_trial_complete(trial_id, error=True)
+            del self._ot_trials[trial_id]  # else the same point is what this trial is given again
+            point = super().suggest(trial_id)
+        return point
+
+    def _repeats(self, trial_id: str) -> bool:
+        """Whether an earlier trial of the study has the point of this one."""
+        own = self._ot_trials[trial_id]
+        return any(one.params == own.params for one in self._ot_study.get_trials(deepcopy=False)[: own.number])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna how a trial ended; Tune marks one that a scheduler ended as `done` too."""
+        super().on_trial_complete(trial_id, result if result and result.get("whole") else None, error)
+
+
+class Listener(Callback):
+    """Hands on what happens in Tune's own loop, which runs in the driver's process.
+
+    Tune pickles its callbacks, hence no state: `handle` belongs to the class.
+    """
+
+    handle: ClassVar[Callable[[Event], None]]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has got a process."""
+        self._tell("trial_start", trial)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Event, **info: Any) -> None:
+        """A stage is done."""
+        self._tell("trial_stage", trial, **{name: result[name] for name in ("stage", "trained", "failed")})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has reached its end, or its scheduler has ended it."""
+        self._tell("trial_end", trial, failed="")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died too often."""
+        lines = (trial.get_error() and str(trial.get_error()).strip().splitlines()) or ["its process died"]
+        self._tell("trial_end", trial, failed=lines[-1])
+
+    def _tell(self, event: str, trial: Any, **facts: Any) -> None:
+        point = decode(trial.config["point"])
+        type(self).handle({"event": event, "trial": trial.trial_id, "point": point, **facts})
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How a sweep is searched."""
+
+    search: str
+    scheduler: str
+    trials: int
+    stages: int
+    grace: int
+    """Stages that no scheduler cuts short."""
+    seed: int
+    cpus: float
+    """CPUs of a trial, or of each of its workers."""
+    gpus: float
+    at_most: int | None
+    """Trials at once; none = as many as the cluster holds."""
+
+
+def trials_at_once(settings: TuneSettings, workers: int) -> int:
+    """How many trials run at once on the cluster at hand, which is started if there is none.
+
+    Raises SetupError if it cannot hold one.
+    """
+    start_cluster()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    need = {"CPU": settings.cpus, "GPU": settings.gpus}
+    most = capacity(nodes, need, workers)
+    if not most:
+        raise SetupError(
+            f"no room for a trial: it needs {workers} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs), the cluster has "
+            f"{sum(node.get('CPU', 0) for node in nodes):g} CPUs and {sum(node.get('GPU', 0) for node in nodes):g} GPUs; "
+            "lower --workers, --cpus-per-trial or --gpus-per-trial"
+        )
+    return min(most, settings.at_most or most, settings.trials)
+
+
+def run_trials(
+    trial: TrialSettings,
+    settings: TuneSettings,
+    space: Space,
+    points: Sequence[Point] | None,
+    tasks: list[Task],
+    folder: str,
+    handle: Callable[[Event], None],
+) -> None:
+    """Run the sweep's trials, or take up those of an earlier call that `folder` (a path or URI) holds.
+
+    `points` none = Optuna suggests them. Every change is handed to `handle` in this process. Raises KeyboardInterrupt if
+    trials are left: Tune itself returns quietly when it is interrupted.
+    """
+    _quiet()
+    Listener.handle = staticmethod(handle)
+    resources = {"cpu": settings.cpus, "gpu": settings.gpus}
+    if trial.workers > 1:
+        resources = PlacementGroupFactory([HEAD])
+    trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=tasks), resources)
+    if tune.Tuner.can_restore(folder):
+        tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        tuner = _new_tuner(trainable, trial, settings, space, points, folder)
+    results = tuner.fit()
+    if results.num_terminated + results.num_errors < settings.trials:
+        raise KeyboardInterrupt
+
+
+def _new_tuner(
+    trainable: type[Trainable],
+    trial: TrialSettings,
+    settings: TuneSettings,
+    space: Space,
+    points: Sequence[Point] | None,
+    folder: str,
+) -> tune.Tuner:
+    """Tune's description of the sweep."""
+    place, _, name = folder.rpartition("/")
+    config = TuneConfig(
+        metric=METRIC,
+        mode="max",
+        search_alg=_searcher(settings, space) if points is None else None,
+        scheduler=scheduler(settings),
+        num_samples=settings.trials if points is None else 1,
+        max_concurrent_trials=trials_at_once(settings, trial.workers),
+        # A worker group lives in its trial's process and must end with it.
+        reuse_actors=trial.workers <= 1,
+    )
+    run = RunConfig(
+        name=name,
+        storage_path=place,
+        failure_config=FailureConfig(max_failures=RETRIES),
+        checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=False),
+        callbacks=[Listener()],
+        verbose=0,
+    )
+    listed = tune.grid_search([space.encode(point) for point in points]) if points is not None else _dimensions(space)
+    # As text: Tune would take a mapping such as {"eval": ...} among the layers for an expression and run it.
+    shared = {"point": listed, "sweep": trial.model_dump_json()}
+    return tune.Tuner(trainable, param_space=shared, tune_config=config, run_config=run)
+
+
+def scheduler(settings: TuneSettings) -> TrialScheduler:
+    """What ends bad trials, always at a stage boundary: successive halving on the stage index, the median rule, nothing."""
+    grace = max(1, min(settings.grace, settings.stages))
+    if settings.scheduler == "asha":
+        return ASHAScheduler(time_attr="stage", max_t=settings.stages, grace_period=grace, reduction_factor=2)
+    if settings.scheduler == "median":
+        return MedianStoppingRule(time_attr="stage", grace_period=grace, min_samples_required=3)
+    return FIFOScheduler()
+
+
+def _searcher(settings: TuneSettings, space: Space) -> Searcher:
+    first = [{f"point/{name}": value for name, value in space.encode(point).items()} for point in space.first]
+    return OptunaSequences(points_to_evaluate=first or None, seed=settings.seed)
+
+
+def _dimensions(space: Space) -> dict[str, Any]:
+    """The space in Tune's words: categories as JSON text, samplers as they are."""
+    return {
+        name: tune.choice([json.dumps(one) for one in values]) if isinstance(values, list) else values
+        for name, values in space.dimensions.items()
+    }
+
+
+def _quiet() -> None:
+    """No tables, no files and no folders of Tune's own making beside its record of the trials."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    for name in ("ray.tune", "ray.air", "ray.train", "optuna"):
+        logging.getLogger(name).setLevel(logging.ERROR)
