@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, probe_logits
+
+from tests.kit.cases import CASES, Case, probe_logits
 
 STAGES = 3
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
 
 from raycl.adapters.selectors import Selectors, attention
 from raycl.adapters.stacked_lora import StackedLora
 from raycl.methods.am_lora import AmLora
 from raycl.state.stage_state import Branch, StagePart, StageState
+from tests.kit.cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
 
 PARAMS = SHAPE | {"name": "am_lora", "dropout": 0.0}
 AR, NR = CASES["am_lora_ar"].params, CASES["am_lora_nr"].params

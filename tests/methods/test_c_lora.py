@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, make_method, same_part
 
 from raycl.methods.c_lora import CLora
 from raycl.state.stage_state import Branch, StagePart, StageState
+from tests.kit.cases import CASES, make_method, same_part
 
 PARAMS = CASES["c_lora"].params | {"rank": 1, "alpha": 2, "dropout": 0.0}
 

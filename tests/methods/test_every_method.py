@@ -7,7 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import (
+
+from raycl.adapters.branches import adapter_config
+from raycl.methods.registry import METHODS, method_class, method_params
+from raycl.state.keys import content_key
+from raycl.state.stage_state import StageState
+from raycl.state.store import Store
+from tests.kit.cases import (
     ADAPTED,
     CASES,
     HIDDEN,
@@ -23,12 +29,6 @@ from cases import (
     serving,
     tensors_of,
 )
-
-from raycl.adapters.branches import adapter_config
-from raycl.methods.registry import METHODS, method_class, method_params
-from raycl.state.keys import content_key
-from raycl.state.stage_state import StageState
-from raycl.state.store import Store
 
 WIDTH = 48
 WITH_BRANCH = [name for name, case in CASES.items() if case.branch]

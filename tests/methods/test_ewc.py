@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import CASES, batch_of, make_method
 
 from raycl.adapters.importance import MeanSquare
 from raycl.methods.base import Gradients
 from raycl.methods.ewc import FISHER, Ewc
 from raycl.train.module import StageModule
+from tests.kit.cases import CASES, batch_of, make_method
 
 LORA, FULL, HISTORY = (CASES[name].params for name in ("ewc", "ewc_full", "ewc_history"))
 

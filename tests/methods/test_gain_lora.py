@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
+
+from raycl.adapters.branches import kaiming
+from raycl.adapters.gates import pool
+from raycl.methods.base import StageInfo
+from raycl.methods.gain_lora import GATE, GainLora, GainLoraParams
+from raycl.methods.inf_lora import BASIS, stored_basis
+from raycl.state.stage_state import StagePart, StageState
+from tests.kit.cases import (
     CASES,
     HIDDEN,
     SHAPE,
@@ -23,13 +30,6 @@ from cases import (
     served_logits,
     serving,
 )
-
-from raycl.adapters.branches import kaiming
-from raycl.adapters.gates import pool
-from raycl.methods.base import StageInfo
-from raycl.methods.gain_lora import GATE, GainLora, GainLoraParams
-from raycl.methods.inf_lora import BASIS, stored_basis
-from raycl.state.stage_state import StagePart, StageState
 
 EXACT: dict[str, Any] = SHAPE | {
     "name": "gain_lora",

@@ -6,7 +6,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import (
+
+from raycl.adapters.stacked_lora import CURRENT
+from raycl.methods.inf_lora import BASIS, stored_basis, threshold
+from raycl.methods.lora import LoraMethod
+from raycl.state.stage_state import StageState
+from raycl.train.module import StageModule
+from raycl.train.passes import data_pass
+from raycl.train.workers import Workers
+from tests.kit.cases import (
     ADAPTED,
     SHAPE,
     answer_logits,
@@ -17,14 +25,6 @@ from cases import (
     probe_logits,
     served_logits,
 )
-
-from raycl.adapters.stacked_lora import CURRENT
-from raycl.methods.inf_lora import BASIS, stored_basis, threshold
-from raycl.methods.lora import LoraMethod
-from raycl.state.stage_state import StageState
-from raycl.train.module import StageModule
-from raycl.train.passes import data_pass
-from raycl.train.workers import Workers
 
 PARAMS = SHAPE | {"name": "inf_lora", "epsilon": 0.9, "dropout": 0.0}
 EXACT = PARAMS | {"epsilon": 1.0}

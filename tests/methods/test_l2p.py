@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from cases import CASES, batch_of, make_method
 from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
@@ -14,6 +13,7 @@ from raycl.methods.base import Step
 from raycl.methods.l2p import KEYS, PICKED, PROMPTS, L2p, L2pParams
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.module import StageModule
+from tests.kit.cases import CASES, batch_of, make_method
 
 TABLE = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [3.0, 4.0]]
 """Embeddings of four tokens, d = 2; token 0 is padding."""

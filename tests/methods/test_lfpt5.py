@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from cases import CASES, batch_of, make_method, same_part
 
 from raycl.adapters.backbone import Inputs
 from raycl.methods.base import Step
@@ -15,6 +14,7 @@ from raycl.methods.pseudo_text import Layout, Pair, layout_of
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
 from raycl.train.module import StageModule
+from tests.kit.cases import CASES, batch_of, make_method, same_part
 
 PARAMS = CASES["lfpt5"].params | {"marker": "=>"}
 MARKER = "t5tail"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
 
 from raycl.methods.base import Gradients
 from raycl.methods.lorac import Lorac
 from raycl.state.stage_state import Branch, StagePart, StageState
+from tests.kit.cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
 
 PARAMS = SHAPE | {"name": "lorac", "dropout": 0.0}
 IPC = CASES["lorac_ipc"].params | {"critical_share": 0.5}

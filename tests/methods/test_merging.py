@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, largest_difference, make_method, probe_logits, same_part, served_logits
 
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
 from raycl.methods.merging import Merging, MergingParams
 from raycl.methods.trainee import WEIGHTS
 from raycl.state.stage_state import Branch, StagePart, StageState
+from tests.kit.cases import CASES, largest_difference, make_method, probe_logits, same_part, served_logits
 
 PARAMS = CASES["merging"].params
 VECTORS = [

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, batch_of, make_method, same_part
 from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
@@ -14,6 +13,7 @@ from raycl.adapters.magnitudes import Magnitudes, loudest
 from raycl.methods.base import Gradients
 from raycl.methods.migu import MiguParams
 from raycl.state.stage_state import StageState
+from tests.kit.cases import CASES, batch_of, make_method, same_part
 
 OVER = ("seq_ft", "sin_lora", "inc_lora", "o_lora")
 

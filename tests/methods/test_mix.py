@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from cases import CASES, largest_difference, make_method, same_part, served_logits
 from pydantic import ValidationError
 
 from raycl.errors import SpecError
@@ -13,6 +12,7 @@ from raycl.methods.registry import method_params
 from raycl.sequence.plan import cell_recipe
 from raycl.spec import parse
 from raycl.state.stage_state import StageState
+from tests.kit.cases import CASES, largest_difference, make_method, same_part, served_logits
 
 METHODS = ("inc_lora", "o_lora", "inf_lora")
 MIX = [2.0, 0.5, -1.0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, SHAPE, make_method, same_part
 
 from raycl.methods.o_lora import LONG6_LAMBDA1, LONG6_LAMBDA2, OLora
 from raycl.state.stage_state import Branch, StagePart, StageState
+from tests.kit.cases import CASES, SHAPE, make_method, same_part
 
 PARAMS = SHAPE | {"name": "o_lora", "rank": 2, "dropout": 0.0}
 

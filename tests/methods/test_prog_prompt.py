@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, answer_logits, batch_of, largest_difference, make_method, served_logits
 
 from raycl.methods.prog_prompt import VALUE, ProgPrompt, Progressive
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.module import StageModule
+from tests.kit.cases import CASES, answer_logits, batch_of, largest_difference, make_method, served_logits
 
 PLAIN, MLP = CASES["prog_prompt"].params, CASES["prog_prompt_mlp"].params
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from cases import CASES, batch_of, make_method, same_part, serving, tensors_of
 
 from raycl.adapters.routing import Router, fresh_key, fresh_query
 from raycl.methods.sapt_lora import SaptLora, drift
+from tests.kit.cases import CASES, batch_of, make_method, same_part, serving, tensors_of
 
 PARAMS = CASES["sapt_lora"].params | {"dropout": 0.0}
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, SHAPE, largest_difference, make_method, probe_logits, same_part, served_logits, tensors_of
 
 from raycl.adapters.branches import LoraShape
 from raycl.methods.slao import TUNED_A, TUNED_B, Slao, merge, merge_rate, orthonormal_rows
 from raycl.methods.trainee import LoraTrainee
 from raycl.state.stage_state import Branch, StagePart
+from tests.kit.cases import (
+    CASES,
+    SHAPE,
+    largest_difference,
+    make_method,
+    probe_logits,
+    same_part,
+    served_logits,
+    tensors_of,
+)
 
 PARAMS = CASES["slao"].params
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import CASES, make_method, same_part
-from rank_stages import Killed, Memory, run_one
 
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
 from raycl.methods.base import Gradients
 from raycl.methods.tree_lora import MEAN_A, MEAN_GRADIENT, TreeLora
 from raycl.state.stage_state import StagePart
+from tests.kit.cases import CASES, make_method, same_part
+from tests.kit.rank_stages import Killed, Memory, run_one
 
 PARAMS = CASES["tree_lora"].params
 GRADIENT = CASES["tree_lora_gradient"].params

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, same_part
-from rank_stages import Job, Killed, Memory, Outcome, read, run_job, run_jobs, run_one
 
 from raycl.methods.registry import method_params
 from raycl.state.stage_state import StagePart
+from tests.kit.cases import CASES, same_part
+from tests.kit.rank_stages import Job, Killed, Memory, Outcome, read, run_job, run_jobs, run_one
 
 CLOSE = 1e-4
 """How far losses of one and of two workers may be apart."""

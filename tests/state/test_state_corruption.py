@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from state_samples import forge_content, publish, publish_chain, rewrite_manifest, snapshot, stage_folder
 
 from raycl.errors import StoreError
 from raycl.state.manifest import Manifest
 from raycl.state.sealed import seal
 from raycl.state.store import Store
+from tests.kit.state_samples import forge_content, publish, publish_chain, rewrite_manifest, snapshot, stage_folder
 
 NAMES = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "tensors.safetensors", "manifest.json"]
 

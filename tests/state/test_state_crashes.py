@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from state_samples import make_part, publish, same_part, snapshot
 
 from raycl.errors import StoreError
 from raycl.state.keys import content_key
 from raycl.state.store import Store
+from tests.kit.state_samples import make_part, publish, same_part, snapshot
 
 # Every step that can change what is on disk.
 STEPS = ["fsync", "replace", "link", "unlink", "makedirs", "open"]

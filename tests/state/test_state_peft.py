@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from state_samples import SETTINGS, make_part, make_recipe
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raycl.state.keys import content_key
 from raycl.state.store import Store
+from tests.kit.state_samples import SETTINGS, make_part, make_recipe
 
 
 def tiny_llama() -> LlamaForCausalLM:

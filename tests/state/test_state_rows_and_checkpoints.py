@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from state_samples import snapshot
 
 from raycl.errors import StoreError
 from raycl.state.keys import content_key
 from raycl.state.store import Store
+from tests.kit.state_samples import snapshot
 
 KEY = content_key({"row": 1})
 OTHER = content_key({"row": 2})

@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from state_samples import (
+
+import raycl
+from raycl.errors import StoreError
+from raycl.state.keys import content_key
+from raycl.state.stage_state import Branch, StagePart
+from raycl.state.store import Store
+from tests.kit.state_samples import (
     SETTINGS,
     make_part,
     make_recipe,
@@ -22,12 +28,6 @@ from state_samples import (
     snapshot,
     stage_folder,
 )
-
-import raycl
-from raycl.errors import StoreError
-from raycl.state.keys import content_key
-from raycl.state.stage_state import Branch, StagePart
-from raycl.state.store import Store
 
 ABSENT = "0" * 64
 
@@ -83,9 +83,9 @@ def test_digest_covers_facts_and_task_but_not_time(store: Store, tmp_path: Path)
 
 
 def test_bytes_are_the_same_in_any_process(tmp_path: Path) -> None:
-    script = "import sys; from state_samples import *; publish_chain(Store(sys.argv[1]), 2)"
+    script = "import sys; from tests.kit.state_samples import *; publish_chain(Store(sys.argv[1]), 2)"
     roots = [tmp_path / "one", tmp_path / "two"]
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(raycl.__file__).parents[1])])
+    paths = str(Path(raycl.__file__).parents[1])
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, str(root)],

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layout_files import LABELS, ROWS, WRITERS, write_benchmark, write_gainlora, write_json, write_lines, write_o_lora
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
@@ -17,6 +16,16 @@ from raycl.tasks.catalogue import TASKS
 from raycl.tasks.folder import load_folder
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task
+from tests.kit.layout_files import (
+    LABELS,
+    ROWS,
+    WRITERS,
+    write_benchmark,
+    write_gainlora,
+    write_json,
+    write_lines,
+    write_o_lora,
+)
 
 SAMSUM = "task1572_samsum_summary"
 

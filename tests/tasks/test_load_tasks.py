@@ -8,11 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from layout_files import write_json
-
 from raycl.spec import DataSpec
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import fingerprint
+from tests.kit.layout_files import write_json
 
 
 def two_tasks(root: Path) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from layout_files import WRITERS
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
 from raycl.tasks.load import load_tasks
+from tests.kit.layout_files import WRITERS
 
 FILES = {
     "benchmark": "sst2/train.jsonl.gz",

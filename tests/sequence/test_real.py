@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from commands import Commands
-from conftest import MakeFlags
 
 from raycl.state.store import Store
+from tests.kit.commands import Commands
+from tests.kit.runs import MakeFlags
 
 pytestmark = pytest.mark.slow
 LAYOUTS = {"benchmark": "", "o-lora": "CL_Benchmark_mini", "gainlora": "CL_Benchmark_mini_gainlora"}
 """Layout -> its folder in the benchmark data."""
-
-
-@pytest.fixture(scope="module")
-def benchmark_data() -> Path:
-    """The folder with the real benchmark data, or a skip."""
-    default = Path(__file__).resolve().parents[2] / ".." / "shared" / "benchmark"
-    folder = Path(os.environ.get("RAYCL_TEST_BENCHMARK", default)).resolve()
-    if not (folder / "manifest.json").is_file():
-        pytest.skip("no benchmark data: set RAYCL_TEST_BENCHMARK to a folder in the benchmark layout")
-    return folder
 
 
 def test_the_packaged_model_runs_two_stages(commands: Commands, flags: MakeFlags, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from raycl.errors import SetupError, SpecError
-from raycl.models.load import family, fingerprint, load_model
 from raycl.models import load as models
+from raycl.models.load import family, fingerprint, load_model
 from raycl.spec import ModelSpec
 
 

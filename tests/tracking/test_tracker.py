@@ -13,9 +13,9 @@ import pytest
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
+from raycl.tracking import outbox
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import LONGEST_PARAM, flat
-from raycl.tracking import outbox
 from raycl.tracking.tracker import GroupTracker, Tracker, default_uri, mlflow_ui_command, resolve_uri
 
 SPEC: dict[str, Any] = {

@@ -9,7 +9,6 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import MakeFlags, digests
 from rich.console import Console
 
 from raycl.errors import SpecError
@@ -22,6 +21,7 @@ from raycl.sweep.run import SweepResult, run_sweep
 from raycl.sweep.spaces import Point, Space
 from raycl.sweep.trials import TrialSettings, open_trial
 from raycl.tasks.task import Task
+from tests.kit.runs import MakeFlags, digests
 
 SPACE = 'BASE = {"method.name": "o_lora"}\nSPACE = {"method.lambda1": [0.1, 0.5, 5.0], "method.rank": [2, 3]}\n'
 

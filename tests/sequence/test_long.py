@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import Commands, Finished
-from conftest import MakeFlags, pauses
 
 from raycl.state.store import Store
+from tests.kit.commands import Commands, Finished
+from tests.kit.runs import MakeFlags, pauses
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny_texts import write_tasks
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.published import TABLES
@@ -25,6 +24,7 @@ from raycl.reproduction.status import row_status, status_page
 from raycl.reproduction.tables.counts import gate_parameters, trained_parameters
 from raycl.spec import ModelSpec, RunSpec
 from raycl.tasks.orders import ORDERS
+from tests.kit.tiny_texts import write_tasks
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "reproductions"

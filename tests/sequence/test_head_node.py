@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import MakeFlags
 
 from raycl.state.store import Store
+from tests.kit.runs import MakeFlags
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from raycl.cli.run import app
 from raycl.errors import UserError
 from raycl.state.store import Store
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JOB = str(ROOT / "jobs" / "sequence.py")
 ROWS = [{"label": "Good", "sentence": "Text: warm"}, {"label": "Bad", "sentence": "Text: dull"}]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "mlflow", "peft", "pandas", "matplotlib", "datasets")

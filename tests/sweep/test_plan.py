@@ -31,7 +31,7 @@ def planned(space: Path, order: str, data: Path, **settings: object) -> SweepPla
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five small tasks."""
-    from tiny_texts import write_tasks
+    from tests.kit.tiny_texts import write_tasks
 
     return write_tasks(tmp_path_factory.mktemp("five"), ["agnews", "amazon", "dbpedia", "yahoo", "yelp"])
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of whole sequences: tiny models that read the demo's texts, commands, small settings."""
+"""Command lines of small, quick sequences, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytest
+import torch
 import yaml
-from commands import Commands
-from tiny_texts import save_model, write_tasks
 
+from raycl.state.stage_state import StagePart
 from raycl.state.store import Store
-from raycl.tasks.orders import ORDERS
 
 METHODS = {
     "sin_lora": {"name": "sin_lora", "rank": 2},
@@ -21,34 +19,6 @@ METHODS = {
     "gain_o": {"name": "gain_lora", "over": "o_lora", "rank": 2, "gate_hidden": [8]},
 }
 """Method settings by a short name."""
-
-
-@pytest.fixture(scope="session")
-def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny random models with a small tokenizer of the demo's texts, by family."""
-    root = tmp_path_factory.mktemp("models")
-    return {family: save_model(family, root / family) for family in ("llama", "t5")}
-
-
-@pytest.fixture(scope="session")
-def fifteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen small tasks in the benchmark layout, under the names of the long orders."""
-    return write_tasks(tmp_path_factory.mktemp("fifteen"), ORDERS["long-4"])
-
-
-@pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    """Starts commands, all with one home and one MLflow database."""
-    root = tmp_path_factory.mktemp("commands")
-    home = root / "home"
-    environment = {"RAYCL_HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
-    return Commands(root, environment | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160", "CUDA_VISIBLE_DEVICES": ""})
-
-
-@pytest.fixture(scope="session")
-def flags(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> MakeFlags:
-    """The maker of command lines."""
-    return MakeFlags(model_folders, tmp_path_factory.mktemp("configs"))
 
 
 class MakeFlags:
@@ -108,3 +78,19 @@ def digests(folder: os.PathLike[str]) -> dict[str, str]:
     """Key -> content digest of every stage in a store."""
     store = Store(str(folder))
     return {key: store.manifest(key).digest for key in store.stage_keys()}
+
+
+def assert_same_part(one: StagePart, other: StagePart, close: float) -> None:
+    """Branch, gates and facts agree; of a basis the projector, since its columns are unique only up to rotation."""
+    assert one.facts == other.facts
+    assert set(one.tensors) == set(other.tensors)
+    for factor in ("a", "b"):
+        mine, theirs = getattr(one.branch, factor), getattr(other.branch, factor)
+        assert set(mine) == set(theirs)
+        for path in mine:
+            torch.testing.assert_close(mine[path], theirs[path], rtol=0, atol=close, msg=f"branch {factor} {path}")
+    for name, value in one.tensors.items():
+        theirs = other.tensors[name]
+        if "basis/" in name:
+            value, theirs = value @ value.T, theirs @ theirs.T
+        torch.testing.assert_close(value, theirs, rtol=0, atol=close, msg=name)

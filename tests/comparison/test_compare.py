@@ -16,7 +16,6 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from conftest import MakeFlags
 from rich.console import Console
 
 from raycl.comparison import driver as compare
@@ -27,6 +26,7 @@ from raycl.report import files, html
 from raycl.report.comparison import ComparisonTerminal
 from raycl.sequence.driver import Options
 from raycl.state.store import Store
+from tests.kit.runs import MakeFlags
 
 ORDERS = ["roget,snippets", "snippets,roget"]
 PATIENCE = 240

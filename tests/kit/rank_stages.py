@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import tensors_of
 
 from raycl.methods.base import StageInfo
 from raycl.methods.registry import build, method_params
@@ -24,6 +23,7 @@ from raycl.tasks.task import Task
 from raycl.train.batches import Encoder
 from raycl.train.stage import StageRun
 from raycl.train.workers import Workers
+from tests.kit.cases import tensors_of
 
 STAGES = 2
 SILENT = timedelta(seconds=180)

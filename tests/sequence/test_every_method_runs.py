@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeFlags
 
 from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.report.terminal import Terminal
 from raycl.sequence.driver import Options, SequenceResult, run_sequence
 from raycl.sequence.resolve import resolve
 from raycl.state.store import Store
+from tests.kit.cases import CASES
+from tests.kit.runs import MakeFlags
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from cases import CASES
-
-TOY = "toy_method:ToyMethod"
+TOY = "tests.kit.toy_method:ToyMethod"
 ONE_EACH = {case.params["name"]: name for name, case in reversed(CASES.items())}.values()
 """The first case of every method."""
 

@@ -17,9 +17,9 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
-from conftest import MakeFlags, digests
 
 from raycl.state.store import Store
+from tests.kit.runs import MakeFlags, digests
 
 pytestmark = pytest.mark.slow
 JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from commands import Commands, Finished
-from conftest import MakeFlags, digests
 
 from raycl.state.store import Store
 from raycl.tasks.orders import ORDERS
+from tests.kit.commands import Commands, Finished
+from tests.kit.runs import MakeFlags, digests
 
 TASKS = ORDERS["demo"]
 

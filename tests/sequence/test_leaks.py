@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import Commands
-from conftest import MakeFlags, digests
 
 from raycl.state.store import Store
+from tests.kit.commands import Commands
+from tests.kit.runs import MakeFlags, digests
 
 TASKS = ("roget", "snippets", "plots")
 EACH = [(method, family) for method in ("sin_lora", "gain_inf") for family in ("llama", "t5")]

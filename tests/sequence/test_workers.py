@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Commands
-from conftest import MakeFlags
-from rank_runs import Case, run_cases
 
 from raycl.presets import merge
 from raycl.state.stage_state import StagePart
 from raycl.state.store import Store
+from tests.kit.commands import Commands
+from tests.kit.rank_runs import Case, run_cases
+from tests.kit.runs import MakeFlags, assert_same_part
 
 CLOSE = 1e-4
 PAIRS = [(method, family) for method in ("gain_o", "gain_inf") for family in ("llama", "t5")]
@@ -81,22 +81,6 @@ def parts(place: Path) -> list[StagePart]:
     """The parts of the last state of a run."""
     store = Store(str(place / "store"))
     return list(store.read_state(max(store.stage_keys(), key=lambda key: store.manifest(key).stage)).parts)
-
-
-def assert_same_part(one: StagePart, other: StagePart, close: float) -> None:
-    """Branch, gates and facts agree; of a basis the projector, since its columns are unique only up to rotation."""
-    assert one.facts == other.facts
-    assert set(one.tensors) == set(other.tensors)
-    for factor in ("a", "b"):
-        mine, theirs = getattr(one.branch, factor), getattr(other.branch, factor)
-        assert set(mine) == set(theirs)
-        for path in mine:
-            torch.testing.assert_close(mine[path], theirs[path], rtol=0, atol=close, msg=f"branch {factor} {path}")
-    for name, value in one.tensors.items():
-        theirs = other.tensors[name]
-        if "basis/" in name:
-            value, theirs = value @ value.T, theirs @ theirs.T
-        torch.testing.assert_close(value, theirs, rtol=0, atol=close, msg=name)
 
 
 def assert_same(one: Path, other: Path, close: float = CLOSE) -> None:

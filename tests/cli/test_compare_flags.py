@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from raycl.cli.compare import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "mlflow", "peft", "pandas", "matplotlib", "scipy")
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import SECONDS, Commands, Running
-from conftest import MakeFlags, digests, pauses
-from test_workers import assert_same_part
 
 from raycl.state.store import Store
+from tests.kit.commands import SECONDS, Commands, Running
+from tests.kit.runs import MakeFlags, assert_same_part, digests, pauses
 
 pytestmark = pytest.mark.slow
 LONG = {"train__epochs": [10, 150], "train__log_every": 10, "eval__forward": "false"}

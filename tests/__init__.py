@@ -1,0 +1,1 @@
+"""Tests of raycl; `tests.kit` holds what they share."""
