@@ -12,7 +12,7 @@ from raycl.errors import SpecError
 from raycl.spec import Json
 
 LAPTOP: Json = {
-    "model": {"name": "packaged", "precision": "bf16"},
+    "model": {"name": "packaged", "precision": "auto"},
     "data": {"train_examples": 256, "test_examples": 100, "max_source_tokens": 96, "max_target_tokens": 16},
     "train": {"lr": 5e-4, "epochs": 1, "batch_size": 8, "log_every": 4},
     "eval": {"batch_size": 50},

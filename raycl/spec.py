@@ -66,8 +66,10 @@ class ModelSpec(Strict):
         description="`packaged` (SmolLM2-135M-Instruct from the package index), a local folder, or a hub id",
     )
     revision: str | None = Field(None, description="commit, tag or branch of a hub model")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="base weights and matrix products; everything trainable stays in fp32"
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "bf16",
+        description="base weights and matrix products; everything trainable stays in fp32; `auto` = bf16 where the CPU or "
+        "GPU multiplies bf16 natively, else fp32, decided before any stage is named",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout inside the frozen base model while training; T5's published runs use 0.1"

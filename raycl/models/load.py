@@ -94,6 +94,8 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     """
     from raycl.adapters.backbone import Backbone
 
+    if spec.precision == "auto":
+        raise ValueError("model.precision is still 'auto': resolve the run spec before its model is loaded")
     path = locate(spec) or _snapshot(spec)
     folder = _converted(path) if path.is_file() else path
     try:

@@ -67,6 +67,8 @@ class Plan:
 def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
     """Chain the stage keys, and name the cells: all tasks seen, and with `eval.forward` the untrained row and each next
     task before its stage."""
+    if spec.model.precision == "auto":
+        raise ValueError("model.precision is still 'auto': resolve the run spec before its stages are named")
     method = method_class(spec.method.name)
     stages: list[StagePlan] = []
     for number, task in enumerate(stage_tasks(spec, tasks), start=1):

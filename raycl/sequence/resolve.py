@@ -30,7 +30,17 @@ def resolve(preset: str, layers: list[Json], gpus: int, kind: str | None = None)
         base = merge(base, _paper_settings(merge(base, said), order, kind))
     spec = parse(merge(base, said), method_params)
     _check_order(spec)
-    return spec
+    return _with_precision(spec, gpus)
+
+
+def _with_precision(spec: RunSpec, gpus: int) -> RunSpec:
+    """`auto` as what it means here: keys hold what was computed with, never how it was chosen."""
+    if spec.model.precision != "auto":
+        return spec
+    from raycl.models.precision import native_precision
+
+    model = spec.model.model_copy(update={"precision": native_precision(gpus)})
+    return spec.model_copy(update={"model": model})
 
 
 def _paper_settings(values: Json, order: str, kind: str | None) -> Json:
