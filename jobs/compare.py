@@ -1,6 +1,6 @@
-"""Methods x orders x seeds: `python jobs/compare.py --method o_lora --method gain_lora --seed 0 --seed 1 --bounds`."""
+"""Methods x orders x seeds: `python jobs/compare.py --method o_lora --bounds`, the same as `raycl compare ...`."""
 
-from raycl.cli.compare import app
+from raycl.cli.app import main
 
 if __name__ == "__main__":
-    app()
+    main("compare")

@@ -1,6 +1,6 @@
-"""A published table: `python jobs/reproduce.py am_lora/table1 --scale smoke`. All logic is in the library."""
+"""A published table: `python jobs/reproduce.py am_lora/table1`, the same as `raycl reproduce ...`."""
 
-from raycl.cli.reproduce import app
+from raycl.cli.app import main
 
 if __name__ == "__main__":
-    app()
+    main("reproduce")

@@ -1,6 +1,6 @@
-"""One sequence: `python jobs/sequence.py --order 5`. All logic is in the library."""
+"""One sequence: `python jobs/sequence.py --order 5`, the same as `raycl run --order 5`."""
 
-from raycl.cli.run import app
+from raycl.cli.app import main
 
 if __name__ == "__main__":
-    app()
+    main("run")

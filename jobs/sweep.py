@@ -1,6 +1,6 @@
-"""A sweep: `python jobs/sweep.py --space tune_spaces/gain_gate.py --order 1 --trials 20`. All logic is in the library."""
+"""A sweep: `python jobs/sweep.py --space tune_spaces/gain_gate.py --order 1`, the same as `raycl sweep ...`."""
 
-from raycl.cli.sweep import app
+from raycl.cli.app import main
 
 if __name__ == "__main__":
-    app()
+    main("sweep")

@@ -1,6 +1,6 @@
-"""`python -m raycl`: what can be asked without running anything."""
+"""`python -m raycl`: the same as the command `raycl`."""
 
-from raycl.cli.run import tools
+from raycl.cli.app import main
 
 if __name__ == "__main__":
-    tools(prog_name="python -m raycl")
+    main()

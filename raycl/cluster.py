@@ -1,9 +1,11 @@
-"""The Ray cluster at hand: attach to it, count its GPUs."""
+"""The Ray cluster at hand: attach to it or start it, count what it holds, share it out. All of it is computed here."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import ray
 from ray._private.services import find_bootstrap_address
@@ -46,3 +48,71 @@ def cluster_gpus() -> int:
 def default_workers() -> int:
     """One worker per GPU, or one on CPU."""
     return max(1, cluster_gpus())
+
+
+def start_cluster() -> None:
+    """Attach to a cluster, or start one for this run without a dashboard.
+
+    Ray gives a new node 30 s, which a busy laptop can exceed: a second try follows. Raises SetupError after it.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    # A worker's report waits until Ray Train has looked at the one before, by default every 2 s: longer than a short stage.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Ray's niceness of 15 starves workers on a busy laptop; a cluster that somebody else started keeps its own.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    if attach():
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    for last in (False, True):
+        try:
+            ray.init(address="local", include_dashboard=False, **quiet)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            if last:
+                raise SetupError(
+                    "Ray did not start within a minute: the machine is too busy, or out of memory. Run the same command "
+                    "again, or run without Ray's worker processes: --workers 0"
+                ) from error
+            ray.shutdown()
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each machine of the cluster at hand that is up: CPU, GPU, memory, ..."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a cluster is shared out: so many processes, each with so many CPUs and GPUs."""
+
+    processes: int
+    cpus: int
+    gpus: int
+
+
+def share_out(nodes: Sequence[Mapping[str, float]], cells: int, most: int | None) -> Share:
+    """One process per GPU, or without GPUs one per CPU; no more than `cells` and `most`; the CPUs shared evenly.
+
+    `nodes` are the resources of each machine: a process must fit on one.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    wanted = max(1, min(cells, most or cells, gpus or sum(int(node.get("CPU", 0)) for node in nodes)))
+
+    def room(cpus: int) -> int:
+        """Processes with so many CPUs (and a GPU, if there are any) that fit."""
+        fits = [int(node.get("CPU", 0)) // cpus for node in nodes]
+        return sum(min(fit, int(node.get("GPU", 0))) if gpus else fit for fit, node in zip(fits, nodes, strict=True))
+
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+    cpus = next((cpus for cpus in range(largest, 0, -1) if room(cpus) >= wanted), 1)
+    return Share(max(1, min(wanted, room(cpus))), cpus, 1 if gpus else 0)
+
+
+def capacity(nodes: Sequence[Mapping[str, float]], need: Mapping[str, float], workers: int = 1) -> int:
+    """How many trials fit on the nodes at once, if each of a trial's workers needs `need` on one node."""
+    slots = sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in need.items() if amount) for node in nodes
+    )
+    return slots // max(1, workers)

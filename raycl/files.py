@@ -1,11 +1,54 @@
-"""Where raycl keeps its files unless told otherwise: RAYCL_HOME, or `~/.raycl`."""
+"""raycl's places and plain files: its home folder, the checkout, files written whole, JSON without NaN.
+
+Knows no other module of raycl. The store has its own, stricter files (`raycl/state/files.py`).
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 
 def home() -> Path:
-    """The absolute home folder; it may not exist yet."""
+    """Where raycl keeps its files unless told otherwise: RAYCL_HOME, or `~/.raycl`; absolute, it may not exist yet."""
     return Path(os.environ.get("RAYCL_HOME") or "~/.raycl").expanduser().resolve()
+
+
+def checkout() -> Path:
+    """The folder that holds the package `raycl`: the root of a checkout, or of an installation."""
+    return Path(__file__).resolve().parents[1]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a neighbour with the same suffix, then move it to `path`: a reader meets the old file or the new."""
+    partial = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file whole, in UTF-8."""
+    return write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any, indent: int = 1) -> Path:
+    """Write a JSON file whole, numbers that are not finite as null."""
+    return write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinity as none, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Presets and the layers a run spec is put together from, weakest first: preset, the method's paper settings, a YAML
+"""Presets and the layers a run spec is put together from, weakest first: preset, the method's published settings, a YAML
 file, the command line's flags, `--set` overrides. Every layer is a nested mapping of run-spec fields."""
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ PAPER: Json = {
 }
 """The papers' scale; the method adds its own settings for the model family and the order."""
 
-PRESETS: dict[str, Json] = {"laptop": LAPTOP, "paper": PAPER}
+DEMO: Json = {
+    "model": {"name": "packaged", "precision": "auto"},
+    "data": {"train_examples": 96, "test_examples": 24, "max_source_tokens": 64, "max_target_tokens": 8},
+    "train": {"lr": 1e-3, "epochs": 1, "batch_size": 8, "log_every": 4},
+    "eval": {"batch_size": 24},
+    "workers": 0,
+}
+"""The first look: four short stages in one process, each in about a minute on two old CPU cores."""
+
+PRESETS: dict[str, Json] = {"laptop": LAPTOP, "paper": PAPER, "demo": DEMO}
 
 
 def merge(*layers: Json) -> Json:
@@ -35,11 +44,17 @@ def merge(*layers: Json) -> Json:
     merged: Json = {}
     for layer in layers:
         for key, value in layer.items():
-            if isinstance(value, dict) and isinstance(merged.get(key), dict):
-                merged[key] = merge(merged[key], value)
+            known = merged.get(key)
+            if isinstance(value, dict) and isinstance(known, dict) and not (key == "method" and _other(known, value)):
+                merged[key] = merge(known, value)
             else:
                 merged[key] = copy.deepcopy(value)
     return merged
+
+
+def _other(known: Json, method: Json) -> bool:
+    """Whether a `method` layer names another method than the layers below it."""
+    return "name" in method and known.get("name", method["name"]) != method["name"]
 
 
 def parse_override(text: str) -> Json:

@@ -12,12 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, one_message, problems
 
 Json = dict[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Weight = Annotated[float, Field(ge=0)]
+
+
+FIELDS_HINT = "Run `raycl fields` to list every field with its meaning and allowed values."
 
 
 class Strict(BaseModel):
@@ -125,7 +128,8 @@ class EvalSpec(Strict):
 
     batch_size: PositiveInt = Field(32, description="prompts per generation batch and worker")
     forward: bool = Field(
-        True, description="also score the untrained model and each next task before its stage; needed for FWT"
+        False,
+        description="also score each next task before its stage and, after the last stage, the untrained model; needed for FWT",
     )
 
 
@@ -185,38 +189,7 @@ def parse(values: Json, method_params: Callable[[str], type[MethodParams]]) -> R
     try:
         spec = RunSpec.model_validate(values, context={"method_params": method_params})
     except ValidationError as error:
-        raise SpecError(_render([_line(p) for p in error.errors() if not _of_other_form(p)])) from None
-    problems = spec.per_stage_problems()
-    if problems:
-        raise SpecError(_render(problems))
+        raise SpecError(one_message("the run spec", problems(error), FIELDS_HINT)) from None
+    if uneven := spec.per_stage_problems():
+        raise SpecError(one_message("the run spec", uneven, FIELDS_HINT))
     return spec
-
-
-def _is_form(part: Any) -> bool:
-    """Whether a part of an error's place is a form of a per-stage field (one value, or a list) and not a field's name."""
-    return isinstance(part, str) and part.startswith(("constrained-", "list["))
-
-
-def _of_other_form(problem: Any) -> bool:
-    """Whether an error only says that a list is no single value, or the other way round."""
-    form = str(problem["loc"][-1]) if problem["loc"] else ""
-    if form.startswith("list["):
-        return problem["type"] == "list_type"
-    return form.startswith("constrained-") and isinstance(problem.get("input"), list)
-
-
-def _line(problem: Any) -> str:
-    """One pydantic error as `field: message (got value)`."""
-    where = ".".join(str(part) for part in problem["loc"] if not _is_form(part)) or "spec"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown field"
-    got = "" if isinstance(problem.get("input"), dict) else f" (got {problem.get('input')!r})"
-    return f"{where}: {message}{got}"
-
-
-def _render(problems: list[str]) -> str:
-    """All problems in one message with the next step."""
-    head = "1 problem in the run spec:" if len(problems) == 1 else f"{len(problems)} problems in the run spec:"
-    hint = "Run `python jobs/sequence.py --fields` to list every field with its meaning and allowed values."
-    return "\n".join([head, *(f"  - {line}" for line in problems), hint])

@@ -10,6 +10,7 @@ from typing import Any
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.stats import FEWEST, PairTest, Spread, compare, spread
 from raycl.analysis.views import SequenceView
+from raycl.files import finite
 
 Json = dict[str, Any]
 MEASURES = ("AP", "FT", "BWT", "FWT", "IM")
@@ -30,6 +31,8 @@ class CellResult:
     view: SequenceView | None
     """None = nothing is known of it but the error."""
     error: str | None = None
+    defect: bool = False
+    """Whether the error is no user's."""
 
     @property
     def pair(self) -> tuple[str, int]:
@@ -150,12 +153,3 @@ def ranking_words(tests: Sequence[PairTest]) -> list[str]:
     left = [f"Not ranked: {'; '.join(pairs)}: {reason}." for reason, pairs in reasons.items()]
     fewest = [f"No intervals are given for fewer than {FEWEST} sequences."] if any(t.n < FEWEST for t in tests) else []
     return [*head, *claims, *left, *fewest]
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinity as none: JSON has no such numbers."""
-    if isinstance(value, Mapping):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

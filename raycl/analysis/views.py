@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from raycl.analysis.matrix import AccuracyMatrix
-
-Json = dict[str, Any]
+from raycl.events import Step
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,8 @@ class StageView:
     stage: int
     task: str
     key: str
-    steps: list[Json]
-    """The `step` records of its training: loss, terms, gauges."""
+    steps: list[Step]
+    """The records of its training: loss, terms, gauges."""
     gauges: dict[str, float]
     """The method's measures at the end of the stage."""
     seconds: dict[str, float]

@@ -1,4 +1,4 @@
-"""The command line of `jobs/reproduce.py`."""
+"""`raycl reproduce`: a published table or figure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raycl.cli.run import guarded, quiet
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+from raycl.cli.shared import quiet
 
 Name = Annotated[str | None, typer.Argument(help="paper/table, a paper, or `all`; none = list them")]
 Scale = Annotated[str, typer.Option(help="smoke: a tiny random model, minutes on a laptop | paper: the real thing")]
@@ -24,18 +22,17 @@ Models = Annotated[
 ]
 Rows = Annotated[list[str] | None, typer.Option("--row", help="only this row; may be repeated")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="only this column; may be repeated")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="runs per cell at paper scale  [default: as published]")]
-Workers = Annotated[int | None, typer.Option(help="Ray Train workers at paper scale  [default: one per GPU]")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="runs per cell at paper scale  (default: as published)")]
+Workers = Annotated[int | None, typer.Option(help="Ray Train workers at paper scale  (default: one per GPU)")]
 Store = Annotated[
-    str | None, typer.Option(help="folder or URI of the stage store  [default: ~/.raycl/store; smoke: a fresh one]")
+    str | None, typer.Option(help="folder or URI of the stage store  (default: ~/.raycl/store; smoke: a fresh one)")
 ]
 Tracking = Annotated[
-    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI at paper scale  [default: local]")
+    str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI at paper scale  (default: local)")
 ]
-Output = Annotated[str | None, typer.Option(help="folder for the reports  [default: ~/.raycl/reproductions]")]
+Output = Annotated[str | None, typer.Option(help="folder for the reports  (default: ~/.raycl/reproductions)")]
 
 
-@app.command()
 def reproduce(
     name: Name = None,
     scale: Scale = "smoke",
@@ -54,18 +51,6 @@ def reproduce(
 
     Finished stages are kept in the store: the same command again continues where it stopped.
     """
-    place = (scale, data, model or [], workers)
-    part = (tuple(row or ()), tuple(column or ()), seeds)
-    guarded(lambda: _run(name, plan, place, part, (output, store, tracking)))
-
-
-def _run(
-    name: str | None,
-    plan: bool,
-    place: tuple[str, str, list[str], int | None],
-    part: tuple[tuple[str, ...], tuple[str, ...], int | None],
-    where: tuple[str | None, str | None, str | None],
-) -> None:
     quiet()
     from raycl.reproduction.catalogue import find
     from raycl.reproduction.driver import Part, Where, make_place, plan_text, prepared, run_all
@@ -73,9 +58,11 @@ def _run(
 
     if name is None:
         return print(listing())
-    chosen = find(name)
-    with prepared(make_place(*place)) as ready:
+    chosen, part = find(name), Part(tuple(row or ()), tuple(column or ()), seeds)
+    with prepared(make_place(scale, data, model or [], workers)) as ready:
         if not plan:
-            return run_all(chosen, ready, Part(*part), Where(*where), print)
+            run_all(chosen, ready, part, Where(output, store, tracking), print)
+            return None
         for one in chosen:
-            print(plan_text(one, ready, Part(*part)) + "\n")
+            print(plan_text(one, ready, part) + "\n")
+    return None

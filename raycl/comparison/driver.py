@@ -6,22 +6,21 @@ answers from the store, and it does not matter which command trained a stage.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raycl.analysis.leaderboard import CellResult, Leaderboard, make_leaderboard
 from raycl.comparison.grid import GridCell, GridSpec, make_grid
-from raycl.comparison.runner import CellJob, CellRunner
+from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellRunner, CellStep, PoolWaiting
 from raycl.errors import SpecError
-from raycl.files import home
+from raycl.events import status_of
 from raycl.report.comparison import ComparisonTerminal, borrowed_tables, cell_record, leaderboard_rows, write_comparison
 from raycl.report.tables import number
-from raycl.sequence.driver import Driver, Missing, Options, run_name
-from raycl.sequence.preflight import check_output
+from raycl.sequence.driver import Options, record_sequence, run_name
+from raycl.sequence.history import Missing
+from raycl.sequence.local import StepResult
 from raycl.sequence.sharing import spread
 from raycl.sequence.views import view_of, with_angles
 from raycl.spec import Json
@@ -29,10 +28,10 @@ from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
 from raycl.state.store import Store
 from raycl.tasks.orders import order_words
-from raycl.tracking.tracker import GroupTracker, Tracker, mlflow_ui_command
+from raycl.tracking.memory import RunMemory
+from raycl.tracking.tracker import GroupTracker, Resumed, mlflow_ui_command
 from raycl.train.workers import cores
 
-Event = dict[str, Any]
 SCHEMA = 1
 
 
@@ -65,25 +64,33 @@ class ComparisonResult:
         """Sequences that failed."""
         return sum(cell.error is not None for cell in self.cells)
 
+    @property
+    def defects(self) -> int:
+        """Those that failed by no fault of the user's."""
+        return sum(cell.defect for cell in self.cells)
 
-def run_comparison(grid: GridSpec, options: Options, how: HowToRun, terminal: ComparisonTerminal) -> ComparisonResult:
-    """Run a comparison to its end, or show it if it is finished; a cell that fails is shown as such.
 
-    Raises UserError for what is wrong with all of it: the grid, the store, the folder, every single cell.
+def run_comparison(
+    grid: GridSpec,
+    options: Options | None = None,
+    how: HowToRun | None = None,
+    terminal: ComparisonTerminal | None = None,
+) -> ComparisonResult:
+    """Run a comparison to its end, or show it if it is finished; a sequence that fails is shown as such.
+
+    `terminal` none = standard output. Raises UserError for what is wrong with all of it: the grid, the store, the folder, or
+    every single sequence.
     """
+    options, how, terminal = options or Options(), how or HowToRun(), terminal or ComparisonTerminal()
     if how.workers not in (None, 0, 1):
         raise SpecError(
             f"--workers {how.workers}: a comparison runs each sequence in one process: 0 (this one) or 1. For a model that "
-            "needs several, run the sequences with jobs/sequence.py on the same store first: they are found there"
+            "needs several, run the sequences with `raycl run` on the same store first: they are found there"
         )
-    name = f"compare-{content_key(grid.model_dump(mode='json'))[:8]}"
-    folder = Path(options.output).resolve() if options.output else home() / "comparisons" / name
-    tracker = GroupTracker(options.tracking, options.experiment, folder.name)
-    store = Store(options.store or str(home() / "store"))
-    store.check_usable()
-    cells = make_grid(grid, how.gpus)
-    check_output(folder)
-    return Comparison(grid, cells, store, options, how, tracker, terminal, folder).run()
+    store = options.open_store()
+    cells = make_grid(grid, how.gpus, store)
+    folder = options.folder("comparisons", f"compare-{content_key(grid.model_dump(mode='json'))[:8]}")
+    return Comparison(grid, cells, store, options, how, terminal, folder).run()
 
 
 @dataclass
@@ -95,32 +102,34 @@ class Comparison:
     store: Store
     options: Options
     how: HowToRun
-    tracker: GroupTracker
     terminal: ComparisonTerminal
     folder: Path
     trained: int = 0
     recording: bool = True
     """Whether MLflow hears of it; a comparison that is recorded is only shown."""
 
+    def __post_init__(self) -> None:
+        self.memory = RunMemory(self.folder, self.options.tracking)
+        resumed = Resumed(run_id=self.memory.run_id)
+        self.tracker = GroupTracker(self.options.tracking, self.options.experiment, self.folder.name, resumed)
+
     def run(self) -> ComparisonResult:
         """Record what is stored, run what is missing, finish."""
         started = time.time()
-        missing = {n: lacks for n, cell in enumerate(self.cells) if (lacks := cell.missing(self.store))}
+        missing = {n: lacks for n, cell in enumerate(self.cells) if (lacks := cell.missing())}
         self._announce(missing)
-        memory = self._recorded()
-        self.recording = bool(missing) or memory.get("finished") != self._signature()
+        self.recording = bool(missing) or self.memory.finished != self._signature()
         if self.recording:
-            run_id = self.tracker.start("comparison", self.grid.model_dump(mode="json"), memory.get("run_id"))
-            self._remember(run_id, None)
+            self.memory.remember(self.tracker.start("comparison", self.grid.model_dump(mode="json")))
         try:
             for n, cell in enumerate(self.cells):
                 if n not in missing and cell.error is None:
                     self._record(cell)
             if missing:
                 self._run_missing(missing)
-        except BaseException:
+        except BaseException as error:
             if self.recording:
-                self.tracker.finish({}, 0, [], "FAILED")
+                self.tracker.finish({}, 0, [], status_of(error))
             raise
         return self._finish(time.time() - started)
 
@@ -144,61 +153,52 @@ class Comparison:
 
     def _run_missing(self, missing: dict[int, Missing]) -> None:
         """Run the cells that lack something, on the cluster or here. Ray is imported only if it is needed."""
-        jobs = [self._job(n) for n in missing]
+        jobs = [CellJob(n, job) for n in missing if (job := self.cells[n].job)]
         # Cells that share a stage wait for each other, so they do not start at the same time.
-        jobs = [jobs[place] for place in spread([self._keys(n) for n in missing])]
-        environment = describe_environment(Path(__file__).parents[2])
+        keys = [[stage.key for stage in one.job.plan.stages] for one in jobs]
+        jobs = [jobs[place] for place in spread(keys)]
         if self.how.workers == 0:
-            runner = CellRunner(self.store.uri, environment, cores())
+            runner = CellRunner(cores())
             for job in jobs:
                 while not self._handle(runner.advance(job)):
                     pass
             return
         from raycl.comparison.pool import run_on_ray
 
-        run_on_ray(jobs, self.store, environment, self.how.most, self._handle)
+        run_on_ray(jobs, self.how.most, self._handle)
 
-    def _keys(self, n: int) -> list[str]:
-        plan = self.cells[n].plan
-        return [stage.key for stage in plan.stages] if plan else []
+    def _handle(self, event: CellEvent) -> bool:
+        """Show and record what a process reports. Whether the sequence has ended."""
+        match event:
+            case PoolWaiting():
+                self.terminal.line(event.message)
+                return False
+            case CellFailed():
+                cell = self.cells[event.number]
+                cell.error, cell.trace = event.error, event.trace
+                self.terminal.line(f"{cell.name}: failed: {cell.error}")
+                return True
+            case CellStep():
+                self._show_step(self.cells[event.number], event.step)
+                if event.finished:
+                    self._record(self.cells[event.number])
+                return event.finished
 
-    def _job(self, n: int) -> CellJob:
-        cell = self.cells[n]
-        if cell.spec is None or cell.plan is None:
-            raise ValueError(f"{cell.name} has no plan")
-        return CellJob(n, cell.spec.model_dump(mode="json"), cell.plan.to_json(), cell.tasks)
-
-    def _handle(self, event: Event) -> bool:
-        """Show and record what a process reports. Whether the cell has ended."""
-        if "waiting" in event:
-            self.terminal.line(event["waiting"])
-            return False
-        cell = self.cells[event["cell"]]
-        ended = "error" in event or bool(event["finished"])
-        if "error" in event:
-            cell.error, cell.trace = event["error"], event["trace"]
-            self.terminal.line(f"{cell.name}: failed: {cell.error}")
-        else:
-            self.trained += event["trained"]
-            how = "trained" if event["trained"] else "found in the store"
-            stages = len(cell.plan.stages) if cell.plan else 0
-            figures = "  ".join(f"{name} {number(event[name])}" for name in ("AP", "FT"))
-            self.terminal.line(f"{cell.name}: stage {event['stage']}/{stages} {event['task']} {how}  {figures}")
-        if ended and cell.error is None:
-            self._record(cell)
-        return ended
+    def _show_step(self, cell: GridCell, step: StepResult) -> None:
+        """A line about a stage that is done."""
+        self.trained += step.trained
+        how = "trained" if step.trained else "found in the store"
+        stages = len(cell.job.plan.stages) if cell.job else 0
+        figures = "  ".join(f"{name} {number(step.measures[name])}" for name in ("AP", "FT"))
+        self.terminal.line(f"{cell.name}: stage {step.stage}/{stages} {step.task} {how}  {figures}")
 
     # --- recording ---------------------------------------------------------------------------------------------------
 
     def _record(self, cell: GridCell) -> None:
         """A finished sequence's own MLflow run, matrix and figures, all read from the store."""
-        if not self.recording or cell.spec is None or cell.plan is None:
-            return
-        folder = self.folder / "sequences" / run_name(cell.spec)
-        tracker = Tracker(self.options.tracking, self.options.experiment, folder.name, self.tracker.run_id or None)
-        with self.terminal.silent() as silent:
-            driver = Driver(cell.spec, cell.plan, cell.tasks, self.store, tracker, silent, folder)
-            driver.run(Missing(frozenset(), frozenset()))
+        if self.recording and cell.job is not None:
+            folder = self.folder / "sequences" / run_name(cell.job.spec)
+            record_sequence(cell.job, self.options, folder, self.tracker.run_id or None)
 
     def _results(self) -> list[CellResult]:
         return [self._result(cell) for cell in self.cells]
@@ -206,12 +206,12 @@ class Comparison:
     def _result(self, cell: GridCell) -> CellResult:
         """What the store holds of a cell; one that is not complete there has failed, whatever was reported."""
         entry, view, error = cell.entry, None, cell.error
-        if cell.spec is not None and cell.plan is not None:
-            status = "failed" if error else None
-            view = view_of(cell.spec, cell.tasks, cell.plan, self.store, cell.name, status, angles=False)
-            if error is None and cell.missing(self.store):
+        if cell.job is not None:
+            view = view_of(cell.job, cell.name, "failed" if error else None, angles=False)
+            if error is None and cell.missing():
                 error = f"not complete in the store: {view.status}"
-        return CellResult(entry.label, entry.method, entry.bound, cell.order, cell.seed, view, error)
+        defect = cell.trace is not None
+        return CellResult(entry.label, entry.method, entry.bound, cell.order, cell.seed, view, error, defect)
 
     def _finish(self, seconds: float) -> ComparisonResult:
         results = self._results()
@@ -222,7 +222,7 @@ class Comparison:
         if self.recording:
             done = sum(cell.error is None for cell in results)
             self.tracker.finish(board.metrics() | {"failed": len(results) - done}, done, list(outputs.values()))
-            self._remember(self.tracker.run_id, self._signature())
+            self.memory.remember(self.tracker.run_id, self._signature())
         self.terminal.leaderboard(board)
         self.terminal.failures(results)
         self.terminal.borrowed(borrowed)
@@ -244,9 +244,9 @@ class Comparison:
         cells = []
         for cell, result in zip(self.cells, results, strict=True):
             known: Json = {"trace": cell.trace, "spec": None, "stage_keys": [], "matrix": None}
-            if cell.spec is not None and cell.plan is not None:
-                known["spec"] = cell.spec.model_dump(mode="json")
-                known["stage_keys"] = [stage.key for stage in cell.plan.stages]
+            if cell.job is not None:
+                known["spec"] = cell.job.spec.model_dump(mode="json")
+                known["stage_keys"] = [stage.key for stage in cell.job.plan.stages]
             if result.view is not None:
                 known["matrix"] = result.view.matrix.to_json()
             cells.append(cell_record(result, results) | {"error": result.error} | known)
@@ -254,30 +254,15 @@ class Comparison:
             "schema": SCHEMA,
             "request": self.grid.model_dump(mode="json"),
             "store": self.store.uri,
-            "environment": describe_environment(Path(__file__).parents[2]),
+            "environment": describe_environment(),
             "seconds": seconds,
             "trained_stages": self.trained,
             "cells": cells,
         }
 
-    # --- memory ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _memory(self) -> Path:
-        return self.folder / "mlflow_run.json"
-
-    def _recorded(self) -> Json:
-        """What an earlier call of the same comparison recorded under the same tracking URI."""
-        if not self._memory.is_file():
-            return {}
-        known = json.loads(self._memory.read_text(encoding="utf-8"))
-        return known if known.get("uri") == self.tracker.uri else {}
-
-    def _remember(self, run_id: str, finished: str | None) -> None:
-        values = {"uri": self.tracker.uri, "run_id": run_id, "finished": finished}
-        self._memory.write_text(json.dumps(values), encoding="utf-8")
-
     def _signature(self) -> str:
         """Names what is recorded: the cells' results and failures."""
-        done = [[cell.name, cell.error, [c.key for c in cell.plan.cells] if cell.plan else []] for cell in self.cells]
+        done = [
+            [cell.name, cell.error, [c.key for c in cell.job.plan.cells] if cell.job else []] for cell in self.cells
+        ]
         return content_key({"cells": done})

@@ -6,22 +6,21 @@ A cell whose settings, data or model do not fit is a failed cell with its messag
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from raycl.errors import SpecError, UserError
+from raycl.errors import SpecError, UserError, one_message, problems
 from raycl.methods.registry import method_params
-from raycl.models.load import fingerprint
 from raycl.presets import merge, parse_override
-from raycl.sequence.driver import Missing
-from raycl.sequence.plan import Plan, make_plan
+from raycl.sequence.history import Missing
+from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.preflight import check_model
 from raycl.sequence.resolve import resolve
-from raycl.spec import Json, ModelSpec, RunSpec, Strict
+from raycl.spec import Json, RunSpec, Strict
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
 from raycl.tasks.orders import resolve_order
@@ -42,7 +41,29 @@ class GridSpec(Strict):
     )
     bounds: bool = Field(False, description="add per_task, mtl and sin_lora where they are not among the methods")
     preset: str = Field("auto", description="laptop | paper | auto")
-    settings: Json = Field({}, description="run-spec fields that all cells share")
+    settings: Json = Field({}, description="run-spec fields that all sequences share; a method's own settings win")
+    overrides: Json = Field({}, description="run-spec fields that win over all others")
+
+
+def grid_of(
+    layers: Sequence[Json], named: Mapping[str, Sequence[Any] | None], bounds: bool = False, preset: str = "auto"
+) -> GridSpec:
+    """The grid of a command line: its `layers` as `make_layers` orders them (file, flags, --set), and the values of the
+    flags that may be repeated: methods, orders, seeds (none = not given).
+
+    As everywhere --set wins over flags and flags win over the file. Raises SpecError that lists every problem.
+    """
+    file, flags, sets = (dict(layer) for layer in layers)
+    values: Json = {"methods": named.get("methods") or [], "bounds": bounds, "preset": preset}
+    for several, field in (("orders", "order"), ("seeds", "seed")):
+        in_file, in_sets = file.pop(field, None), sets.pop(field, None)
+        chosen = [in_sets] if in_sets is not None else named.get(several) or ([] if in_file is None else [in_file])
+        if chosen:
+            values[several] = [str(one) for one in chosen] if field == "order" else list(chosen)
+    settings = merge(file, flags)
+    for layer in (settings, sets):
+        layer.pop("workers", None)
+    return make_grid_spec(values | {"settings": settings, "overrides": sets})
 
 
 def make_grid_spec(values: Json) -> GridSpec:
@@ -50,8 +71,7 @@ def make_grid_spec(values: Json) -> GridSpec:
     try:
         return GridSpec.model_validate(values)
     except ValidationError as error:
-        lines = [f"  - {'.'.join(map(str, one['loc']))}: {one['msg']} (got {one['input']!r})" for one in error.errors()]
-        raise SpecError("\n".join(["the comparison cannot be read:", *lines, "See jobs/compare.py --help"])) from None
+        raise SpecError(one_message("the comparison", problems(error), "See `raycl compare --help`.")) from None
 
 
 @dataclass(frozen=True)
@@ -77,9 +97,8 @@ class GridCell:
     entry: Entry
     order: str
     seed: int
-    spec: RunSpec | None = None
-    tasks: list[Task] = field(default_factory=list)
-    plan: Plan | None = None
+    job: SequenceJob | None = None
+    """What to run; none = it cannot run."""
     error: str | None = None
     """Why it failed."""
     trace: str | None = None
@@ -90,9 +109,9 @@ class GridCell:
         """How it is called in lines of text."""
         return f"{self.entry.label}  {self.order}  seed {self.seed}"
 
-    def missing(self, store: Store) -> Missing:
+    def missing(self) -> Missing:
         """What the store lacks of it."""
-        return Missing.of(self.plan, store) if self.plan else Missing(frozenset(), frozenset())
+        return Missing.of(self.job.plan, self.job.store) if self.job else Missing()
 
 
 def parse_entry(text: str) -> Entry:
@@ -119,7 +138,7 @@ def make_entries(grid: GridSpec) -> list[Entry]:
     if not entries and not grid.bounds:
         raise SpecError(
             "--method: name at least one method to compare, such as --method o_lora --method gain_lora; "
-            "`python -m raycl methods` lists them"
+            "`raycl methods` lists them"
         )
     named = {entry.method for entry in entries if entry.layer == {"method": {"name": entry.method}}}
     if grid.bounds:
@@ -133,7 +152,7 @@ def make_entries(grid: GridSpec) -> list[Entry]:
     return entries
 
 
-def make_grid(grid: GridSpec, gpus: int) -> list[GridCell]:
+def make_grid(grid: GridSpec, gpus: int, store: Store) -> list[GridCell]:
     """All cells, planned; pairs of order and seed outermost, so that what is finished first can be compared.
 
     Raises SpecError for what is wrong with the grid itself, and the cells' own error if none of them can run.
@@ -142,10 +161,14 @@ def make_grid(grid: GridSpec, gpus: int) -> list[GridCell]:
     orders = _distinct("--order", [resolve_order(order)[0] for order in grid.orders])
     seeds = _distinct("--seed", grid.seeds)
     shared = _shared_settings(grid.settings, entries)
-    planner = _Planner(grid.preset, gpus)
+    overrides = _shared_settings(grid.overrides, entries)
+    planner = _Planner(grid.preset, gpus, store)
     cells = [GridCell(entry, order, seed) for order, seed, entry in product(orders, seeds, entries)]
     for cell in cells:
-        planner.plan(cell, shared[cell.entry.label])
+        label = cell.entry.label
+        planner.plan(
+            cell, [shared[label], {"order": cell.order, "seed": cell.seed}, cell.entry.layer, overrides[label]]
+        )
     problems = {cell.error for cell in cells}
     if len(problems) == 1 and None not in problems:
         raise SpecError(f"no sequence of the comparison can run. {problems.pop()}")
@@ -183,22 +206,18 @@ def _shared_settings(settings: Json, entries: Sequence[Entry]) -> dict[str, Json
 
 
 class _Planner:
-    """Plans cells; data and the model's fingerprint are read once for all cells that share them."""
+    """Plans cells; data are read once for all cells that share them."""
 
-    def __init__(self, preset: str, gpus: int) -> None:
-        self._preset, self._gpus = preset, gpus
+    def __init__(self, preset: str, gpus: int, store: Store) -> None:
+        self._preset, self._gpus, self._store = preset, gpus, store
         self._tasks: dict[str, list[Task]] = {}
-        self._fingerprints: dict[ModelSpec, str] = {}
 
-    def plan(self, cell: GridCell, shared: Json) -> None:
-        """Give the cell its spec, tasks and plan, or its error."""
+    def plan(self, cell: GridCell, layers: list[Json]) -> None:
+        """Give the cell its job, or its error."""
         try:
-            layers = [shared, {"order": cell.order, "seed": cell.seed}, cell.entry.layer]
             spec = resolve(self._preset, layers, self._gpus)
             check_model(spec)
-            cell.tasks = self._load(spec)
-            cell.plan = make_plan(spec, cell.tasks, self._fingerprint(spec.model))
-            cell.spec = spec
+            cell.job = make_job(spec, self._store, self._load(spec))
         except UserError as error:
             cell.error = str(error)
 
@@ -207,8 +226,3 @@ class _Planner:
         if known not in self._tasks:
             self._tasks[known] = load_tasks(spec.tasks, spec.data)
         return self._tasks[known]
-
-    def _fingerprint(self, model: ModelSpec) -> str:
-        if model not in self._fingerprints:
-            self._fingerprints[model] = fingerprint(model)
-        return self._fingerprints[model]

@@ -3,65 +3,33 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from raycl.comparison.runner import CellJob, CellRunner
+from raycl.cluster import nodes, share_out, start_cluster
+from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellRunner, CellStep, PoolWaiting
 from raycl.errors import SetupError
-from raycl.sequence.group import start_cluster
-from raycl.spec import Json
-from raycl.state.store import Store
 
-Event = dict[str, Any]
-Handle = Callable[[Event], None]
-NEVER_STARTED = 3
+Handle = Callable[[CellEvent], None]
+MAX_DEAD_STARTS = 3
 """Processes that may die before their first answer until the pool gives up."""
-PATIENCE = 60.0
+WAITING_NOTE_SECONDS = 60.0
 """Seconds without news until the pool says what it waits for."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """How a cluster is shared out: so many processes, each with so many CPUs and GPUs."""
-
-    processes: int
-    cpus: int
-    gpus: int
-
-
-def share_out(nodes: Sequence[Mapping[str, float]], cells: int, most: int | None) -> Share:
-    """One process per GPU, or without GPUs one per CPU; no more than `cells` and `most`; the CPUs shared evenly.
-
-    `nodes` are the resources of each machine: a process must fit on one.
-    """
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    wanted = max(1, min(cells, most or cells, gpus or sum(int(node.get("CPU", 0)) for node in nodes)))
-
-    def room(cpus: int) -> int:
-        """Processes with so many CPUs (and a GPU, if there are any) that fit."""
-        fits = [int(node.get("CPU", 0)) // cpus for node in nodes]
-        return sum(min(fit, int(node.get("GPU", 0))) if gpus else fit for fit, node in zip(fits, nodes, strict=True))
-
-    largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
-    cpus = next((cpus for cpus in range(largest, 0, -1) if room(cpus) >= wanted), 1)
-    return Share(max(1, min(wanted, room(cpus))), cpus, 1 if gpus else 0)
-
-
-def run_on_ray(jobs: Sequence[CellJob], store: Store, environment: Json, most: int | None, handle: Handle) -> None:
+def run_on_ray(jobs: Sequence[CellJob], most: int | None, handle: Handle) -> None:
     """Run the jobs on the cluster at hand, or on one started here, and hand every event to `handle` in this process.
 
     `most` bounds the number of processes. Raises SetupError if processes die before they can do anything.
     """
     start_cluster()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    share = share_out(nodes, len(jobs), most)
+    share = share_out(nodes(), len(jobs), most)
     actor = ray.remote(CellRunner).options(num_cpus=share.cpus, num_gpus=share.gpus)
-    pool = _Pool(lambda: actor.remote(store.uri, environment, share.cpus), jobs, handle)
+    pool = _Pool(lambda: actor.remote(share.cpus), jobs, handle)
     try:
         pool.run(share.processes)
     finally:
@@ -83,11 +51,11 @@ class _Pool:
         for _ in range(processes):
             self._hire()
         while self._left or any(job for _, job, _ in self._calls.values()):
-            done, _ = ray.wait(list(self._calls), timeout=PATIENCE)
+            done, _ = ray.wait(list(self._calls), timeout=WAITING_NOTE_SECONDS)
             for call in done:
                 self._answer(call)
             if not done and not any(job for _, job, _ in self._calls.values()):
-                self._handle({"waiting": f"{len(self._calls)} processes wait for room on the cluster"})
+                self._handle(PoolWaiting(f"{len(self._calls)} processes wait for room on the cluster"))
 
     def close(self) -> None:
         """End all processes; leases of stages they were making are free at once."""
@@ -103,11 +71,11 @@ class _Pool:
         """Take what a call returned, give the process its next work, and only then hand the event on."""
         actor, job, stored = self._calls.pop(call)
         try:
-            event = ray.get(call)
+            event: CellStep | CellFailed = ray.get(call)
         except RayError as error:
             self._bury(actor, job, error)
             return
-        if job is None or event.get("finished") or "error" in event:
+        if job is None or isinstance(event, CellFailed) or event.finished:
             self._give(actor)
         else:
             self._calls[actor.advance.remote(stored)] = (actor, job, stored)
@@ -129,7 +97,7 @@ class _Pool:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if job is None:
             self._dead_starts += 1
-            if self._dead_starts >= NEVER_STARTED:
+            if self._dead_starts >= MAX_DEAD_STARTS:
                 raise SetupError(
                     f"processes of the comparison die as they start ({reason}); try --workers 0"
                 ) from error
@@ -140,4 +108,4 @@ class _Pool:
                 f"its process died ({reason}); too little memory is the usual cause (--max-concurrent lowers the number of "
                 "processes). The same command again continues at its last finished stage"
             )
-            self._handle({"cell": job.number, "error": text, "trace": str(error)})
+            self._handle(CellFailed(job.number, text, str(error)))

@@ -7,38 +7,61 @@ import os
 import socket
 import traceback
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from raycl.errors import UserError
-from raycl.methods.registry import method_params
-from raycl.sequence.local import Stepper, keep_model
-from raycl.sequence.plan import Plan
-from raycl.sequence.preflight import check_machine, check_workers
-from raycl.spec import Json, parse
-from raycl.state.store import Store
-from raycl.tasks.task import Task
-
-Event = dict[str, Any]
+from raycl.sequence.job import SequenceJob
+from raycl.sequence.local import Stepper, StepResult, keep_model, worker_here
+from raycl.sequence.preflight import check_workers
+from raycl.train.workers import local_device
 
 
 @dataclass(frozen=True)
 class CellJob:
-    """A cell to run, as it is sent to a process."""
+    """A sequence of the grid to run, as it is sent to a process."""
 
     number: int
-    spec: Json
-    plan: Json
-    tasks: list[Task]
+    """Its place in the grid."""
+    job: SequenceJob
+
+
+@dataclass(frozen=True)
+class CellStep:
+    """A stage of a sequence is done."""
+
+    number: int
+    step: StepResult
+    finished: bool
+    """Whether it was the last stage."""
+
+
+@dataclass(frozen=True)
+class CellFailed:
+    """A sequence cannot go on."""
+
+    number: int
+    error: str
+    trace: str | None = None
+    """Where, for an error that is no user's."""
+
+
+@dataclass(frozen=True)
+class PoolWaiting:
+    """Nothing happens for want of room."""
+
+    message: str
+
+
+CellEvent = CellStep | CellFailed | PoolWaiting
 
 
 class CellRunner:
     """One process's part of a comparison."""
 
-    def __init__(self, store: str, environment: Json, threads: int) -> None:
-        """`store` is a folder or URI; `environment` is recorded in the manifests of the stages made here."""
-        self._store, self._environment, self._threads = store, environment, threads
+    def __init__(self, threads: int) -> None:
+        """`threads` are the CPU threads of this process."""
+        self._threads = threads
         self._number: int | None = None
         self._stepper: Stepper | None = None
 
@@ -46,36 +69,26 @@ class CellRunner:
         """Host and process, for messages; answers once the process is up."""
         return f"{socket.gethostname()}, process {os.getpid()}"
 
-    def advance(self, job: CellJob) -> Event:
-        """Do the job's next stage, its first if it is new here.
-
-        Returns what `Stepper.step` returns, and `cell` and `finished`; or, for any error, `cell`, `error` and `trace`
-        (none for what a user can mend): one bad cell must not cost the others.
-        """
+    def advance(self, cell: CellJob) -> CellStep | CellFailed:
+        """Do the sequence's next stage, its first if it is new here. Any error is returned: one must not cost the others."""
         try:
-            if self._stepper is None or self._number != job.number:
-                self._open(job)
-            event = self._stepper.step()
-            return {"cell": job.number, "finished": self._stepper.finished} | event
+            if self._stepper is None or self._number != cell.number:
+                self._stepper = self._open(cell)
+            step = self._stepper.step()
+            return CellStep(cell.number, step, self._stepper.finished)
         except UserError as error:
             self._drop()
-            return {"cell": job.number, "error": str(error), "trace": None}
+            return CellFailed(cell.number, str(error))
         except Exception as error:
             self._drop()
-            text = f"{type(error).__name__}: {error}".strip()
-            return {"cell": job.number, "error": text, "trace": traceback.format_exc()}
+            return CellFailed(cell.number, f"{type(error).__name__}: {error}".strip(), traceback.format_exc())
 
-    def _open(self, job: CellJob) -> None:
+    def _open(self, cell: CellJob) -> Stepper:
         """Prepare a sequence from its first stage; what is in the store is found there."""
-        spec = parse(job.spec, method_params)
-        check_machine(spec)
-        check_workers(spec, 1)
-        store = Store(self._store)
-        store.check_usable()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        plan = Plan.from_json(job.plan)
-        self._stepper = Stepper(spec, job.tasks, plan, store, self._environment, self._threads, device)
-        self._number = job.number
+        check_workers(cell.job.spec, 1)
+        cell.job.store.check_usable()
+        self._number = cell.number
+        return Stepper(cell.job, worker_here(cell.job, self._threads, local_device()))
 
     def _drop(self) -> None:
         """Forget the sequence and the base model: after an error nobody knows what state it is in."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raycl.analysis.leaderboard import MEASURES, CellResult, Leaderboard, Line, finite, measured
+from raycl.analysis.leaderboard import MEASURES, CellResult, Leaderboard, Line, measured
 from raycl.analysis.published import TABLES, Borrowed
 from raycl.analysis.stats import Spread
+from raycl.files import finite, write_json, write_text
 from raycl.report.cards import markdown_table
 from raycl.report.tables import in_pieces, number
-from raycl.report.terminal import Terminal, standard_output
+from raycl.report.terminal import standard_output
 
 Json = dict[str, Any]
 LEGEND = (
@@ -139,23 +139,16 @@ def write_comparison(
     borrowed: Sequence[Borrowed],
 ) -> dict[str, Path]:
     """Write leaderboard.csv/.md/.tex, cells.csv and compare.json (all of it, and `record`), each file at once."""
-    from raycl.report.files import replace  # brings the library that draws figures, which takes a second to import
-
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {
+    texts_by_name = {
         "leaderboard.csv": leaderboard_frame(board).to_csv(index=False, lineterminator="\n"),
         "leaderboard.md": markdown(board, cells, borrowed),
         "leaderboard.tex": latex(board),
         "cells.csv": cells_frame(cells).to_csv(index=False, lineterminator="\n"),
-        "compare.json": json.dumps(
-            finite({**record, "leaderboard": board.to_json()}), indent=2, ensure_ascii=False, allow_nan=False
-        ),
     }
-    return {name: replace(folder / name, _writer(text)) for name, text in contents.items()}
-
-
-def _writer(text: str) -> Callable[[Path], object]:
-    return lambda path: path.write_text(text, encoding="utf-8")
+    written = {name: write_text(folder / name, text) for name, text in texts_by_name.items()}
+    whole = {**record, "leaderboard": board.to_json()}
+    return written | {"compare.json": write_json(folder / "compare.json", whole, indent=2)}
 
 
 class ComparisonTerminal:
@@ -164,10 +157,6 @@ class ComparisonTerminal:
     def __init__(self, console: Console | None = None) -> None:
         """`console` none = standard output."""
         self.console = console or standard_output()
-
-    def silent(self) -> Terminal:
-        """A terminal for a single sequence that shows nothing."""
-        return Terminal(Console(quiet=True))
 
     def line(self, text: str) -> None:
         """One line, never broken by us."""

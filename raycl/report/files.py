@@ -2,68 +2,67 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.report import plots
+from raycl.events import Event, Json, SequenceEnd, SequenceStart
+from raycl.files import finite, write_json, write_text, write_whole
 from raycl.report.tables import matrix_markdown
 
 
+class OutputFiles:
+    """A listener that writes the outputs of a sequence into a folder once it has come to its end."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` exists."""
+        self.folder = folder
+        self.written: dict[str, Path] = {}
+        """Name -> file, once the sequence has ended well."""
+        self._spec: Json = {}
+
+    def handle(self, event: Event) -> None:
+        """Note the spec at the start, write at the end."""
+        if isinstance(event, SequenceStart):
+            self._spec = event.spec
+        elif isinstance(event, SequenceEnd) and event.status == "FINISHED":
+            matrix = AccuracyMatrix.from_json(event.matrix)
+            self.written = write_outputs(self.folder, matrix, self._spec, event.facts)
+
+
 def write_outputs(
-    folder: Path, matrix: AccuracyMatrix, spec: Mapping[str, Any], extra: Mapping[str, Any]
+    folder: Path, matrix: AccuracyMatrix, spec: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Write the outputs of a sequence into `folder` and return them as name -> path.
 
     summary.json holds AP, FT, BWT and FWT after the last scored stage and after every stage (null = undefined), and
-    what is in `extra` beside them. Each file is replaced at once, so a reader never meets half of one.
+    `facts` beside them. Each file is replaced at once, so a reader never meets half of one.
     """
+    from raycl.report import plots  # draws figures, which takes a second to import
+
     folder.mkdir(parents=True, exist_ok=True)
     heat_map = plots.heat_map(matrix)
-    writers: dict[str, Callable[[Path], object]] = {
-        "matrix.csv": matrix.to_csv,
-        "matrix.json": _json(matrix.to_json()),
-        "matrix.md": lambda path: path.write_text(matrix_markdown(matrix), encoding="utf-8"),
-        "matrix.png": lambda path: plots.save(heat_map, path),
-        "matrix.svg": lambda path: plots.save(heat_map, path),
-        "forgetting.png": lambda path: plots.save(plots.forgetting_curves(matrix), path),
-        "ap.png": lambda path: plots.save(plots.ap_curve(matrix), path),
-        "summary.json": _json({**summary(matrix), **extra}),
-        "spec.json": _json(spec),
+    pictures: dict[str, Callable[[Path], object]] = {
+        "matrix.png": partial(plots.save, heat_map),
+        "matrix.svg": partial(plots.save, heat_map),
+        "forgetting.png": partial(plots.save, plots.forgetting_curves(matrix)),
+        "ap.png": partial(plots.save, plots.ap_curve(matrix)),
     }
-    return {name: replace(folder / name, write) for name, write in writers.items()}
+    return {
+        "matrix.csv": write_whole(folder / "matrix.csv", matrix.to_csv),
+        "matrix.json": write_json(folder / "matrix.json", matrix.to_json(), indent=2),
+        "matrix.md": write_text(folder / "matrix.md", matrix_markdown(matrix)),
+        **{name: write_whole(folder / name, draw) for name, draw in pictures.items()},
+        "summary.json": write_json(folder / "summary.json", {**summary(matrix), **facts}, indent=2),
+        "spec.json": write_json(folder / "spec.json", spec, indent=2),
+    }
 
 
 def summary(matrix: AccuracyMatrix) -> dict[str, Any]:
     """The measures as JSON: `stage` (last scored), AP, FT, BWT, FWT, LA there, and `by_stage`; null = undefined."""
     last = matrix.last_stage
     values = {**matrix.summary(last), "LA": matrix.learning_accuracy(last)} if last else {}
-    by_stage = [{"stage": t, "task": matrix.tasks[t - 1], **_nulls(matrix.summary(t))} for t in range(1, last + 1)]
-    return {"stage": last, "stages": len(matrix.tasks), **_nulls(values), "by_stage": by_stage}
-
-
-def _nulls(values: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as null, which JSON has."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
-
-
-def _json(value: Mapping[str, Any]) -> Callable[[Path], object]:
-    """A writer of `value` as strict JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return lambda path: path.write_text(text, encoding="utf-8")
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write into a neighbour with the same suffix, then move it to `path`."""
-    partial = path.with_name(f".{uuid4().hex}{path.suffix}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    by_stage = [{"stage": t, "task": matrix.tasks[t - 1], **finite(matrix.summary(t))} for t in range(1, last + 1)]
+    return {"stage": last, "stages": len(matrix.tasks), **finite(values), "by_stage": by_stage}

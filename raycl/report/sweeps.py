@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raycl.files import write_text
 from raycl.report.tables import in_pieces, number, short
 from raycl.report.terminal import standard_output
 
@@ -115,18 +114,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         found = ["" if row[name] is None else row[name] for name in measures]
         ends = [row["done"], row["stages"], row["status"], row["message"]]
         writer.writerow([row["rank"], row["trial"], *values, *found, *ends])
-    return replace_text(path, text.getvalue())
-
-
-def replace_text(path: Path, text: str) -> Path:
-    """Write a file so that a reader meets the old one or the new one."""
-    partial = path.with_name(f".{uuid4().hex}{path.suffix}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_text(path, text.getvalue())
 
 
 def _number(value: float | None) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import PlannedStage
 
 CELL = 6
 """Terminal columns one score takes: `100.0` and a space."""
@@ -84,11 +84,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What a sequence is going to do: per stage its task, key, whether the store holds it, and its examples.
-
-    A row has stage, task, key, stored (bool) and, where known, train and test (numbers of examples).
-    """
+def plan_table(stages: Sequence[PlannedStage]) -> Table:
+    """What a sequence is going to do: per stage its task, key, whether the store holds it, and its examples."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("stage", justify="right", no_wrap=True)
     table.add_column("task", overflow="ellipsis")  # the only column that may shrink
@@ -96,10 +93,10 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("state", no_wrap=True)
     table.add_column("train", justify="right", no_wrap=True)
     table.add_column("test", justify="right", no_wrap=True)
-    for row in rows:
-        state = Text("stored", style="green") if row["stored"] else Text("to run")
-        counts = [f"{row[split]:,}" if row.get(split) is not None else "-" for split in ("train", "test")]
-        table.add_row(str(row["stage"]), Text(row["task"]), row["key"][:12], state, *counts)
+    for stage in stages:
+        state = Text("stored", style="green") if stage.stored else Text("to run")
+        counts = (f"{stage.train:,}", f"{stage.test:,}")
+        table.add_row(str(stage.stage), Text(stage.task), stage.key[:12], state, *counts)
     return table
 
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.table import Column, Table
+from rich.text import Text
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import Event, Phase, RowDone, SequenceEnd, SequenceStart, StageEnd, StageStart, Step
 from raycl.report.tables import matrix_tables, number, plan_table
+from raycl.state.manifest import Manifest
 
-WIDE = 160
-"""Width of what is no terminal: a file or a job's log."""
-LINES_PER_STAGE = 4
+LOG_WIDTH = 160
+"""Columns of what is no terminal: a file or a job's log."""
+PROGRESS_LINES_PER_STAGE = 4
 """Progress lines of a stage where there is no live display: one per quarter of its steps."""
 
 
@@ -30,12 +31,12 @@ def standard_output() -> Console:
     """Standard output: as wide as its terminal, and wide enough for any table where there is none."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDE
+        console.width = LOG_WIDTH
     return console
 
 
 class Terminal:
-    """Shows the events of one sequence. Use it as a context manager, so that a failure leaves the terminal usable."""
+    """A listener that shows one sequence; its end, however it comes, leaves the terminal usable."""
 
     def __init__(self, console: Console | None = None) -> None:
         """`console` none = standard output."""
@@ -47,101 +48,104 @@ class Terminal:
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the live display; what comes next may draw a new one."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._bars = None, {}
 
-    # --- what the driver calls ---------------------------------------------------------------------------------------
+    def handle(self, event: Event) -> None:
+        """Show one event; single scores are shown with their row."""
+        match event:
+            case SequenceStart():
+                self._plan(event)
+            case StageStart():
+                self._start(event)
+            case Step():
+                self._step(event)
+            case Phase():
+                self._on_phase(event)
+            case StageEnd():
+                self._end(event)
+            case RowDone():
+                self._row(event)
+            case SequenceEnd():
+                self._summary(event)
 
-    def plan(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print what is going to happen: rows with stage, task, key, stored and, where known, train and test."""
-        self._stages = len(rows)
-        self._tasks = {row["stage"]: row["task"] for row in rows}
-        stored = sum(bool(row["stored"]) for row in rows)
-        self._line(f"Plan: {len(rows)} stages, {stored} in the store, {len(rows) - stored} to run")
-        self.console.print(plan_table(rows))
+    # --- events ------------------------------------------------------------------------------------------------------
 
-    def handle(self, event: Mapping[str, Any]) -> None:
-        """Show one event of the table in docs/architecture.md; `scores` are shown by `row`."""
-        shown = {"stage_start": self._start, "step": self._step, "phase": self._on_phase, "stage_end": self._end}
-        show = shown.get(event["event"])
-        if show:
-            show(event)
+    def _plan(self, event: SequenceStart) -> None:
+        """What is going to happen."""
+        self._stages = len(event.stages)
+        self._tasks = {stage.stage: stage.task for stage in event.stages}
+        stored = sum(stage.stored for stage in event.stages)
+        self._line(f"Plan: {len(event.stages)} stages, {stored} in the store, {len(event.stages) - stored} to run")
+        self.console.print(plan_table(event.stages))
 
-    def row(self, matrix: AccuracyMatrix, stage: int) -> None:
-        """Print the new row of the accuracy matrix: the scores of the tasks seen, and the measures so far."""
+    def _row(self, event: RowDone) -> None:
+        """The new row of the accuracy matrix: the scores of the tasks seen, and the measures so far."""
         self.close()
-        scores = "  ".join(f"{task} {number(score)}" for task, score in matrix.seen(stage).items())
-        self._line(f"{self._name(stage)} scores: {scores}  |  {_measures(matrix, stage)}")
+        scores = "  ".join(f"{task} {number(score)}" for task, score in event.scores.items())
+        self._line(f"{self._name(event.stage)} scores: {scores}  |  {_measures(event.measures)}")
 
-    def summary(self, matrix: AccuracyMatrix, paths: Mapping[str, str], mlflow_command: str) -> None:
-        """Print the whole matrix, the measures after the last scored stage, where the files are, how to open MLflow."""
+    def _summary(self, event: SequenceEnd) -> None:
+        """Of a sequence that came to its end: the whole matrix, the measures, where the files are."""
         self.close()
+        if event.status != "FINISHED":
+            return
+        matrix = AccuracyMatrix.from_json(event.matrix)
         self._line("")
         self._line("Accuracy matrix (columns: tasks by number)")
         for table in matrix_tables(matrix, self.console.width):
             self.console.print(table)
-        if matrix.last_stage:
-            self._line(f"After stage {matrix.last_stage}/{len(matrix.tasks)}: {_measures(matrix, matrix.last_stage)}")
-        width = max(map(len, [*paths, "MLflow"]))
-        for name, path in [*paths.items(), ("MLflow", mlflow_command)]:
-            self._line(f"{name:<{width}}  {path}")
+        if last := matrix.last_stage:
+            self._line(f"After stage {last}/{len(matrix.tasks)}: {_measures(matrix.summary(last))}")
+        width = max(map(len, event.places), default=0)
+        for name, place in event.places.items():
+            self._line(f"{name:<{width}}  {place}")
 
-    # --- events ------------------------------------------------------------------------------------------------------
-
-    def _start(self, event: Mapping[str, Any]) -> None:
+    def _start(self, event: StageStart) -> None:
         self.close()
-        self._tasks[event["stage"]] = event["task"]
+        self._tasks[event.stage] = event.task
         self._quarter, self._phase = 0, None
         if self.console.is_terminal:
-            self._bar("steps", self._name(event["stage"]), event["steps"])
+            self._bar("steps", self._name(event.stage), event.steps)
         else:
-            self._line(f"{self._name(event['stage'])}: {event['steps']} steps")
+            self._line(f"{self._name(event.stage)}: {event.steps} steps")
 
-    def _step(self, event: Mapping[str, Any]) -> None:
-        done, steps = event["step"], event["steps"]
-        speed = f"loss {event['loss']:.3f}  {event['tokens_per_s']:,.0f} tokens/s"
+    def _step(self, event: Step) -> None:
+        speed = f"loss {event.loss:.3f}  {event.tokens_per_s:,.0f} tokens/s"
         if self.console.is_terminal:
             self._end_phase()
-            self._update("steps", self._name(event["stage"]), done, steps, speed)
+            self._update("steps", self._name(event.stage), event.step, event.steps, speed)
             return
-        quarter = LINES_PER_STAGE * done // max(steps, 1)
+        quarter = PROGRESS_LINES_PER_STAGE * event.step // max(event.steps, 1)
         if quarter > self._quarter:
             self._quarter = quarter
-            self._line(f"{self._name(event['stage'])}: step {done}/{steps}  {speed}")
+            self._line(f"{self._name(event.stage)}: step {event.step}/{event.steps}  {speed}")
 
-    def _on_phase(self, event: Mapping[str, Any]) -> None:
-        phase = (event["stage"], event["phase"])
+    def _on_phase(self, event: Phase) -> None:
+        phase, text = (event.stage, event.phase), f"{self._name(event.stage)}: {event.phase}"
         if self.console.is_terminal:
             if phase != self._phase:
                 self._end_phase()
-            self._update("phase", f"{self._name(event['stage'])}: {event['phase']}", event["done"], event["total"], "")
-            if event["total"] and event["done"] >= event["total"]:
+            self._update("phase", text, event.done, event.total, "")
+            if event.total and event.done >= event.total:
                 self._end_phase()
         elif phase != self._phase:
-            self._line(f"{self._name(event['stage'])}: {event['phase']}")
+            self._line(text)
         self._phase = phase
 
-    def _end(self, event: Mapping[str, Any]) -> None:
+    def _end(self, event: StageEnd) -> None:
         self.close()
-        self._tasks[event["stage"]] = event["task"]
-        if event["cached"]:
-            self._line(f"{self._name(event['stage'])}: taken from the store ({event['key'][:12]})")
+        self._tasks[event.stage] = event.task
+        if event.cached:
+            self._line(f"{self._name(event.stage)}: taken from the store ({event.key[:12]})")
             return
-        seconds = {name: value for name, value in event["seconds"].items() if value}
+        seconds = {name: value for name, value in event.seconds.items() if value}
         parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
         self._line(
-            f"{self._name(event['stage'])}: done in {sum(seconds.values()):.1f} s" + (f" ({parts})" if parts else "")
+            f"{self._name(event.stage)}: done in {sum(seconds.values()):.1f} s" + (f" ({parts})" if parts else "")
         )
 
     # --- drawing -----------------------------------------------------------------------------------------------------
@@ -187,11 +191,21 @@ class Terminal:
             self._progress.remove_task(self._bars.pop("phase"))
 
 
-def _measures(matrix: AccuracyMatrix, stage: int) -> str:
-    """The defined measures after `stage` as `AP 76.9  FT 2.5`."""
-    return "  ".join(
-        f"{name} {number(value, 2)}" for name, value in matrix.summary(stage).items() if not math.isnan(value)
-    )
+def _measures(measures: Mapping[str, float]) -> str:
+    """The defined measures as `AP 76.9  FT 2.5`."""
+    return "  ".join(f"{name} {number(value, 2)}" for name, value in measures.items() if not math.isnan(value))
+
+
+def print_stages(manifests: Sequence[Manifest], console: Console | None = None) -> None:
+    """The stages of a store, in the order of their making."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("key", "stage", "task", "method", "KiB", "made (UTC)"):
+        table.add_column(name, justify="right" if name in ("stage", "KiB") else "left", no_wrap=True)
+    for one in sorted(manifests, key=lambda manifest: manifest.created):
+        size = sum(file.bytes for file in one.files.values()) / 1024
+        method = str(one.recipe.get("method", {}).get("name", "?"))
+        table.add_row(one.key[:12], str(one.stage), Text(one.task), method, f"{size:,.0f}", one.created[:19])
+    (console or standard_output()).print(table)
 
 
 def print_methods(console: Console | None = None) -> None:

@@ -19,7 +19,6 @@ from raycl.reproduction.form import MODELS, Reproduction
 from raycl.reproduction.record import identity, report, report_name, write_report
 from raycl.reproduction.specs import Place, sequences
 from raycl.spec import DataSpec, RunSpec
-from raycl.state.environment import describe_environment
 
 Json = dict[str, Any]
 Runner = Callable[[RunSpec], AccuracyMatrix]
@@ -106,28 +105,23 @@ def runner(place: Place, where: Where) -> Iterator[Runner]:
         yield lambda spec: _run_driver(spec, where)
         return
     with tempfile.TemporaryDirectory(prefix="raycl-smoke-") as scratch:
-        environment = describe_environment(Path(__file__).parents[2])
-        yield lambda spec: _run_here(spec, where.store or scratch, environment)
+        yield lambda spec: _run_here(spec, where.store or scratch)
 
 
 def _run_driver(spec: RunSpec, where: Where) -> AccuracyMatrix:
-    from raycl.report.terminal import Terminal
     from raycl.sequence.driver import Options, run_name, run_sequence
 
     output = str(where.folder / "sequences" / run_name(spec))
-    return run_sequence(spec, Options(where.store, where.tracking, "raycl-reproduce", output), Terminal()).matrix
+    return run_sequence(spec, Options(where.store, where.tracking, "raycl-reproduce", output)).matrix
 
 
-def _run_here(spec: RunSpec, store: str, environment: Json) -> AccuracyMatrix:
-    from raycl.models.load import fingerprint
-    from raycl.sequence.local import Stepper
-    from raycl.sequence.plan import make_plan
+def _run_here(spec: RunSpec, store: str) -> AccuracyMatrix:
+    from raycl.sequence.job import make_job
+    from raycl.sequence.local import Stepper, worker_here
     from raycl.state.store import Store
-    from raycl.tasks.load import load_tasks
 
-    tasks = load_tasks(spec.tasks, spec.data)
-    plan = make_plan(spec, tasks, fingerprint(spec.model))
-    stepper = Stepper(spec, tasks, plan, Store(store), environment)
+    job = make_job(spec, Store(store))
+    stepper = Stepper(job, worker_here(job))
     while not stepper.finished:
         stepper.step()
     return stepper.matrix

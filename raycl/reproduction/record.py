@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.files import write_json, write_text
 from raycl.report.cards import markdown_table
 from raycl.reproduction.form import MODELS, Column, Reproduction, Row
 from raycl.reproduction.specs import Place, Sequence
@@ -35,7 +34,7 @@ def report(
         for column in part.columns:
             own = [run for run in runs if run.row == row and run.column == column]
             cells += _cells(one, row, column, place, own, matrices)
-    environment = describe_environment(Path(__file__).parents[3])
+    environment = describe_environment()
     done = [cell for cell in cells if cell["verdict"] is not None]
     return {
         "schema": 1,
@@ -112,12 +111,10 @@ def write_report(folder: Path, record: Json) -> list[Path]:
     """Write a report as JSON and Markdown, each replaced at once."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = report_name(record["id"], record["scale"])
-    texts = {f"{stem}.json": json.dumps(record, indent=1, ensure_ascii=False) + "\n", f"{stem}.md": markdown(record)}
-    for name, text in texts.items():
-        partial = folder / f".{name}.{os.getpid()}"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / name)
-    return [folder / name for name in texts]
+    return [
+        write_json(folder / f"{stem}.json", record),
+        write_text(folder / f"{stem}.md", markdown(record)),
+    ]
 
 
 def markdown(record: Json) -> str:

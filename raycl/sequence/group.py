@@ -1,16 +1,16 @@
-"""Ray, and only here: run a sequence's worker loop in a Ray Train worker group, or in this process (local mode)."""
+"""Ray Train, and only here: run a sequence in a worker group, all remaining stages in one warm group."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import os
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,102 +21,82 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 
-from raycl.cluster import attach, cluster_gpus
-from raycl.errors import SetupError, UserError
+from raycl.cluster import cluster_gpus, start_cluster
+from raycl.errors import UserError
+from raycl.events import StageEvent
 from raycl.files import home
-from raycl.methods.registry import method_params
-from raycl.sequence.plan import Plan, StagePlan
-from raycl.sequence.worker import SequenceWorker
-from raycl.spec import RunSpec, parse
+from raycl.sequence.job import SequenceJob
+from raycl.sequence.plan import StagePlan
+from raycl.sequence.worker import Report, SequenceWorker
 from raycl.state.store import Store
-from raycl.tasks.task import Task
 from raycl.train.workers import Workers, cores, set_threads
 
-Event = dict[str, Any]
-Handle = Callable[[Event], None]
-
-RETRIES = 2
+GROUP_RESTARTS = 2
 """How often a group whose worker died is started again; finished stages are in the store and stay."""
 
 
-def run_workers(
-    spec: RunSpec,
-    plan: Plan,
-    tasks: list[Task],
-    store: Store,
-    workers: int,
-    environment: dict[str, Any],
-    handle: Handle,
-    threads: int | None = None,
-    nested: bool = False,
-) -> None:
-    """Run all that the store lacks, and hand every event to `handle` in this process.
+@dataclass(frozen=True)
+class GroupStart:
+    """The first message of a nested group: what `end_group` takes."""
 
-    `workers` = 0 runs the very same loop in this process, without a cluster. `threads` is the number of CPU threads of each
-    worker (none = the machine's cores shared out). A `nested` group belongs to a trial: it is not started again when a
-    worker dies, and its first event is `group`, with what `end_group` takes. Raises what the loop raises.
+    group: PlacementGroup
+
+
+Message = StageEvent | GroupStart
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A group that belongs to a trial: it is not started again when a worker dies."""
+
+    threads: int
+    """CPU threads of each worker."""
+    started: Callable[[PlacementGroup], None]
+    """Takes what `end_group` needs."""
+
+
+def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | None = None) -> None:
+    """Run all that the store lacks in `workers` Ray Train workers, and hand every event to `report` in this process.
+
+    Each worker gets the machine's cores shared out as CPU threads, unless it is `nested`. Raises what a worker raises.
     """
-    config: dict[str, Any] = {
-        "spec": spec.model_dump(mode="json"),
-        "plan": plan.to_json(),
-        "store": store.uri,
-        "environment": environment,
-        "threads": threads or _threads(workers),
-        "nested": nested,
-    }
-    if workers == 0:
-        _fit(config | {"tasks": tasks, "emit": handle}, ScalingConfig(num_workers=0), store)
-        return
     start_cluster()
     queue = Queue(actor_options={"num_cpus": 0})
+    config = {
+        "job": ray.put(job),
+        "threads": nested.threads if nested else threads_per_worker(workers),
+        "nested": nested is not None,
+        "queue": queue,
+    }
+
+    def handle(message: Message) -> None:
+        if not isinstance(message, GroupStart):
+            report(message)
+        elif nested is not None:
+            nested.started(message.group)
+
     try:
         with _pump(queue, handle):
-            _fit(config | {"tasks": ray.put(tasks), "emit": queue}, _scaling(workers, threads), store)
+            _fit(config, _scaling(workers, nested), job.store)
     finally:
         queue.shutdown(force=True)
 
 
-def start_cluster() -> None:
-    """Attach to a cluster, or start one for this run without a dashboard.
-
-    Ray gives a new node 30 s, which a busy laptop can exceed: a second try follows. Raises SetupError after it.
-    """
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    # A worker's report waits until Ray Train has looked at the one before, by default every 2 s: longer than a short stage.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if attach():
-        return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    for last in (False, True):
-        try:
-            ray.init(address="local", include_dashboard=False, **quiet)
-            return
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            if last:
-                raise SetupError(
-                    "Ray did not start within a minute: the machine is too busy, or out of memory. Run the same command "
-                    "again, or run without Ray's worker processes: --workers 0"
-                ) from error
-            ray.shutdown()
-
-
-def _threads(workers: int) -> int:
-    """CPU threads per worker: the cores this process may use, shared out. The same number in every host, since it touches
-    results."""
+def threads_per_worker(workers: int) -> int:
+    """CPU threads per worker: the cores this process may use, shared out. The same number for every group of this size,
+    since it touches results in the last bits."""
     return max(1, cores() // max(1, workers))
 
 
-def _scaling(workers: int, threads: int | None = None) -> ScalingConfig:
+def _scaling(workers: int, nested: Nested | None) -> ScalingConfig:
     """What a worker asks of the cluster."""
     if cluster_gpus():
         return ScalingConfig(num_workers=workers, use_gpu=True)
-    if threads:
-        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads})
+    if nested is not None:
+        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": nested.threads})
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return ScalingConfig(
-        num_workers=workers, resources_per_worker={"CPU": max(1, min(_threads(workers), cpus // workers))}
+        num_workers=workers, resources_per_worker={"CPU": max(1, min(threads_per_worker(workers), cpus // workers))}
     )
 
 
@@ -126,7 +106,7 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
     run = RunConfig(
         name=f"sequence-{uuid.uuid4().hex[:12]}",
         storage_path=f"{store.uri.rstrip('/')}/ray" if "://" in store.uri else str(home() / "ray"),
-        failure_config=FailureConfig(max_failures=RETRIES if scaling.num_workers and not config["nested"] else 0),
+        failure_config=FailureConfig(max_failures=0 if config["nested"] else GROUP_RESTARTS),
     )
     try:
         result = TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
@@ -161,36 +141,20 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     """
     context = ray.train.get_context()
     set_threads(config["threads"])
-    emit, tasks = config["emit"], config["tasks"]
-    if isinstance(emit, Queue):
-        tasks = ray.get(tasks)
-    rank = context.get_world_rank()
+    rank, queue = context.get_world_rank(), config["queue"]
     if config["nested"] and rank == 0:
-        emit.put({"event": "group", "group": get_current_placement_group()})
-    worker = SequenceWorker(
-        spec=parse(config["spec"], method_params),
-        plan=Plan.from_json(config["plan"]),
-        tasks=tasks,
-        store=Store(config["store"]),
-        workers=Workers(rank, context.get_world_size(), str(get_device())),
-        report=_reporter(emit, rank),
-        environment=config["environment"],
-    )
+        queue.put(GroupStart(get_current_placement_group()))
+    job: SequenceJob = ray.get(config["job"])
+    workers = Workers(rank, context.get_world_size(), str(get_device()))
+    worker = SequenceWorker(job, workers, queue.put if rank == 0 else lambda event: None)
     try:
-        worker.store.check_usable()
-        worker.run(lambda stage: _report_stage(worker.store, stage, rank))
+        job.store.check_usable()
+        worker.run(lambda stage: _report_stage(job.store, stage, rank))
     except UserError as error:
-        if worker.workers.world > 1:
+        if workers.world > 1:
             raise
         return error
     return None
-
-
-def _reporter(emit: Queue | Handle, rank: int) -> Handle:
-    """Rank 0 sends events to the driver; the others keep silent."""
-    if rank != 0:
-        return lambda event: None
-    return emit.put if isinstance(emit, Queue) else emit
 
 
 def _report_stage(store: Store, stage: StagePlan, rank: int) -> None:
@@ -206,7 +170,7 @@ def _report_stage(store: Store, stage: StagePlan, rank: int) -> None:
 
 
 @contextlib.contextmanager
-def _pump(queue: Queue, handle: Handle) -> Iterator[None]:
+def _pump(queue: Queue, handle: Callable[[Message], None]) -> Iterator[None]:
     """Hand events on while the group runs, and the rest of them at the end."""
     done = threading.Event()
 

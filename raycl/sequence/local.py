@@ -1,26 +1,28 @@
-"""A sequence that goes forward one stage at a time in this process, on one device and without Ray Train.
+"""A sequence in this process, on one device, without Ray: all at once, or one stage at a time.
 
-Trials of a sweep and cells of a comparison run this way where one device is enough: many of them share a process, and
-with it the base model in memory.
+Trials of a sweep and cells of a comparison go stage by stage where one device is enough: many of them share a process,
+and with it the base model in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.models.load import LoadedModel, load_model
-from raycl.sequence.plan import Cell, Plan
-from raycl.sequence.worker import SequenceWorker
-from raycl.spec import ModelSpec, RunSpec
-from raycl.state.store import Store
-from raycl.tasks.task import Task
-from raycl.train.workers import Workers, set_threads
+from raycl.sequence.history import stored_scores
+from raycl.sequence.job import SequenceJob
+from raycl.sequence.worker import Advancing, Report, SequenceWorker
+from raycl.spec import ModelSpec
+from raycl.train.workers import Workers, cores, local_device, set_threads
 
-Event = dict[str, Any]
+
+def run_here(job: SequenceJob, workers: int, report: Report) -> None:
+    """Run all that the store lacks, and hand every event to `report`. `workers` is 0 here: no process but this one."""
+    set_threads(cores())
+    SequenceWorker(job, Workers(device=local_device()), report).run()
 
 
 @lru_cache(maxsize=1)
@@ -29,48 +31,59 @@ def keep_model(spec: ModelSpec, device: str) -> LoadedModel:
     return load_model(spec, device)
 
 
+def worker_here(job: SequenceJob, threads: int = 1, device: str = "cpu") -> SequenceWorker:
+    """A worker of its own for one sequence among many in this process; the base model is kept for the next one."""
+    set_threads(threads)
+    return SequenceWorker(job, Workers(device=device), lambda event: None, load=keep_model)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A stage that is done."""
+
+    stage: int
+    task: str
+    key: str
+    trained: bool
+    """Trained for this sequence, not found in the store."""
+    measures: dict[str, float]
+    """AP, FT, BWT, FWT after it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in one mapping."""
+        return {"stage": self.stage, "task": self.task, "key": self.key, "trained": self.trained} | self.measures
+
+
 @dataclass
 class Stepper:
     """One sequence, advanced by `step`. Its plan may end before the order does; nothing is kept but in the store."""
 
-    spec: RunSpec
-    tasks: list[Task]
-    plan: Plan
-    store: Store
-    environment: dict[str, Any]
-    """Recorded in the manifests of the stages made here."""
-    threads: int = 1
-    """CPU threads of this process."""
-    device: str = "cpu"
-    report: Callable[[Event], None] = lambda event: None
-    load: Callable[[ModelSpec, str], LoadedModel] = keep_model
+    job: SequenceJob
+    hand: Advancing
+    """What does the work."""
     done: int = field(default=0, init=False)
     """Stages done so far."""
 
     def __post_init__(self) -> None:
-        set_threads(self.threads)
-        self.matrix = AccuracyMatrix([task.name for task in self.tasks])
-        workers = Workers(device=self.device)
-        args = (self.spec, self.plan, self.tasks, self.store, workers, self.report, self.environment, self.load)
-        self._worker = SequenceWorker(*args)
+        self.matrix = AccuracyMatrix([task.name for task in self.job.tasks])
 
     @property
     def finished(self) -> bool:
         """Whether no stage is left."""
-        return self.done == len(self.plan.stages)
+        return self.done == len(self.job.plan.stages)
 
-    def step(self) -> Event:
-        """Do the next stage and its row of scores: stage, task, key, `trained` (or found in the store), AP, FT, BWT, FWT."""
-        if self.done == 0:
-            self._worker.score_untrained()
-            self._read(self.plan.cells_of(0))
-        stage = self.plan.stages[self.done]
-        self._worker.advance(stage)
-        self._read(self.plan.cells_of(stage.row))
+    def step(self) -> StepResult:
+        """Do the next stage and its row of scores; with the last stage also the untrained model's row, where wanted."""
+        stage = self.job.plan.stages[self.done]
+        self.hand.advance(stage)
+        trained = self.hand.trained
+        self._read(stage.row)
         self.done += 1
-        facts = {"stage": self.done, "task": stage.task, "key": stage.key, "trained": self._worker.trained}
-        return facts | self.matrix.summary(stage.row)
+        if self.finished:
+            self.hand.score(0)
+            self._read(0)
+        return StepResult(self.done, stage.task, stage.key, trained, self.matrix.summary(stage.row))
 
-    def _read(self, cells: list[Cell]) -> None:
-        for cell in cells:
-            self.matrix.set(cell.stage, cell.task, self.store.read_scores(cell.key)["score"])
+    def _read(self, row: int) -> None:
+        for scored in stored_scores(self.job.store, self.job.plan, row):
+            self.matrix.set(row, scored.task, scored.score)

@@ -13,16 +13,6 @@ from raycl.spec import RunSpec
 from raycl.state.store import Store
 
 
-def check_machine(spec: RunSpec) -> None:
-    """A run without GPU needs a C++ compiler for DeepSpeed. Raises SetupError that says how to get one."""
-    import torch
-
-    from raycl.train.engine import require_compiler
-
-    if not torch.cuda.is_available():
-        require_compiler()
-
-
 def check_model(spec: RunSpec) -> None:
     """The modules to adapt must be known. Raises SpecError for a model type raycl has no default for."""
     kind = family(spec.model)

@@ -7,30 +7,41 @@ from raycl.methods.registry import method_class, method_params
 from raycl.models.load import family
 from raycl.presets import PRESETS, merge
 from raycl.spec import Json, ModelSpec, RunSpec, parse
-from raycl.tasks.orders import CUSTOM, resolve_order
+from raycl.tasks.orders import CUSTOM, DEFAULT_ORDER, resolve_order
+
+DEFAULT_METHOD = "gain_lora"
 
 
-def resolve(preset: str, layers: list[Json], gpus: int, kind: str | None = None) -> RunSpec:
-    """Validate the layers (weakest first) on top of a preset; `auto` is laptop without a GPU and paper with one.
+def resolve(preset: str, layers: list[Json], gpus: int = 0, kind: str | None = None) -> RunSpec:
+    """Validate the layers (weakest first) on top of a preset.
 
-    `kind` is the model's type (t5, llama, ...), for the paper's settings; none = read it from the model's configuration,
-    for which a hub model is fetched. Raises SpecError that lists every problem.
+    The preset `auto` is paper where the cluster has `gpus`, else demo for the order demo and laptop for any other. `kind` is
+    the model's type (t5, llama, ...), for the published settings of the preset paper; none = read it from the model's
+    configuration, for which a hub model is fetched. Raises SpecError that lists every problem.
     """
-    if preset == "auto":
-        preset = "paper" if gpus else "laptop"
-    if preset not in PRESETS:
-        raise SpecError(f"--preset {preset!r}: unknown; allowed: auto, {', '.join(PRESETS)}")
     said = merge(*layers)
-    order, tasks = resolve_order(str(said.get("order", "")))
+    order, tasks = resolve_order(str(said.get("order", DEFAULT_ORDER)))
+    preset = _preset(preset, order, gpus)
     said |= {"order": order, "tasks": list(tasks), "preset": preset}
     if order == "demo":
         said = merge({"data": {"source": "demo"}}, said)
-    base = merge(PRESETS[preset], {"method": {"name": "gain_lora"}})
+    method = said.get("method")
+    name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else DEFAULT_METHOD
+    base = merge(PRESETS[preset], {"method": {"name": name}})
     if preset == "paper":
-        base = merge(base, _paper_settings(merge(base, said), order, kind))
+        base = merge(base, _published_settings(merge(base, said), order, kind))
     spec = parse(merge(base, said), method_params)
     _check_order(spec)
     return _with_precision(spec, gpus)
+
+
+def _preset(preset: str, order: str, gpus: int) -> str:
+    """The preset by its name. Raises SpecError for an unknown one."""
+    if preset == "auto":
+        return "paper" if gpus else "demo" if order == "demo" else "laptop"
+    if preset not in PRESETS:
+        raise SpecError(f"--preset {preset!r}: unknown; allowed: auto, {', '.join(PRESETS)}")
+    return preset
 
 
 def _with_precision(spec: RunSpec, gpus: int) -> RunSpec:
@@ -43,7 +54,7 @@ def _with_precision(spec: RunSpec, gpus: int) -> RunSpec:
     return spec.model_copy(update={"model": model})
 
 
-def _paper_settings(values: Json, order: str, kind: str | None) -> Json:
+def _published_settings(values: Json, order: str, kind: str | None) -> Json:
     """The chosen method's published settings for the chosen model family and order."""
     model = values["model"]
     try:

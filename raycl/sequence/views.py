@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from raycl.analysis.angles import branch_angles
-from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.views import SequenceView, StageView
-from raycl.sequence.plan import Plan
+from raycl.sequence.history import stored_matrix
+from raycl.sequence.job import SequenceJob
 from raycl.spec import RunSpec
 from raycl.state.manifest import ADAPTER_MODEL, Manifest
 from raycl.state.stage_state import Branch
 from raycl.state.store import Store
-from raycl.tasks.task import Task
 from raycl.tracking.records import flat
 
 
-def view_of(
-    spec: RunSpec,
-    tasks: list[Task],
-    plan: Plan,
-    store: Store,
-    label: str | None = None,
-    status: str | None = None,
-    angles: bool = True,
-) -> SequenceView:
+def view_of(job: SequenceJob, label: str | None = None, status: str | None = None, angles: bool = True) -> SequenceView:
     """Read a sequence, finished or not; nothing is trained.
 
     `label` none = method, order and seed; `status` none = what the store shows. Without `angles` no tensor is read:
     `with_angles` does so later.
     """
-    matrix = AccuracyMatrix([task.name for task in tasks])
-    for cell in plan.cells:
-        if store.has_scores(cell.key):
-            matrix.set(cell.stage, cell.task, store.read_scores(cell.key)["score"])
+    spec, plan, store = job.spec, job.plan, job.store
+    matrix = stored_matrix(store, plan, [task.name for task in job.tasks])
     stored = [stage for stage in plan.stages if store.has(stage.key)]
     scored = sum(matrix.last_stage >= stage.row for stage in plan.stages)
     done = "finished" if scored == len(plan.stages) else f"{scored} of {len(plan.stages)} stages"
@@ -68,19 +59,18 @@ def method_words(spec: RunSpec) -> str:
 
 
 def _stage(manifest: Manifest) -> StageView:
-    *steps, end = manifest.log
     return StageView(
         stage=manifest.stage,
         task=manifest.task,
         key=manifest.key,
-        steps=steps,
-        gauges=_known(end["gauges"]),
-        seconds=_known(end["seconds"]),
+        steps=list(manifest.steps),
+        gauges=_known(manifest.end.gauges),
+        seconds=_known(manifest.end.seconds),
         trainable=manifest.runtime["trainable_parameters"],
         bytes=sum(record.bytes for record in manifest.files.values()),
     )
 
 
-def _known(values: dict[str, float | None]) -> dict[str, float]:
-    """The values that were finite: others are null in a manifest."""
-    return {name: value for name, value in values.items() if value is not None}
+def _known(values: Mapping[str, float]) -> dict[str, float]:
+    """The values that were finite."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -6,22 +6,24 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
+from raycl.events import Phase, Scored, StageEnd, StageEvent, to_json
 from raycl.methods.base import Method, StageInfo
 from raycl.methods.registry import build
 from raycl.models.load import LoadedModel, load_model
-from raycl.sequence.plan import Cell, Plan, StagePlan, stage_tasks
-from raycl.spec import ModelSpec, RunSpec
-from raycl.state.stage_state import StageState
+from raycl.sequence.job import SequenceJob
+from raycl.sequence.plan import Cell, StagePlan
+from raycl.spec import ModelSpec
+from raycl.state.manifest import Provenance
+from raycl.state.stage_state import StagePart, StageState
 from raycl.state.store import Store
-from raycl.tasks.task import Task
 from raycl.train.batches import Encoder
 from raycl.train.generation import score_task
 from raycl.train.stage import StageRun
@@ -29,81 +31,129 @@ from raycl.train.workers import Workers
 
 LEASE_SECONDS = 60.0
 """How long a worker waits for another run before all workers look up again."""
-Event = dict[str, Any]
-StageDone = Callable[[StagePlan], None]
+Report = Callable[[StageEvent], None]
+
+
+class Advancing(Protocol):
+    """What brings a sequence forward: a worker in this process, or a group of workers that is waited for."""
+
+    trained: bool
+    """Whether the last stage was trained by it, not found or waited for."""
+
+    def advance(self, stage: StagePlan) -> bool:
+        """Make sure that a stage and its row of scores are stored; whether anything was to do."""
+        ...
+
+    def score(self, row: int) -> bool:
+        """Make sure that a row of scores is stored; whether anything was to do."""
+        ...
 
 
 @dataclass
 class SequenceWorker:
-    """One worker's view of a sequence. Rank 0 publishes and reports; all ranks read states from the store."""
+    """One worker's part of a sequence. Rank 0 publishes and reports; all ranks read states from the store."""
 
-    spec: RunSpec
-    plan: Plan
-    tasks: list[Task]
-    store: Store
+    job: SequenceJob
     workers: Workers
-    report: Callable[[Event], None]
-    environment: dict[str, Any]
+    report: Report
     load: Callable[[ModelSpec, str], LoadedModel] = load_model
     """Gets the base model; a host that runs many sequences in one process keeps it."""
-    trained: bool = False
-    """Whether the last stage that `advance` saw was trained here, not found or waited for."""
+    trained: bool = field(default=False, init=False)
 
-    def run(self, stage_done: StageDone) -> None:
-        """Do what the store lacks. `stage_done` is called on every rank after each stage that was worked on."""
-        self.score_untrained()
-        for stage in self.plan.stages:
+    def run(self, stage_done: Callable[[StagePlan], None] = lambda stage: None) -> None:
+        """Do what the store lacks, the untrained model's row last.
+
+        `stage_done` is called on every rank after each stage that was worked on.
+        """
+        for stage in self.job.plan.stages:
             if self.advance(stage):
                 stage_done(stage)
-
-    def score_untrained(self) -> None:
-        """Score the untrained model, where the plan wants it."""
-        self._score(0)
+        self.score(0)
 
     def advance(self, stage: StagePlan) -> bool:
         """Train and score one stage, as far as the store lacks it; whether anything was to do."""
-        self.trained = self._obtain(stage)
-        missing = self._missing(stage.row)
-        if missing:
-            self._score(stage.row)
-        return self.trained or bool(missing)
+        with self._right_to_make(stage) as mine:
+            if mine:
+                self._train(stage)
+        self.trained = mine
+        return self.score(stage.row) or mine
 
-    def _obtain(self, stage: StagePlan) -> bool:
-        """Make sure that a stage is stored: train it, or wait for another run that trains it now. Whether it was trained."""
+    @contextmanager
+    def _right_to_make(self, stage: StagePlan) -> Iterator[bool]:
+        """Whether this worker must train a stage: not where it is stored, also not after waiting for another run's."""
         if self._agreed(self.store.has(stage.key)):
-            return False
+            yield False
+            return
         lease = self.store.lease(stage.key)
         # All workers look up together now and then, so that none waits in one exchange longer than its time limit.
         while not self._agreed(self.workers.rank != 0 or lease.acquire(LEASE_SECONDS)):
-            self.report(
-                {"event": "phase", "stage": stage.stage, "phase": "waiting for another run", "done": 0, "total": 1}
-            )
+            self.report(Phase(stage.stage, "waiting for another run", 0, 1))
         try:
-            if self._agreed(self.store.has(stage.key)):
-                return False
-            self._train(stage)
-            return True
+            yield not self._agreed(self.store.has(stage.key))
         finally:
             lease.release()
+
+    @property
+    def store(self) -> Store:
+        """Where states and scores are."""
+        return self.job.store
 
     @cached_property
     def model(self) -> LoadedModel:
         """The base model, loaded once for all stages."""
-        return self.load(self.spec.model, self.workers.device)
+        return self.load(self.job.spec.model, self.workers.device)
 
     @cached_property
     def encoder(self) -> Encoder:
         """The tokeniser with the run's length limits."""
-        data = self.spec.data
+        data = self.job.spec.data
         return Encoder(
             self.model.tokenizer, self.model.backbone.encoder_decoder, data.max_source_tokens, data.max_target_tokens
         )
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def _train(self, stage: StagePlan) -> None:
+        """Run one stage and publish it."""
+        run = StageRun(
+            model=self.model,
+            method=build(self.job.spec.method, self._info(stage.stage)),
+            state=self._state(stage.parent),
+            task=self.job.stage_tasks[stage.stage - 1],
+            spec=self.job.spec,
+            encoder=self.encoder,
+            workers=self.workers,
+            report=self.report,
+            partial=StagePartial(self.store, stage.key) if self.job.spec.train.checkpoint_every else None,
+        )
+        part = run.run()
+        if self.workers.rank == 0:
+            self._publish(stage, run, part)
+        self.workers.barrier()
+
+    def _publish(self, stage: StagePlan, run: StageRun, part: StagePart) -> None:
+        end = StageEnd(stage.stage, stage.task, stage.key, False, run.seconds, run.method.measures())
+        adapter = None
+        if part.branch is not None:
+            adapter = adapter_config(self.model.backbone, self.job.spec.method.shape, self.model.name)
+        runtime = {
+            "workers": self.workers.world,
+            "device": self.workers.device,
+            "process": os.getpid(),
+            "seconds": run.seconds,
+            "trainable_parameters": run.trainable,
+        }
+        log = [to_json(event) for event in (*run.log, end)]
+        provenance = Provenance(stage.recipe, stage.stage, stage.parent, adapter, self.job.environment, runtime, log)
+        self.store.publish(part, provenance)
+        self.store.drop_partial(stage.key)
+        self.report(end)
 
     def _state(self, key: str | None) -> StageState:
         """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
         known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
         if known[0] != key:
-            last_only = build(self.spec.method, self._info(1)).carries == "last"
+            last_only = build(self.job.spec.method, self._info(1)).carries == "last"
             if key is None:
                 known = (None, StageState())
             elif self.store.manifest(key).parent == known[0]:
@@ -113,87 +163,25 @@ class SequenceWorker:
             self._known = known
         return known[1]
 
-    @cached_property
-    def stage_tasks(self) -> list[Task]:
-        """What each stage trains on."""
-        return stage_tasks(self.spec, self.tasks)
-
     def _info(self, stage: int) -> StageInfo:
-        return StageInfo(stage, len(self.stage_tasks), self.stage_tasks[stage - 1].name, self.spec.seed)
+        tasks = self.job.stage_tasks
+        return StageInfo(stage, len(tasks), tasks[stage - 1].name, self.job.spec.seed)
 
-    def _train(self, stage: StagePlan) -> None:
-        """Run one stage and publish it."""
-        state = self._state(stage.parent)
-        partial = StagePartial(self.store, stage.key) if self.spec.train.checkpoint_every else None
-        run = StageRun(
-            self.model,
-            build(self.spec.method, self._info(stage.stage)),
-            state,
-            self.stage_tasks[stage.stage - 1],
-            self.spec,
-            self.encoder,
-            self.workers,
-            self.report,
-            partial,
-        )
-        part = run.run()
-        if self.workers.rank == 0:
-            self._publish(stage, run, part)
-        self.workers.barrier()
+    # --- scoring -----------------------------------------------------------------------------------------------------
 
-    def _publish(self, stage: StagePlan, run: StageRun, part: Any) -> None:
-        end = {
-            "event": "stage_end",
-            "stage": stage.stage,
-            "task": stage.task,
-            "key": stage.key,
-            "cached": False,
-            "seconds": run.seconds,
-            "gauges": run.method.measures(),
-        }
-        adapter = None
-        if part.branch is not None:
-            adapter = adapter_config(self.model.backbone, self.spec.method.shape, self.model.name)
-        self.store.publish(
-            stage.key,
-            part,
-            recipe=stage.recipe,
-            parent=stage.parent,
-            stage=stage.stage,
-            adapter_config=adapter,
-            environment=self.environment,
-            runtime={
-                "workers": self.workers.world,
-                "device": self.workers.device,
-                "process": os.getpid(),
-                "seconds": run.seconds,
-                "trainable_parameters": run.trainable,
-            },
-            log=[*run.log, end],
-        )
-        self.store.drop_partial(stage.key)
-        self.report(end)
-
-    def _missing(self, row: int) -> list[Cell]:
-        return self._agreed([cell for cell in self.plan.cells_of(row) if not self.store.has_scores(cell.key)])
-
-    def _agreed(self, seen: Any) -> Any:
-        """What rank 0 sees in the store: another run may write while the workers look one after the other."""
-        return self.workers.gather(seen)[0]
-
-    def _score(self, row: int) -> None:
-        """Score the missing cells of one row, state by state: one, unless the task id is at hand."""
-        cells = self._missing(row)
+    def score(self, row: int) -> bool:
+        """Score the missing cells of one row, state by state: one, unless the task id is at hand. Whether there were any."""
+        cells = self._agreed([cell for cell in self.job.plan.cells_of(row) if not self.store.has_scores(cell.key)])
         done = 0
         for state, group in groupby(cells, key=lambda cell: cell.state):
             with self._served(state) as method:
                 for cell in group:
-                    phase = {"event": "phase", "stage": row, "phase": "evaluation"}
-                    self.report(phase | {"done": done, "total": len(cells)})
+                    self.report(Phase(row, "evaluation", done, len(cells)))
                     self._score_cell(cell, method)
                     done += 1
         if cells:
             self.workers.barrier()
+        return bool(cells)
 
     @contextmanager
     def _served(self, key: str | None) -> Iterator[Method | None]:
@@ -201,7 +189,7 @@ class SequenceWorker:
         if key is None:
             yield None
             return
-        method = build(self.spec.method, self._info(self.store.manifest(key).stage))
+        method = build(self.job.spec.method, self._info(self.store.manifest(key).stage))
         try:
             method.serve(self.model.backbone, self._state(key))
             yield method
@@ -210,8 +198,8 @@ class SequenceWorker:
 
     def _score_cell(self, cell: Cell, method: Method | None) -> None:
         started = time.perf_counter()
-        task = next(task for task in self.tasks if task.name == cell.task)
-        scored = score_task(self.model, method, self.encoder, task, self.spec.eval.batch_size, self.workers)
+        task = self.job.task(cell.task)
+        scored = score_task(self.model, method, self.encoder, task, self.job.spec.eval.batch_size, self.workers)
         if self.workers.rank != 0:
             return
         record = {
@@ -222,7 +210,11 @@ class SequenceWorker:
             "seconds": time.perf_counter() - started,
         }
         self.store.write_scores(cell.key, record, scored.predictions)
-        self.report({"event": "scores", "stage": cell.stage, "seen": cell.seen} | record)
+        self.report(Scored(stage=cell.stage, seen=cell.seen, **record))
+
+    def _agreed(self, seen: Any) -> Any:
+        """What rank 0 sees in the store: another run may write while the workers look one after the other."""
+        return self.workers.gather(seen)[0]
 
 
 @dataclass(frozen=True)

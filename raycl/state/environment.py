@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl import __version__
+from raycl.files import checkout
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "ray", "mlflow", "safetensors")
 GIT_SECONDS = 10
@@ -18,14 +19,14 @@ GIT_SECONDS = 10
 def describe_environment(root: Path | None = None) -> dict[str, Any]:
     """Versions as JSON: python, platform, libraries {name: version or null}, git {commit, dirty} or null.
 
-    `root` is a folder of the source checkout; none means the folder raycl is imported from. `dirty` says whether a file
+    `root` is a folder of the source checkout; none means the checkout raycl is imported from. `dirty` says whether a file
     below it differs from the commit. Outside a checkout, or without git, `git` is null. Imports no library.
     """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {"raycl": __version__, **{name: _version(name) for name in LIBRARIES}},
-        "git": _git_state(root or Path(__file__).parents[1]),
+        "git": _git_state(root or checkout()),
     }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raycl.events import StageEnd, Step, from_json
+from raycl.files import finite
 from raycl.state.keys import canonical_json, content_key
 from raycl.state.records import FileRecord, Hex64, Json, Record
 from raycl.state.stage_state import StagePart
@@ -43,6 +45,20 @@ class Manifest(Record):
     created: str
     """UTC, ISO 8601."""
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The log records of the training, in order."""
+        events = (from_json(values) for values in self.log)
+        return tuple(event for event in events if isinstance(event, Step))
+
+    @property
+    def end(self) -> StageEnd:
+        """How the stage ended: the last record of its log. Raises ValueError for a log that has no such end."""
+        last = from_json(self.log[-1]) if self.log else None
+        if not isinstance(last, StageEnd):
+            raise ValueError(f"the manifest of stage {self.key} has no `stage_end` record at the end of its log")
+        return last
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if content_key(self.recipe) != self.key:
@@ -62,18 +78,31 @@ def content_digest(task: str, facts: Json, files: Mapping[str, FileRecord]) -> s
     return hashlib.sha256(canonical_json([hashes, task, facts])).hexdigest()
 
 
-def describe_stage(
-    part: StagePart,
-    contents: Mapping[str, bytes],
-    *,
-    key: str,
-    stage: int,
-    parent: str | None,
-    recipe: Json,
-    environment: Json,
-    runtime: Json,
-    log: list[Json],
-) -> Manifest:
+@dataclass(frozen=True)
+class Provenance:
+    """Where a stage comes from and how it went: what its manifest says beside its content."""
+
+    recipe: Json
+    """What determines the result; its content key is the stage's key."""
+    stage: int
+    """1-based."""
+    parent: str | None = None
+    """Key of the stage before; none for the first."""
+    adapter_config: Json | None = None
+    """Further fields of the branch's PEFT config, if there is a branch."""
+    environment: Json = field(default_factory=dict)
+    runtime: Json = field(default_factory=dict)
+    """Workers, device, seconds, ...; observations only."""
+    log: Sequence[Json] = ()
+    """The events of the training, in their JSON form."""
+
+    @property
+    def key(self) -> str:
+        """The stage's key. Raises TypeError or ValueError for a recipe that JSON cannot hold."""
+        return content_key(self.recipe)
+
+
+def describe_stage(part: StagePart, contents: Mapping[str, bytes], provenance: Provenance) -> Manifest:
     """The manifest of a part with these content files, as of now.
 
     NaN and infinity in `runtime` and `log`, which only observe, become null: they must not cost a trained stage.
@@ -82,25 +111,17 @@ def describe_stage(
     files = {name: FileRecord.of(data) for name, data in contents.items()}
     digest = content_digest(part.task, part.facts, files)
     return Manifest(
-        key=key,
-        stage=stage,
+        key=provenance.key,
+        stage=provenance.stage,
         task=part.task,
-        parent=parent,
-        recipe=recipe,
+        parent=provenance.parent,
+        recipe=provenance.recipe,
         digest=digest,
         folder=digest[:16],
         files=files,
         facts=part.facts,
-        environment=environment,
-        runtime=_without_nan(runtime),
-        log=_without_nan(log),
+        environment=provenance.environment,
+        runtime=finite(provenance.runtime),
+        log=finite(provenance.log),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

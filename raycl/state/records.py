@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, problems
 from raycl.state.keys import SCHEMA
 from raycl.state.sealed import seal, unseal
 
@@ -62,11 +62,7 @@ class Record(Strict):
         try:
             record = cls.model_validate(fields)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(piece) for piece in problem['loc']) or 'record'}: {problem['msg']}"
-                for problem in error.errors()
-            )
-            raise StoreError(f"{where} has wrong fields: {problems}. {REMEDY}") from None
+            raise StoreError(f"{where} has wrong fields: {'; '.join(problems(error))}. {REMEDY}") from None
         if record.key != key:
             raise StoreError(f"{where} belongs to key {record.key}, not {key}: it was moved. {REMEDY}")
         return record

@@ -20,10 +20,10 @@ from raycl.state import partial, scores
 from raycl.state.files import Files
 from raycl.state.keys import is_key, require_key
 from raycl.state.lease import Lease
-from raycl.state.manifest import Manifest, describe_stage
+from raycl.state.manifest import Manifest, Provenance, describe_stage
 from raycl.state.part_files import decode_part, encode_part
 from raycl.state.records import Json
-from raycl.state.root import prepare_root
+from raycl.state.root import MARKER, prepare_root
 from raycl.state.stage_state import StagePart, StageState
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class Store:
         prepare_root(self._files)
         self._usable = True
 
+    def exists(self) -> bool:
+        """Whether there is a store at this place."""
+        return self._files.exists(MARKER)
+
     # Stages
 
     def has(self, key: str) -> bool:
@@ -77,38 +81,16 @@ class Store:
             )
         return Manifest.parse(self._files.read(name), key, self._files.uri(name))
 
-    def publish(
-        self,
-        key: str,
-        part: StagePart,
-        *,
-        recipe: Json,
-        parent: str | None,
-        stage: int,
-        adapter_config: Json | None,
-        environment: Json,
-        runtime: Json,
-        log: list[Json],
-    ) -> Manifest:
+    def publish(self, part: StagePart, provenance: Provenance) -> Manifest:
         """Store what a stage added; it is stored completely or not at all. Returns the manifest in force.
 
-        `key` is the content key of `recipe`, `stage` counts from 1, `adapter_config` holds further fields for the
-        branch's PEFT config. A key that is stored already stays as it is: the first of several writers wins.
-        NaN and infinity in `runtime` and `log`, which only observe, become null. Raises StoreError for such a tensor;
-        TypeError or ValueError for what has no valid form on disk, among it a key that is not the recipe's.
+        A key that is stored already stays as it is: the first of several writers wins.
+        NaN and infinity in the provenance's `runtime` and `log`, which only observe, become null. Raises StoreError for such
+        a tensor; TypeError or ValueError for what has no valid form on disk.
         """
-        contents = encode_part(part, adapter_config)
-        manifest = describe_stage(
-            part,
-            contents,
-            key=require_key(key),
-            stage=stage,
-            parent=parent,
-            recipe=recipe,
-            environment=environment,
-            runtime=runtime,
-            log=log,
-        )
+        contents = encode_part(part, provenance.adapter_config)
+        manifest = describe_stage(part, contents, provenance)
+        key = manifest.key
         sealed = manifest.to_bytes()
         self._require_usable()
         if not self.has(key):

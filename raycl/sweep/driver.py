@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
+from raycl.events import Status
+from raycl.files import finite
 from raycl.report.sweeps import SweepTerminal
+from raycl.sequence.chronicle import Chronicle
 from raycl.sequence.driver import Options
-from raycl.sequence.plan import Plan
+from raycl.sequence.history import Missing
+from raycl.sequence.plan import StagePlan
 from raycl.state.store import Store
+from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.plan import SweepPlan
 from raycl.sweep.record import SweepRecord, TrialRecord
 from raycl.sweep.spaces import Point
-from raycl.sweep.trials import plan_of
-from raycl.tracking.tracker import Tracker
-
-Event = dict[str, Any]
-
-
-@dataclass
-class OpenTrial:
-    """What the driver holds of a trial while it runs."""
-
-    plan: Plan
-    tracker: Tracker
-    matrix: AccuracyMatrix
+from raycl.tracking.tracker import Resumed, Tracker
 
 
 @dataclass
@@ -41,26 +31,28 @@ class SweepDriver:
     folder: Path
     options: Options
     terminal: SweepTerminal
-    opened: dict[str, OpenTrial] = field(default_factory=dict)
+    opened: dict[str, Chronicle] = field(default_factory=dict)
+    """The trials that run, by id."""
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: TrialEvent) -> None:
         """Record a trial's start, stage or end."""
-        trial = self.record.find(event["trial"]) or self._new(event["trial"], event["point"])
-        if event["event"] == "trial_start":
-            trial.status = "running"
-        if event["event"] == "trial_stage":
-            self._stage(trial, event["stage"], event["trained"])
-        if event.get("failed"):
-            trial.message = event["failed"]
-        if event["event"] == "trial_end":
-            self._end(trial)
+        trial = self.record.find(event.trial) or self._new(event.trial, event.point)
+        match event:
+            case TrialStart():
+                trial.status = "running"
+            case TrialStage():
+                self._stage(trial, event.stage, event.trained)
+                trial.message = event.failed or trial.message
+            case TrialEnd():
+                trial.message = event.failed or trial.message
+                self._end(trial)
         self.record.save(self.folder)
 
     def _new(self, name: str, point: Point) -> TrialRecord:
         """Note a trial that was never heard of."""
         trial = TrialRecord(id=name, number=len(self.record.trials) + 1, point=point)
         try:
-            trial.keys = [stage.key for stage in self.plan.plan(point).stages]
+            trial.keys = [stage.key for stage in self.plan.job(point).plan.stages]
         except SpecError as error:
             trial.message = str(error)
         known = {key for one in self.record.trials for key in one.keys}
@@ -72,52 +64,35 @@ class SweepDriver:
         """Read what a trial has finished from the store, also what an earlier driver did not live to record."""
         if not trial.keys:
             return
-        opened = self._opened(trial)
-        for stage in opened.plan.stages[len(trial.rows) : done]:
-            self._replay(opened, stage.row, stage.key, trained and stage.stage == done)
-            row = {name: None if math.isnan(v) else v for name, v in opened.matrix.summary(stage.row).items()}
-            facts = {"stage": stage.stage, "task": stage.task, "key": stage.key}
-            trial.rows.append(facts | {"trained": trained and stage.stage == done} | row)
-            opened.tracker.row(opened.matrix, stage.row)
+        chronicle = self._opened(trial)
+        for stage in chronicle.job.plan.stages[len(trial.rows) : done]:
+            mine = trained and stage.stage == done
+            chronicle.catch_up_stage(stage, cached=not mine)
+            if stage.stage == len(trial.keys):
+                chronicle.catch_up()
+            trial.rows.append(_row(chronicle, stage, mine))
             self.terminal.stage(trial.number, trial.rows[-1], self.record.stages)
 
-    def _opened(self, trial: TrialRecord) -> OpenTrial:
-        """The trial's plan, matrix and MLflow run; what an earlier driver recorded is read back."""
+    def _opened(self, trial: TrialRecord) -> Chronicle:
+        """The trial's chronicle, which writes its MLflow run; what an earlier driver recorded is read back."""
         if trial.id not in self.opened:
-            spec = self.plan.trial.spec(trial.point)
-            plan = plan_of(spec, self.plan.tasks)
             uri, experiment = self.options.tracking, self.options.experiment
-            tracker = Tracker(uri, experiment, f"{self.folder.name}-{trial.number:03d}", self.record.run_id or None)
-            rows = [{"stage": stage.stage, "task": stage.task, "key": stage.key} for stage in plan.stages]
-            trial.run_id = tracker.start(spec.model_dump(mode="json"), rows, trial.run_id or None)
-            opened = OpenTrial(plan, tracker, AccuracyMatrix([task.name for task in self.plan.tasks]))
-            self._scores(opened, 0)
+            resumed = Resumed(self.record.run_id or None, trial.run_id or None)
+            tracker = Tracker(uri, experiment, f"{self.folder.name}-{trial.number:03d}", resumed)
+            chronicle = Chronicle(self.plan.job(trial.point), [tracker])
+            chronicle.start(Missing.of(chronicle.job.plan, self.store))
+            trial.run_id = tracker.run_id
             for row in trial.rows:
-                self._replay(opened, plan.stages[row["stage"] - 1].row, row["key"], row["trained"])
-            self.opened[trial.id] = opened
+                chronicle.catch_up_stage(chronicle.job.plan.stages[row["stage"] - 1], cached=not row["trained"])
+            self.opened[trial.id] = chronicle
         return self.opened[trial.id]
-
-    def _replay(self, opened: OpenTrial, row: int, key: str, trained: bool) -> None:
-        """Hand a stored stage and its row of scores to MLflow and the matrix."""
-        *steps, end = self.store.manifest(key).log
-        stage = next(one.stage for one in opened.plan.stages if one.key == key)
-        opened.tracker.handle(end | {"stage": stage, "cached": not trained, "log": steps})
-        self._scores(opened, row)
-
-    def _scores(self, opened: OpenTrial, row: int) -> None:
-        for cell in opened.plan.cells_of(row):
-            if self.store.has_scores(cell.key):
-                scores = self.store.read_scores(cell.key)
-                opened.matrix.set(row, cell.task, scores["score"])
-                opened.tracker.handle({"event": "scores", "stage": row, "seen": cell.seen} | scores)
 
     def _end(self, trial: TrialRecord) -> None:
         """Close a trial: at its last stage, ended early by the scheduler, or failed."""
         whole = len(trial.rows) == self.record.stages
         trial.status = "failed" if trial.message else "finished" if whole else "stopped"
         if trial.keys:
-            opened = self._opened(trial)
-            opened.tracker.finish(opened.matrix, [], "FAILED" if trial.status == "failed" else "FINISHED")
+            self._opened(trial).end("FAILED" if trial.status == "failed" else "FINISHED")
         self.opened.pop(trial.id, None)
         self.terminal.ended(trial.number, trial.status, trial.message)
 
@@ -127,8 +102,14 @@ class SweepDriver:
             if trial.status == "running":
                 self._end(trial)
 
-    def close(self, status: str) -> None:
+    def close(self, status: Status) -> None:
         """End the MLflow runs of trials that are cut off."""
-        for opened in self.opened.values():
-            opened.tracker.finish(opened.matrix, [], status)
+        for chronicle in self.opened.values():
+            chronicle.end(status)
         self.opened.clear()
+
+
+def _row(chronicle: Chronicle, stage: StagePlan, trained: bool) -> dict[str, object]:
+    """What the record says of a finished stage; null = undefined."""
+    facts = {"stage": stage.stage, "task": stage.task, "key": stage.key, "trained": trained}
+    return facts | finite(chronicle.matrix.summary(stage.row))

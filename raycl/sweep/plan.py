@@ -9,18 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, one_message, problems
 from raycl.methods.registry import method_class
 from raycl.presets import merge
-from raycl.sequence.plan import Plan
+from raycl.sequence.job import SequenceJob
 from raycl.sequence.sharing import spread
 from raycl.spec import Json, PositiveInt, RunSpec, Strict
-from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
 from raycl.sweep.spaces import Point, Space, load_space
-from raycl.sweep.trials import TrialSettings, plan_of
+from raycl.sweep.trials import TrialSettings
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import resolve_order
+from raycl.tasks.orders import DEFAULT_ORDER, resolve_order
 from raycl.tasks.task import Task
 
 TRIALS = 20
@@ -44,6 +43,20 @@ class SweepSettings(Strict):
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(
         None, description="none = one per worker if the cluster has GPUs"
     )
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """A sweep as its user asks for it."""
+
+    settings: SweepSettings
+    preset: str
+    layers: list[Json]
+    """Layers of the run spec that all trials share, weakest first."""
+    gpus: int = 0
+    """GPUs of the cluster at hand."""
+    resume: bool = False
+    """Whether to go on with the sweep that the output folder records."""
 
 
 @dataclass
@@ -79,11 +92,11 @@ class SweepPlan:
         """Stage keys of every known point."""
         if self.points is None:
             return None
-        return [[stage.key for stage in self.plan(point).stages] for point in self.points]
+        return [[stage.key for stage in self.job(point).plan.stages] for point in self.points]
 
-    def plan(self, point: Point) -> Plan:
-        """The plan of a point's sequence."""
-        return plan_of(self.trial.spec(point), self.tasks)
+    def job(self, point: Point) -> SequenceJob:
+        """A point's sequence."""
+        return self.trial.job(point, self.tasks)
 
     def identity(self) -> Json:
         """What makes two sweeps the same, in plain data."""
@@ -99,19 +112,19 @@ class SweepPlan:
         return f"sweep-{Path(self.space.path).stem}-{order}-{content_key(self.identity())[:8]}"
 
 
-def plan_sweep(settings: SweepSettings, preset: str, layers: list[Json], gpus: int, store: str) -> SweepPlan:
+def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
     """Read the space, choose the points, validate them. Raises UserError for whatever the user can mend."""
+    settings, layers, gpus = request.settings, request.layers, request.gpus
     said = merge(*layers)
-    _, names = resolve_order(str(said.get("order", "")))
+    _, names = resolve_order(str(said.get("order", DEFAULT_ORDER)))
     space = load_space(settings.space, len(names))
     _check_free(space, said)
     search, trials = _search(settings, space)
     trial = TrialSettings(
-        preset=preset,
+        preset=request.preset,
         layers=[space.base, *layers],
         gpus=gpus,
         store=store,
-        environment=describe_environment(Path(__file__).parents[2]),
         workers=settings.workers,
         **_process(settings, gpus),
     )
@@ -194,8 +207,5 @@ def sweep_settings(values: Json) -> SweepSettings:
     try:
         return SweepSettings.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  - --{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']} (got {problem['input']!r})"
-            for problem in error.errors()
-        ]
-        raise SpecError("\n".join(["problems in the sweep's flags:", *dict.fromkeys(lines)])) from None
+        lines = problems(error, lambda place: f"--{place.partition('.')[0].replace('_', '-')}")
+        raise SpecError(one_message("the sweep's flags", lines, "See `raycl sweep --help`.")) from None

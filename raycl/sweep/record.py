@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from raycl.errors import SpecError
-from raycl.report.sweeps import replace_text
+from raycl.files import write_json
 from raycl.sequence.sharing import Sharing, sharing
 from raycl.spec import Json, Strict
 from raycl.sweep.spaces import gathered
@@ -87,7 +87,7 @@ class SweepRecord(Strict):
     def save(self, folder: Path) -> None:
         """Replace the file at once, so that no reader meets half of it."""
         values: dict[str, Any] = self.model_dump(mode="json") | {"sharing": self.sharing.to_json()}
-        replace_text(folder / FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")
+        write_json(folder / FILE, values)
 
     @classmethod
     def load(cls, folder: Path) -> SweepRecord | None:

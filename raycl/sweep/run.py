@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,20 @@ import yaml
 
 from raycl.analysis.views import TrialView
 from raycl.errors import SpecError
-from raycl.files import home
-from raycl.report.sweeps import SweepTerminal, replace_text, setting_text, write_csv
+from raycl.events import Status, status_of
+from raycl.files import write_text
+from raycl.report.sweeps import SweepTerminal, setting_text, write_csv
 from raycl.sequence.driver import Options
-from raycl.sequence.preflight import check_machine, check_model, check_output, check_workers
+from raycl.sequence.preflight import check_model, check_workers
 from raycl.sequence.sharing import sharing
 from raycl.sequence.views import view_of
 from raycl.spec import Json
 from raycl.state.store import Store
 from raycl.sweep.driver import SweepDriver
-from raycl.sweep.plan import SweepPlan, SweepSettings, plan_sweep
+from raycl.sweep.plan import SweepPlan, SweepRequest, plan_sweep
 from raycl.sweep.record import SweepRecord
 from raycl.tasks.orders import order_words
-from raycl.tracking.tracker import GroupTracker, mlflow_ui_command
+from raycl.tracking.tracker import GroupTracker, Resumed, mlflow_ui_command
 
 MOST_VIEWS = 12
 """Best trials whose matrices and curves the page shows."""
@@ -38,39 +40,33 @@ class SweepResult:
 
 
 def run_sweep(
-    settings: SweepSettings,
-    preset: str,
-    layers: list[Json],
-    gpus: int,
-    options: Options,
-    terminal: SweepTerminal,
-    resume: bool = False,
+    request: SweepRequest, options: Options | None = None, terminal: SweepTerminal | None = None
 ) -> SweepResult:
     """Run a sweep to its end, or with `resume` take up the one that its folder records.
 
-    Raises UserError before anything is started if the space, the data, the store or the machine do not fit, and
-    KeyboardInterrupt if it was interrupted.
+    `terminal` none = standard output. Raises UserError before anything is started if the space, the data, the store or the
+    machine do not fit, and KeyboardInterrupt if it was interrupted.
     """
-    store = Store(options.store or str(home() / "store"))
-    plan = plan_sweep(settings, preset, layers, gpus, store.uri)
-    folder = Path(options.output).resolve() if options.output else home() / "runs" / plan.name()
-    check_output(folder)
-    store.check_usable()
-    check_machine(plan.example)
+    options, terminal = options or Options(), terminal or SweepTerminal()
+    store = options.open_store()
+    plan = plan_sweep(request, store.uri)
+    folder = options.folder("runs", plan.name())
     check_model(plan.example)
-    check_workers(plan.example, settings.workers)
-    record = _record(plan, folder, store, resume)
-    group = GroupTracker(options.tracking, options.experiment, folder.name)
-    record.run_id = group.start("sweep", record.settings, record.run_id or None)
+    check_workers(plan.example, plan.settings.workers)
+    record = _record(plan, folder, store, request.resume)
+    group = GroupTracker(options.tracking, options.experiment, folder.name, Resumed(run_id=record.run_id or None))
+    record.run_id = group.start("sweep", record.settings)
     record.save(folder)
     driver = SweepDriver(plan, record, store, folder, options, terminal)
-    status = "KILLED"
+    status: Status = "FINISHED"
     try:
         _run(plan, driver)
-        status = "FINISHED"
+    except BaseException as error:
+        status = status_of(error)
+        raise
     finally:
         driver.close(status)
-        outputs = _write(plan, record, store, folder)
+        outputs = _write(plan, record, folder)
         # A step that grows: a resumed sweep writes its measures anew.
         group.finish(_measures(record), record.sharing.needed, list(outputs.values()), status)
     _show(plan, record, store, folder, terminal, mlflow_ui_command(group.uri))
@@ -131,7 +127,7 @@ def leaderboard_rows(record: SweepRecord) -> list[Json]:
     return rows
 
 
-def _write(plan: SweepPlan, record: SweepRecord, store: Store, folder: Path) -> dict[str, Path]:
+def _write(plan: SweepPlan, record: SweepRecord, folder: Path) -> dict[str, Path]:
     """sweep.json, sweep.csv, best.yaml and the page."""
     from raycl.report.html import write_html  # draws figures, which takes a second to import
 
@@ -142,12 +138,10 @@ def _write(plan: SweepPlan, record: SweepRecord, store: Store, folder: Path) -> 
     if ranked and ranked[0].status == "finished":
         spec = plan.trial.spec(ranked[0].point).model_dump(mode="json", exclude={"order", "tasks", "preset", "workers"})
         spec["data"]["test_split"] = "test"
-        outputs["best.yaml"] = replace_text(folder / "best.yaml", yaml.safe_dump(spec, sort_keys=False))
+        outputs["best.yaml"] = write_text(folder / "best.yaml", yaml.safe_dump(spec, sort_keys=False))
     views = []
     for trial in [one for one in ranked if one.rows][:MOST_VIEWS]:
-        spec = plan.trial.spec(trial.point)
-        label = f"trial {trial.number}"
-        views.append(view_of(spec, plan.tasks, plan.plan(trial.point), store, label, trial.status))
+        views.append(view_of(plan.job(trial.point), f"trial {trial.number}", trial.status))
     trials = [TrialView(f"trial {one.number}", _plain(one.params), one.ap, len(one.rows), one.status) for one in ranked]
     shown = [
         {name: row[name] for name in ("rank", "trial", "AP", "FT", "done", "status")}
@@ -164,12 +158,13 @@ def _plain(params: Json) -> Json:
     return {name: str(value) if isinstance(value, (list, dict)) else value for name, value in params.items()}
 
 
-def _measures(record: SweepRecord) -> dict[str, float | None]:
+def _measures(record: SweepRecord) -> dict[str, float]:
     """What MLflow shows of the sweep as a whole."""
     ranked = record.ranked()
     best = ranked[0] if ranked and ranked[0].status == "finished" else None
     counts = {f"stage_runs/{name}": float(value) for name, value in record.sharing.to_json().items()}
-    return {"best_AP": best.ap if best else None, "trials": float(len(ranked)), **counts}
+    ap = best.ap if best else None
+    return {"best_AP": math.nan if ap is None else ap, "trials": float(len(ranked)), **counts}
 
 
 def _show(

@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Trainable, TuneConfig
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from raycl.cluster import capacity, nodes, start_cluster
 from raycl.errors import SetupError, UserError
-from raycl.sequence.group import start_cluster
+from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.spaces import Point, Space, decode
-from raycl.sweep.trials import GroupStepper, TrialSettings, capacity, open_trial
+from raycl.sweep.trials import TrialSettings, close_trial, open_trial
 from raycl.tasks.task import Task
 
 Event = dict[str, Any]
 RETRIES = 2
 """How often a trial whose process died is taken up again; it continues from the store."""
 FILE = "stage.json"
-HEAD = {"memory": 50 * 2**20}
+TRIAL_OVERHEAD = {"memory": 50 * 2**20}
 """What a trial with a worker group asks for itself: the group has the CPUs or GPUs. Tune wants more than nothing."""
 METRIC = "AP"
 TRIES = 50
@@ -66,7 +66,7 @@ class SequenceTrial(Trainable):
         except (UserError, FloatingPointError) as error:
             return self._failed(self.stepper.done, str(error))
         whole = self.stepper.finished
-        return row | {"failed": "", "whole": whole, "done": whole}
+        return row.to_json() | {"failed": "", "whole": whole, "done": whole}
 
     def _failed(self, done: int, message: str) -> dict[str, Any]:
         failed = message or "failed"
@@ -74,8 +74,8 @@ class SequenceTrial(Trainable):
 
     def cleanup(self) -> None:
         """Called when the trial is over: end its worker group, if it has one."""
-        if isinstance(self.stepper, GroupStepper):
-            self.stepper.close()
+        if self.stepper is not None:
+            close_trial(self.stepper)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """How far it is."""
@@ -113,34 +113,33 @@ class OptunaSequences(OptunaSearch):
         super().on_trial_complete(trial_id, result if result and result.get("whole") else None, error)
 
 
-class Listener(Callback):
+class TrialListener(Callback):
     """Hands on what happens in Tune's own loop, which runs in the driver's process.
 
     Tune pickles its callbacks, hence no state: `handle` belongs to the class.
     """
 
-    handle: ClassVar[Callable[[Event], None]]
+    handle: ClassVar[Callable[[TrialEvent], None]]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has got a process."""
-        self._tell("trial_start", trial)
+        self._tell(TrialStart, trial)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Event, **info: Any) -> None:
         """A stage is done."""
-        self._tell("trial_stage", trial, **{name: result[name] for name in ("stage", "trained", "failed")})
+        self._tell(TrialStage, trial, **{name: result[name] for name in ("stage", "trained", "failed")})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has reached its end, or its scheduler has ended it."""
-        self._tell("trial_end", trial, failed="")
+        self._tell(TrialEnd, trial, failed="")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died too often."""
         lines = (trial.get_error() and str(trial.get_error()).strip().splitlines()) or ["its process died"]
-        self._tell("trial_end", trial, failed=lines[-1])
+        self._tell(TrialEnd, trial, failed=lines[-1])
 
-    def _tell(self, event: str, trial: Any, **facts: Any) -> None:
-        point = decode(trial.config["point"])
-        type(self).handle({"event": event, "trial": trial.trial_id, "point": point, **facts})
+    def _tell(self, event: type[TrialEvent], trial: Any, **facts: Any) -> None:
+        type(self).handle(event(trial.trial_id, decode(trial.config["point"]), **facts))
 
 
 @dataclass(frozen=True)
@@ -167,13 +166,14 @@ def trials_at_once(settings: TuneSettings, workers: int) -> int:
     Raises SetupError if it cannot hold one.
     """
     start_cluster()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = nodes()
     need = {"CPU": settings.cpus, "GPU": settings.gpus}
-    most = capacity(nodes, need, workers)
+    most = capacity(machines, need, workers)
     if not most:
+        cpus, gpus = (sum(machine.get(kind, 0) for machine in machines) for kind in ("CPU", "GPU"))
         raise SetupError(
             f"no room for a trial: it needs {workers} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs), the cluster has "
-            f"{sum(node.get('CPU', 0) for node in nodes):g} CPUs and {sum(node.get('GPU', 0) for node in nodes):g} GPUs; "
+            f"{cpus:g} CPUs and {gpus:g} GPUs; "
             "lower --workers, --cpus-per-trial or --gpus-per-trial"
         )
     return min(most, settings.at_most or most, settings.trials)
@@ -186,7 +186,7 @@ def run_trials(
     points: Sequence[Point] | None,
     tasks: list[Task],
     folder: str,
-    handle: Callable[[Event], None],
+    handle: Callable[[TrialEvent], None],
 ) -> None:
     """Run the sweep's trials, or take up those of an earlier call that `folder` (a path or URI) holds.
 
@@ -194,10 +194,10 @@ def run_trials(
     trials are left: Tune itself returns quietly when it is interrupted.
     """
     _quiet()
-    Listener.handle = staticmethod(handle)
+    TrialListener.handle = staticmethod(handle)
     resources = {"cpu": settings.cpus, "gpu": settings.gpus}
     if trial.workers > 1:
-        resources = PlacementGroupFactory([HEAD])
+        resources = PlacementGroupFactory([TRIAL_OVERHEAD])
     trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=tasks), resources)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
@@ -233,7 +233,7 @@ def _new_tuner(
         storage_path=place,
         failure_config=FailureConfig(max_failures=RETRIES),
         checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=False),
-        callbacks=[Listener()],
+        callbacks=[TrialListener()],
         verbose=0,
     )
     listed = tune.grid_search([space.encode(point) for point in points]) if points is not None else _dimensions(space)

@@ -44,6 +44,9 @@ ORDERS: dict[str, tuple[str, ...]] = {
 NUMBERED: dict[str, str] = {"1": "std-1", "2": "std-2", "3": "std-3", "4": "long-4", "5": "long-5", "6": "long-6"}
 """AM-LoRA's order numbers (its Table 4) -> order id."""
 
+DEFAULT_ORDER = "demo"
+"""The order of a run that names none."""
+
 CUSTOM = "custom:"
 """How the id of an order of one's own begins."""
 

@@ -7,9 +7,10 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from raycl.events import PlannedStage, StageEnd, Step
 from raycl.spec import at_stage
 
 LONGEST_PARAM = 500
@@ -33,18 +34,18 @@ class RunRecord:
     points: set[tuple[str, int]] = field(default_factory=set)
 
 
-def step_metrics(event: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a `step` event: loss, lr, tokens_per_s, terms/<name>/raw|weighted|ratio, gauges/<name>."""
-    metrics = {name: event.get(name) for name in ("loss", "lr", "tokens_per_s")}
-    for term, values in event.get("terms", {}).items():
-        metrics |= {f"terms/{as_name(term)}/{kind}": value for kind, value in values.items()}
-    return metrics | {f"gauges/{as_name(name)}": value for name, value in event.get("gauges", {}).items()}
+def step_metrics(event: Step) -> dict[str, float]:
+    """The metrics of a step: loss, lr, tokens_per_s, terms/<name>/raw|weighted|ratio, gauges/<name>."""
+    metrics = {"loss": event.loss, "lr": event.lr, "tokens_per_s": event.tokens_per_s}
+    for name, term in event.terms.items():
+        metrics |= {f"terms/{as_name(name)}/{kind}": value for kind, value in asdict(term).items()}
+    return metrics | {f"gauges/{as_name(name)}": value for name, value in event.gauges.items()}
 
 
-def end_metrics(event: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a `stage_end` event: seconds/<what>, and stage/<gauge> (gauges/ holds those of single steps)."""
-    seconds = {f"seconds/{as_name(name)}": value for name, value in event.get("seconds", {}).items()}
-    return seconds | {f"stage/{as_name(name)}": value for name, value in event.get("gauges", {}).items()}
+def end_metrics(event: StageEnd) -> dict[str, float]:
+    """The metrics of a stage's end: seconds/<what>, and stage/<gauge> (gauges/ holds those of single steps)."""
+    seconds = {f"seconds/{as_name(name)}": value for name, value in event.seconds.items()}
+    return seconds | {f"stage/{as_name(name)}": value for name, value in event.gauges.items()}
 
 
 def shared_tags(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -54,9 +55,9 @@ def shared_tags(spec: Mapping[str, Any]) -> dict[str, str]:
     return {f"raycl.{name}": str(value) for name, value in values.items()}
 
 
-def stage_params(spec: Mapping[str, Any], row: Mapping[str, Any], stage: int) -> dict[str, str]:
-    """What a stage's run is compared by: its task, its data (from its `row` of the plan), the settings it had."""
-    examples = {f"{split}_examples": row[split] for split in ("train", "test") if split in row}
+def stage_params(spec: Mapping[str, Any], planned: PlannedStage | None, stage: int) -> dict[str, str]:
+    """What a stage's run is compared by: its task, its numbers of examples, the settings it had."""
+    examples = {} if planned is None else {"train_examples": planned.train, "test_examples": planned.test}
     train = {name: at_stage(value, stage) for name, value in spec.get("train", {}).items()}
     shared = {name: spec[name] for name in ("order", "seed", "method")}
     return flat({"stage": stage, "task": spec["tasks"][stage - 1], **examples, **shared, "train": train})

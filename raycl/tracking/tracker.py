@@ -12,8 +12,9 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,18 @@ from filelock import FileLock
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
+from raycl.events import (
+    Event,
+    PlannedStage,
+    RowDone,
+    Scored,
+    SequenceEnd,
+    SequenceStart,
+    StageEnd,
+    StageStart,
+    Status,
+    Step,
+)
 from raycl.files import home
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import RunRecord, as_name, end_metrics, flat, shared_tags, stage_params, step_metrics
@@ -74,15 +87,28 @@ def mlflow_ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run belongs among those that MLflow has already."""
+
+    parent: str | None = None
+    """Id of the run above it, a comparison's or a sweep's; none = it stands alone."""
+    run_id: str | None = None
+    """Id of the run to go on with; none = a new one."""
+
+
+NEW_RUN = Resumed()
+
+
 class _Runs:
     """A run and those below it, written through an outbox that calls MLflow in order."""
 
-    def __init__(self, uri: str | None, experiment: str, run_name: str, parent: str | None = None) -> None:
-        """`uri` none = `default_uri`; `parent` is the id of the run above this one; nothing is opened yet."""
+    def __init__(self, uri: str | None, experiment: str, run_name: str, resumed: Resumed = NEW_RUN) -> None:
+        """`uri` none = `default_uri`; nothing is opened yet."""
         self.uri = resolve_uri(uri)
         self.experiment = experiment
         self.run_name = run_name
-        self.parent = parent
+        self._resumed = resumed
         self._outbox = Outbox("MLflow", _passing)
         self._client: Any = None
         self._experiment_id = ""
@@ -93,13 +119,14 @@ class _Runs:
         """The id of the run; empty until MLflow has answered."""
         return self._parent.id
 
-    def _open_parent(self, tags: Mapping[str, str], run_id: str | None) -> None:
+    def _open_parent(self, tags: Mapping[str, str]) -> None:
         """Connect, then resume the run or make one."""
         self._client, self._experiment_id = _connect(self.uri, self.experiment)
+        parent, run_id = self._resumed.parent, self._resumed.run_id
         if run_id and _exists(self._client, run_id):
             self._resume(self._parent, run_id)
             return
-        tags = {**tags, **({"mlflow.parentRunId": self.parent} if self.parent else {})}
+        tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
         self._parent.id = self._client.create_run(self._experiment_id, tags=tags, run_name=self.run_name).info.run_id
 
     def _resume(self, run: RunRecord, run_id: str) -> None:
@@ -135,10 +162,10 @@ class _Runs:
         for first in range(0, len(new), BATCH_PARAMS):
             self._client.log_batch(run_id, params=new[first : first + BATCH_PARAMS])
 
-    def _add(self, run: RunRecord, values: Mapping[str, float | None], step: int) -> None:
-        """Put metrics into the run's buffer and send it when it is large or old enough."""
+    def _add(self, run: RunRecord, values: Mapping[str, float], step: int) -> None:
+        """Put the metrics that are defined into the run's buffer and send it when it is large or old enough."""
         now = int(time.time() * 1000)
-        run.buffer += [(key, float(value), now, step) for key, value in values.items() if value is not None]
+        run.buffer += [(key, float(value), now, step) for key, value in values.items() if math.isfinite(value)]
         if len(run.buffer) >= FLUSH_METRICS or time.monotonic() - run.sent >= FLUSH_SECONDS:
             self._send(run)
 
@@ -174,52 +201,49 @@ class _Runs:
 
 
 class Tracker(_Runs):
-    """Writes one sequence to MLflow: `start`, then `handle` and `row` while it goes on, then `finish`."""
+    """A listener that writes one sequence to MLflow: a run for it, and one below it for each stage."""
 
-    def __init__(self, uri: str | None, experiment: str, run_name: str, parent: str | None = None) -> None:
-        """`uri` none = `default_uri`; `parent` is the run of a comparison or sweep; nothing is opened before `start`."""
-        super().__init__(uri, experiment, run_name, parent)
+    def __init__(self, uri: str | None, experiment: str, run_name: str, resumed: Resumed = NEW_RUN) -> None:
+        """`uri` none = `default_uri`; nothing is opened before the sequence starts."""
+        super().__init__(uri, experiment, run_name, resumed)
+        self.artifacts: Sequence[Path] = ()
+        """Files that the run keeps; read when the sequence ends."""
         self._spec: Json = {}
-        self._plan: dict[int, Mapping[str, Any]] = {}
+        self._plan: dict[int, PlannedStage] = {}
         self._children: dict[int, RunRecord] = {}
 
-    # --- what the driver calls ---------------------------------------------------------------------------------------
+    def handle(self, event: Event) -> None:
+        """Record one event; `Phase` has no place in MLflow and is passed over."""
+        match event:
+            case SequenceStart():
+                self._start(event)
+            case StageStart():
+                self._params(self._child(event.stage), {"steps": str(event.steps)})
+            case Step():
+                self._add(self._child(event.stage), step_metrics(event), event.step)
+            case StageEnd():
+                self._end_stage(event)
+            case Scored():
+                self._add(self._parent, {f"acc/{as_name(event.task)}": event.score}, event.stage)
+            case RowDone():
+                self._add(self._parent, event.measures, event.stage)
+                self._send(self._parent)
+            case SequenceEnd():
+                self._end_sequence(event)
 
-    def start(self, spec: Json, plan: list[Json], run_id: str | None = None) -> str:
-        """Open the parent run, or resume `run_id`, and record the spec; returns the run's id (empty in an outage).
+    def _start(self, event: SequenceStart) -> None:
+        """Open the run, or resume it, and record the spec."""
+        self._spec, self._plan = event.spec, {stage.stage: stage for stage in event.stages}
+        tags = {"raycl.kind": "sequence", "raycl.stages": str(len(event.spec["tasks"])), **shared_tags(event.spec)}
+        self._outbox.send("the run of the sequence", lambda: self._open_parent(tags))
+        self._params(self._parent, flat(event.spec))
+        self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, event.spec, "spec.json"))
 
-        `plan` has one row per stage: stage, task, key and, where known, train and test (numbers of examples).
-        """
-        self._spec, self._plan = spec, {row["stage"]: row for row in plan}
-        tags = {"raycl.kind": "sequence", "raycl.stages": str(len(spec["tasks"])), **shared_tags(spec)}
-        self._outbox.send("the run of the sequence", lambda: self._open_parent(tags, run_id))
-        self._params(self._parent, flat(spec))
-        self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, spec, "spec.json"))
-        return self.run_id
-
-    def handle(self, event: Json) -> None:
-        """Record one event of the table in docs/architecture.md; `phase` has no place in MLflow and is passed over."""
-        kind, stage = event["event"], event.get("stage")
-        if kind == "stage_start":
-            self._params(self._child(stage), {"steps": str(event["steps"])})
-        elif kind == "step":
-            self._add(self._child(stage), step_metrics(event), event["step"])
-        elif kind == "stage_end":
-            self._end_stage(stage, event)
-        elif kind == "scores":
-            self._add(self._parent, {f"acc/{as_name(event['task'])}": event["score"]}, stage)
-
-    def row(self, matrix: AccuracyMatrix, stage: int) -> None:
-        """Record AP, FT, BWT and FWT after `stage` on the parent, at step = stage; undefined ones are left out."""
-        defined = {name: value for name, value in matrix.summary(stage).items() if not math.isnan(value)}
-        self._add(self._parent, defined, stage)
-        self._send(self._parent)
-
-    def finish(self, matrix: AccuracyMatrix, artifacts: Iterable[Path], status: str = "FINISHED") -> None:
-        """Record the matrix as a table and the files `artifacts`, and close every run as FINISHED, FAILED or KILLED."""
-        table = (matrix.to_csv() or "", "tables/accuracy_matrix.csv")
+    def _end_sequence(self, event: SequenceEnd) -> None:
+        """Record the matrix as a table and the artifacts, and close every run."""
+        table = (AccuracyMatrix.from_json(event.matrix).to_csv() or "", "tables/accuracy_matrix.csv")
         self._call("the accuracy matrix", self._parent, lambda run: self._client.log_text(run, *table))
-        self._close(artifacts, (*self._children.values(), self._parent), status)
+        self._close(self.artifacts, (*self._children.values(), self._parent), event.status)
 
     # --- runs --------------------------------------------------------------------------------------------------------
 
@@ -229,7 +253,7 @@ class Tracker(_Runs):
             self._children[stage] = child = RunRecord()
             task = self._spec["tasks"][stage - 1]
             self._call(f"the run of stage {stage}", self._parent, lambda _: self._open_child(child, stage, task))
-            self._params(child, stage_params(self._spec, self._plan.get(stage, {}), stage))
+            self._params(child, stage_params(self._spec, self._plan.get(stage), stage))
         return self._children[stage]
 
     def _open_child(self, child: RunRecord, stage: int, task: str) -> None:
@@ -245,13 +269,13 @@ class Tracker(_Runs):
             self._experiment_id, tags=tags | shared_tags(self._spec), run_name=name
         ).info.run_id
 
-    def _end_stage(self, stage: int, event: Json) -> None:
+    def _end_stage(self, event: StageEnd) -> None:
         """Record a stage's log (where it comes along), durations, gauges and key, and close its run."""
-        child = self._child(stage)
-        for record in event.get("log") or ():
-            self._add(child, step_metrics(record), record["step"])
-        self._add(child, end_metrics(event), stage)
-        for tag, value in (("raycl.key", event["key"]), ("raycl.cached", str(event["cached"]).lower())):
+        child = self._child(event.stage)
+        for step in event.log:
+            self._add(child, step_metrics(step), step.step)
+        self._add(child, end_metrics(event), event.stage)
+        for tag, value in (("raycl.key", event.key), ("raycl.cached", str(event.cached).lower())):
             self._call(f"tag {tag}", child, lambda run, tag=tag, value=value: self._client.set_tag(run, tag, value))
         self._end(child, "FINISHED")
 
@@ -259,25 +283,24 @@ class Tracker(_Runs):
 class GroupTracker(_Runs):
     """Writes the run above many sequences, a comparison's or a sweep's: `start`, then `finish`.
 
-    The sequences' own runs name it as their parent: `Tracker(..., parent=group.run_id)`.
+    The sequences' own runs name it as their parent: `Resumed(parent=group.run_id)`.
     """
 
-    def start(self, kind: str, settings: Json, run_id: str | None = None) -> str:
-        """Open the run, or resume `run_id`, and record the settings; returns the run's id (empty in an outage).
+    def start(self, kind: str, settings: Json) -> str:
+        """Open the run, or resume it, and record the settings; returns the run's id (empty in an outage).
 
         `kind` is the tag `raycl.kind`: comparison, sweep.
         """
-        self._outbox.send(f"the run of the {kind}", lambda: self._open_parent({"raycl.kind": kind}, run_id))
+        self._outbox.send(f"the run of the {kind}", lambda: self._open_parent({"raycl.kind": kind}))
         self._params(self._parent, flat(settings))
         self._call("settings.json", self._parent, lambda run: self._client.log_dict(run, settings, "settings.json"))
         return self.run_id
 
     def finish(
-        self, metrics: Mapping[str, float | None], step: int, artifacts: Iterable[Path], status: str = "FINISHED"
+        self, metrics: Mapping[str, float], step: int, artifacts: Iterable[Path], status: Status = "FINISHED"
     ) -> None:
         """Record the metrics at `step` (undefined ones are left out; a step is written once) and the files; close it."""
-        defined = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        named = {"/".join(map(as_name, name.split("/"))): value for name, value in defined.items()}
+        named = {"/".join(map(as_name, name.split("/"))): value for name, value in metrics.items()}
         self._add(self._parent, named, step)
         self._close(artifacts, [self._parent], status)
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from raycl.events import Step, from_json, to_json
 from raycl.train.engine import Engine
-from raycl.train.meter import Event, Meter
+from raycl.train.meter import Meter
 from raycl.train.selection import Best
 from raycl.train.workers import Workers
 
@@ -37,7 +38,7 @@ class Checkpoints:
     running: Callable[[], Mapping[str, Tensor]]
     """The tensors that the method fills in place."""
 
-    def save(self, step: int, log: list[Event], meter: Meter) -> None:
+    def save(self, step: int, log: list[Step], meter: Meter) -> None:
         """Leave the stage as it is after optimizer step `step` with the host."""
         everyone = self.workers.gather((meter.state(), generators(self.workers.device)))
         if self.workers.rank != 0:
@@ -45,7 +46,11 @@ class Checkpoints:
         tensors = {
             f"worker {rank}/{name}": value for rank, (_, own) in enumerate(everyone) for name, value in own.items()
         }
-        facts: dict[str, Any] = {"step": step, "log": log, "meters": [state for state, _ in everyone]}
+        facts: dict[str, Any] = {
+            "step": step,
+            "log": [to_json(one) for one in log],
+            "meters": [state for state, _ in everyone],
+        }
         for index, parameter in enumerate(self.engine.parameters):
             tensors[f"{index}/value"] = parameter.detach()
             for name, value in self.engine.optimizer.state[parameter].items():
@@ -56,7 +61,7 @@ class Checkpoints:
             tensors |= {f"best/{index}": value for index, value in enumerate(self.best.values)}
         self.partial.save(tensors, facts)
 
-    def load(self, meter: Meter) -> tuple[int, list[Event]]:
+    def load(self, meter: Meter) -> tuple[int, list[Step]]:
         """Take up the last checkpoint, if all workers see the same one: its step and the log until then, or (0, [])."""
         found = self.partial.load()
         steps = self.workers.gather(found and int(found[1]["step"]))
@@ -77,7 +82,8 @@ class Checkpoints:
         if len(facts["meters"]) == self.workers.world:  # otherwise no worker has a state of its own to take up
             meter.restore(facts["meters"][self.workers.rank])
             set_generators(_under(tensors, f"worker {self.workers.rank}/"), self.workers.device)
-        return steps[0], list(facts["log"])
+        events = [from_json(values) for values in facts["log"]]
+        return steps[0], [event for event in events if isinstance(event, Step)]
 
 
 def generators(device: str) -> dict[str, Tensor]:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raycl.events import Term
 from raycl.methods.base import Penalty
 from raycl.train.workers import Workers
 
-Event = dict[str, Any]
-"""What a stage reports: see docs/architecture.md."""
+
+@dataclass(frozen=True)
+class Means:
+    """What a `Step` record says of the steps since the one before."""
+
+    loss: float
+    tokens_per_s: float
+    terms: dict[str, Term]
 
 
 class Meter:
@@ -47,8 +55,8 @@ class Meter:
         device = self.workers.device
         self.totals = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
 
-    def read(self) -> dict[str, Any]:
-        """loss, tokens_per_s (tokens run, padding included, over all workers), terms; starts over."""
+    def read(self) -> Means:
+        """The means over all workers since the last reading; starts over."""
         seconds = time.perf_counter() - self.started
         numbers = torch.stack([torch.as_tensor(float(self.tokens), device=self.workers.device), *self.totals.values()])
         self.workers.sum([numbers])
@@ -56,12 +64,8 @@ class Meter:
         means = dict(zip(self.totals, (s / (self.count * self.workers.world) for s in sums), strict=True))
         loss = means.pop("")
         terms = {
-            name: {
-                "raw": raw,
-                "weighted": raw * self.weights[name],
-                "ratio": raw * self.weights[name] / max(loss, 1e-12),
-            }
+            name: Term(raw, raw * self.weights[name], raw * self.weights[name] / max(loss, 1e-12))
             for name, raw in means.items()
         }
         self._reset()
-        return {"loss": loss, "tokens_per_s": tokens / max(seconds, 1e-9), "terms": terms}
+        return Means(loss, tokens / max(seconds, 1e-9), terms)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raycl.events import Phase, StageEvent, StageStart, Step
 from raycl.methods.base import Method, Moments, When
 from raycl.models.load import LoadedModel
 from raycl.spec import RunSpec, at_stage
@@ -22,8 +23,7 @@ from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints, Partial
 from raycl.train.engine import BatchShape, Engine
 from raycl.train.generation import write_texts
-from raycl.train.loop import Report, TrainLoop
-from raycl.train.meter import Event
+from raycl.train.loop import TrainLoop
 from raycl.train.module import StageModule
 from raycl.train.passes import data_pass
 from raycl.train.selection import Best, held_out_loss
@@ -41,9 +41,10 @@ class StageRun:
     spec: RunSpec
     encoder: Encoder
     workers: Workers
-    report: Report
+    report: Callable[[StageEvent], None]
     partial: Partial | None = None
-    log: list[Event] = field(default_factory=list)
+    log: list[Step] = field(default_factory=list)
+    """The records of the training, for the manifest."""
     seconds: dict[str, float] = field(default_factory=dict)
     trainable: int = 0
     """Numbers that the optimizer of this stage owned."""
@@ -66,7 +67,7 @@ class StageRun:
             module = StageModule(self.model.backbone, self.method)
             self._pass("before", module, train, self.method.initialise)
             self.workers.agree(_own_tensors(module))
-            self._train(module, train, held_out)
+            self.train(module, train, held_out)
             moments = self._pass("after", module, train, None)
             part = self.method.consolidate(moments or {})
         finally:
@@ -83,7 +84,7 @@ class StageRun:
 
     def _announce(self, rows: int) -> None:
         steps = math.ceil(rows / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
-        self.report({"event": "stage_start", "stage": self.stage, "task": self.task.name, "steps": steps})
+        self.report(StageStart(self.stage, self.task.name, steps))
 
     def _split(self) -> tuple[list[Example], list[Encoded]]:
         """Train and held-out part of the training set; the test set is never touched."""
@@ -119,16 +120,14 @@ class StageRun:
         return moments
 
     def _progress(self, phase: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.report(
-            {"event": "phase", "stage": self.stage, "phase": phase, "done": done, "total": total}
-        )
+        return lambda done, total: self.report(Phase(self.stage, phase, done, total))
 
-    def _record(self, event: Event) -> None:
+    def _record(self, step: Step) -> None:
         """Keep a training record for the manifest, and report it."""
-        self.log.append(event)
-        self.report(event)
+        self.log.append(step)
+        self.report(step)
 
-    def _train(self, module: StageModule, train: list[Encoded], held_out: list[Encoded]) -> None:
+    def train(self, module: StageModule, train: list[Encoded], held_out: list[Encoded]) -> None:
         """The optimizer's part of the stage."""
         started = time.perf_counter()
         settings = self.spec.train

@@ -52,5 +52,13 @@ def set_threads(threads: int) -> None:
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """The CPU cores that this process may use: as many as OMP_NUM_THREADS says, where it is set."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_device() -> str:
+    """The device of a process that has this machine to itself: its first GPU, else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

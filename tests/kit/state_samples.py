@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from raycl.state.keys import content_key
-from raycl.state.manifest import Manifest, content_digest
+from raycl.state.manifest import Manifest, Provenance, content_digest
 from raycl.state.records import FileRecord
 from raycl.state.sealed import seal
 from raycl.state.stage_state import Branch, StagePart
 from raycl.state.store import Store
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
-SETTINGS: dict[str, Any] = {"adapter_config": None, "environment": {"python": "3"}, "runtime": {"seconds": 1.5}}
 
 
 def make_part(seed: int = 0, d_in: int = 6, d_out: int = 5, rank: int = 2) -> StagePart:
@@ -48,12 +46,16 @@ def make_recipe(index: int, parent: str | None) -> dict[str, Any]:
     return {"schema": 1, "stage": index, "parent": parent, "lr": 5e-4}
 
 
+def make_provenance(stage: int = 1, parent: str | None = None, **fields: Any) -> Provenance:
+    """The provenance of stage `stage` of a chain."""
+    plain = {"environment": {"python": "3"}, "runtime": {"seconds": 1.5}}
+    return Provenance(make_recipe(stage, parent), stage, parent, **plain | fields)
+
+
 def publish(store: Store, stage: int = 1, parent: str | None = None, part: StagePart | None = None) -> Manifest:
     """Publish a small part as one stage."""
-    recipe = make_recipe(stage, parent)
-    part = make_part(stage) if part is None else part
-    log = [{"event": "step", "loss": 0.5}]
-    return store.publish(content_key(recipe), part, recipe=recipe, parent=parent, stage=stage, log=log, **SETTINGS)
+    provenance = make_provenance(stage, parent, log=({"event": "step", "loss": 0.5},))
+    return store.publish(make_part(stage) if part is None else part, provenance)
 
 
 def publish_chain(store: Store, stages: int) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from raycl.adapters.branches import adapter_config
 from raycl.methods.registry import METHODS, method_class, method_params
-from raycl.state.keys import content_key
+from raycl.state.manifest import Provenance
 from raycl.state.stage_state import StageState
 from raycl.state.store import Store
 from tests.kit.cases import (
@@ -187,11 +187,8 @@ def test_parts_come_back_from_the_store_bit_for_bit(trained, case, tiny, toy_tas
     for stage, result in enumerate(trained[:2], start=1):
         recipe = {"stage": stage, "method": result.method.params.at(stage)}
         config = adapter_config(tiny.backbone, result.method.params.shape, tiny.name) if result.part.branch else None
-        store.publish(
-            content_key(recipe), result.part, recipe=recipe, parent=keys[-1] if keys else None, stage=stage,
-            adapter_config=config, environment={}, runtime={}, log=result.log,
-        )  # fmt: skip
-        keys.append(content_key(recipe))
+        parent = keys[-1] if keys else None
+        keys.append(store.publish(result.part, Provenance(recipe, stage, parent, config)).key)
     state = Store(str(tmp_path / "store")).read_state(keys[-1])
     for read, result in zip(state.parts, trained, strict=False):
         assert same_part(read, result.part)

@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raycl.state.keys import content_key
 from raycl.state.store import Store
-from tests.kit.state_samples import SETTINGS, make_part, make_recipe
+from tests.kit.state_samples import make_part, make_provenance
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -31,11 +30,10 @@ def tiny_llama() -> LlamaForCausalLM:
 def test_peft_loads_a_branch_exactly(tmp_path: Path, from_peft: bool) -> None:
     from peft import LoraConfig, PeftModel, TaskType
 
-    part, recipe = make_part(d_in=16, d_out=16), make_recipe(1, None)
+    part = make_part(d_in=16, d_out=16)
     extra = LoraConfig(task_type=TaskType.CAUSAL_LM, r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"]).to_dict()
     store = Store(str(tmp_path))
-    settings = {**SETTINGS, "adapter_config": extra if from_peft else None}
-    key = store.publish(content_key(recipe), part, recipe=recipe, parent=None, stage=1, log=[], **settings).key
+    key = store.publish(part, make_provenance(adapter_config=extra if from_peft else None)).key
 
     base = tiny_llama()
     updated = {
@@ -58,9 +56,9 @@ def test_what_peft_saves_has_the_same_names(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
 
-    part, recipe = make_part(d_in=16, d_out=16), make_recipe(1, None)
+    part = make_part(d_in=16, d_out=16)
     store = Store(str(tmp_path / "store"))
-    key = store.publish(content_key(recipe), part, recipe=recipe, parent=None, stage=1, log=[], **SETTINGS).key
+    key = store.publish(part, make_provenance()).key
     model = get_peft_model(tiny_llama(), LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj"]))
     model.save_pretrained(tmp_path / "peft")
     names = []

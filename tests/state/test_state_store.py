@@ -14,13 +14,11 @@ import torch
 
 import raycl
 from raycl.errors import StoreError
-from raycl.state.keys import content_key
 from raycl.state.stage_state import Branch, StagePart
 from raycl.state.store import Store
 from tests.kit.state_samples import (
-    SETTINGS,
     make_part,
-    make_recipe,
+    make_provenance,
     publish,
     publish_chain,
     rewrite_manifest,
@@ -74,12 +72,9 @@ def test_digest_covers_facts_and_task_but_not_time(store: Store, tmp_path: Path)
     first = publish(store, part=part)
     for number, other in enumerate((StagePart("x", part.branch, part.tensors, part.facts), StagePart(part.task))):
         assert publish(Store(str(tmp_path / str(number))), part=other).digest != first.digest
-    recipe = make_recipe(1, None)
-    timed = {**SETTINGS, "runtime": {"seconds": 99.0}}
-    again = Store(str(tmp_path / "timed")).publish(
-        first.key, part, recipe=recipe, parent=None, stage=1, log=[{"loss": 9.0}], **timed
-    )
-    assert again.digest == first.digest
+    timed = make_provenance(runtime={"seconds": 99.0}, log=({"loss": 9.0},))
+    again = Store(str(tmp_path / "timed")).publish(part, timed)
+    assert (again.key, again.digest) == (first.key, first.digest)
 
 
 def test_bytes_are_the_same_in_any_process(tmp_path: Path) -> None:
@@ -165,11 +160,8 @@ def test_non_finite_tensors_are_refused_by_name(store: Store, bad: float) -> Non
 
 
 def test_observations_may_be_non_finite(store: Store) -> None:
-    recipe = make_recipe(1, None)
-    observed = {**SETTINGS, "runtime": {"speed": float("inf")}}
-    manifest = store.publish(
-        content_key(recipe), make_part(), recipe=recipe, parent=None, stage=1, log=[{"loss": float("nan")}], **observed
-    )
+    observed = make_provenance(runtime={"speed": float("inf")}, log=({"loss": float("nan")},))
+    manifest = store.publish(make_part(), observed)
     assert manifest.runtime == {"speed": None} and manifest.log == [{"loss": None}]
     assert store.manifest(manifest.key) == manifest
 
@@ -198,16 +190,9 @@ def _branch(**fields: Any) -> Branch:
     ],
 )
 def test_parts_without_a_valid_form_are_refused(store: Store, part: StagePart, config: Any) -> None:
-    recipe = make_recipe(1, None)
-    settings = {**SETTINGS, "adapter_config": config}
     with pytest.raises(ValueError):
-        store.publish(content_key(recipe), part, recipe=recipe, parent=None, stage=1, log=[], **settings)
+        store.publish(part, make_provenance(adapter_config=config))
     assert not Path(store.uri).exists()
-
-
-def test_the_key_must_be_the_recipes(store: Store) -> None:
-    with pytest.raises(ValueError, match="content key"):
-        store.publish(ABSENT, make_part(), recipe={}, parent=None, stage=1, log=[], **SETTINGS)
 
 
 # Where a store may be

@@ -1,0 +1,67 @@
+"""The command `raycl`: its verbs, and what its exit codes mean.
+
+0 = done, 2 = something the user can mend (one message says what and how), 130 = interrupted, 1 = a defect of raycl.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+import typer
+
+from raycl.cli import compare, reproduce, run, show, store, sweep
+from raycl.errors import UserError
+
+DEFECT = (
+    "error: this is a defect of raycl, not of what you gave it. Please open an issue (CONTRIBUTING.md says where) with the "
+    "command, the lines above, and the output of `raycl version`. Finished stages are in the store."
+)
+INTERRUPTED = "interrupted: finished stages are in the store; the same command continues from there"
+
+app = typer.Typer(
+    name="raycl",
+    help="Continual learning of large language models on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("run")(run.run)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
+app.command("reproduce")(reproduce.reproduce)
+app.command("methods")(show.methods)
+app.command("fields")(show.fields)
+app.add_typer(store.app, name="store")
+app.command("version")(show.version)
+app.command("cards", hidden=True)(show.cards)
+app.command("reproductions", hidden=True)(show.reproductions)
+
+
+def main(*verb: str) -> None:
+    """Run the command line: `verb`, if a job names one, and the arguments of this process. Ends the process."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app([*verb, *sys.argv[1:]], prog_name="raycl", standalone_mode=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print(INTERRUPTED, file=sys.stderr)
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        print(DEFECT, file=sys.stderr)
+        code = 1
+    sys.exit(code or 0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite request to end is taken like Ctrl-C: the run is recorded as killed and its workers end."""
+    raise KeyboardInterrupt

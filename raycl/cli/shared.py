@@ -1,0 +1,124 @@
+"""What the verbs share: their flags, and how flags, file and overrides become the layers of a run spec.
+
+Nothing heavy is imported here, so that every `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from raycl.presets import merge, parse_override, read_config
+from raycl.spec import Json
+
+ORDER_HELP = "demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | task,task,...  (default: demo)"
+OrderFlag = Annotated[str | None, typer.Option("--order", help=ORDER_HELP)]
+MethodFlag = Annotated[
+    str | None, typer.Option("--method", help="a name that `raycl methods` lists  (default: gain_lora)")
+]
+ModelFlag = Annotated[str | None, typer.Option("--model", help="`packaged`, a local folder, or a hub id")]
+DataFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        envvar="RAYCL_DATA",
+        help="folder in the O-LoRA, GainLoRA or benchmark layout, or `hub`  (default: hub)",
+    ),
+]
+PresetFlag = Annotated[
+    str,
+    typer.Option(
+        "--preset", help="laptop | paper | demo | auto (paper if the cluster has GPUs; demo for the order demo)"
+    ),
+]
+SeedFlag = Annotated[
+    int | None, typer.Option("--seed", help="seed of initialisation, data order and dropout  (default: 0)")
+]
+StoreFlag = Annotated[
+    str | None, typer.Option("--store", help="folder or URI of the stage store  (default: ~/.raycl/store)")
+]
+ConfigFlag = Annotated[str | None, typer.Option("--config", help="YAML file with run-spec fields")]
+SetFlags = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="any field, e.g. --set method.rank=8; may be repeated; wins over all else"),
+]
+TrackingFlag = Annotated[
+    str | None,
+    typer.Option("--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI  (default: a file in ~/.raycl)"),
+]
+FIELD_OF_FLAG = {
+    "order": "order",
+    "method": "method.name",
+    "model": "model.name",
+    "data": "data.source",
+    "seed": "seed",
+    "workers": "workers",
+}
+"""Flag -> the run-spec field it sets."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the user said, weakest first; below it lie the preset and the method's published settings."""
+
+    file: Json
+    """The fields of `--config`."""
+    flags: Json
+    sets: Json
+    """The fields of `--set`."""
+
+    @property
+    def stack(self) -> list[Json]:
+        """The three as layers for `resolve`."""
+        return [self.file, self.flags, self.sets]
+
+    def said(self, field: str) -> Any:
+        """The value of a top-level field; none if nobody gave it."""
+        return merge(*self.stack).get(field)
+
+
+def make_layers(config: str | None, sets: list[str] | None, flags: dict[str, Any]) -> Layers:
+    """The layers of every command: file < flags < --set. `flags` holds the values of flags; none = not given.
+
+    Raises SpecError for a file that cannot be read or an override that is none.
+    """
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    return Layers(
+        file=read_config(config) if config else {},
+        flags=merge(*(_nested(FIELD_OF_FLAG[flag], value) for flag, value in given.items())),
+        sets=merge(*map(parse_override, sets or [])),
+    )
+
+
+def _nested(field: str, value: Any) -> Json:
+    """{"model": {"name": value}} for `model.name`."""
+    for name in reversed(field.split(".")):
+        value = {name: value}
+    return value
+
+
+def gpus_at_hand(preset: str) -> int:
+    """GPUs of the cluster at hand, asked only where the preset depends on them."""
+    if preset != "auto":
+        return 0
+    from raycl.cluster import cluster_gpus
+
+    return cluster_gpus()
+
+
+def quiet() -> None:
+    """Keep the libraries' banners and progress bars out of the way; RAYCL_DEBUG=1 lets them speak."""
+    if os.environ.get("RAYCL_DEBUG"):
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.disable(logging.INFO)
+    for chatty in ("ray._private.authentication.authentication_token_setup", "torch.utils.cpp_extension"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

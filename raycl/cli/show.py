@@ -1,0 +1,82 @@
+"""The verbs that only show something: methods, fields, version, and the pages made from code."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raycl import __version__
+from raycl.errors import SpecError
+
+LIBRARIES = ("torch", "ray", "deepspeed", "peft", "transformers", "mlflow", "optuna")
+"""Whose versions a report of a defect should name."""
+
+
+def methods() -> None:
+    """List the methods: paper, what they train, how the state grows, what they need."""
+    from raycl.report.terminal import print_methods
+
+    print_methods()
+
+
+def fields(method: Annotated[str, typer.Argument(help="whose hyper-parameters to list")] = "gain_lora") -> None:
+    """List every field of a run spec with its meaning, its allowed values and its default."""
+    from raycl.report.fields import field_table
+
+    try:
+        print(field_table(method))
+    except ValueError as error:
+        raise SpecError(f"method {method!r}: {error}") from None
+
+
+def version() -> None:
+    """Show the versions of raycl, Python and the libraries that results depend on, and the accelerator at hand."""
+    lines = {"raycl": __version__, "python": platform.python_version()}
+    lines |= {name: _version_of(name) for name in LIBRARIES}
+    lines["accelerator"] = _accelerator()
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:<{width}}  {text}")
+
+
+def _version_of(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _accelerator() -> str:
+    """The GPUs of this machine, or its CPU with the precision it is fastest in."""
+    import torch
+
+    from raycl.models.precision import native_precision
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return f"{', '.join(names)} ({native_precision()})"
+    return f"none, CPU {torch.backends.cpu.get_cpu_capability()} ({native_precision()})"
+
+
+def cards(
+    folder: Annotated[str, typer.Argument(help="where to write the pages")] = "docs/methods",
+    results: Annotated[str, typer.Option(help="measured cells")] = "benchmarks/results/quality",
+) -> None:
+    """Write a page about every method."""
+    from raycl.report.cards import write_cards
+
+    write_cards(Path(folder), Path(results))
+
+
+def reproductions(
+    page: Annotated[str, typer.Argument(help="where to write the page")] = "docs/reproductions.md",
+    results: Annotated[str, typer.Option(help="reports that are kept")] = "benchmarks/results/reproductions",
+) -> None:
+    """Write the page that says which published tables and figures were run, and at what scale."""
+    from raycl.reproduction.status import write_status
+
+    write_status(Path(page), Path(results))

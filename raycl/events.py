@@ -1,0 +1,216 @@
+"""What happens in a run, as values, and who may listen.
+
+A stage reports `StageStart`, `Step` and `Phase`; its worker adds `StageEnd` and one `Scored` for every cell of the accuracy
+matrix. These five are sent between processes and kept in manifests, as JSON (`to_json`, `from_json`). The driver hands them
+on, in order and with what it read from the store among them, between a `SequenceStart` and a `SequenceEnd`, and says with
+`RowDone` when a row of the matrix is whole. The terminal, MLflow, the output files and tests are `Listener`s of that one
+stream.
+
+    event          reported by   when
+    SequenceStart  driver        once, before anything else
+    StageStart     stage         its rows are ready
+    Step           stage         every `train.log_every` optimizer steps, the first and the last
+    Phase          stage, worker a data pass, an evaluation or a wait moves on
+    StageEnd       worker        the stage is in the store; or it was there (`cached`)
+    Scored         worker        a cell is in the store; or it was there
+    RowDone        driver        all cells of a row are known
+    SequenceEnd    driver        once, however the sequence ended
+
+Knows no other module of raycl.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+Json = dict[str, Any]
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words: to its end, by an error, or interrupted by its user."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A penalty in the loss, as means over the steps since the last record."""
+
+    raw: float
+    """The term as its paper defines it."""
+    weighted: float
+    """raw times its weight lambda."""
+    ratio: float
+    """weighted over the cross-entropy."""
+
+
+@dataclass(frozen=True)
+class StageStart:
+    """A stage begins to train."""
+
+    stage: int
+    """1-based, as everywhere."""
+    task: str
+    steps: int
+    """Optimizer steps to come."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Means over the optimizer steps since the last record."""
+
+    stage: int
+    step: int
+    """1-based within the stage."""
+    steps: int
+    lr: float
+    loss: float
+    """Cross-entropy in nats per answer token, penalties left out."""
+    tokens_per_s: float
+    """Tokens run per second over all workers, padding included."""
+    terms: Mapping[str, Term] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    """What the method measures about itself."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Work that is no training moves on; `done` of `total` units."""
+
+    stage: int
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """A stage is in the store."""
+
+    stage: int
+    task: str
+    key: str
+    cached: bool
+    """Whether it was there before."""
+    seconds: Mapping[str, float]
+    """Seconds by kind of work: train, pass_before, pass_after, other."""
+    gauges: Mapping[str, float]
+    log: tuple[Step, ...] = ()
+    """Of a stage that nobody reported live: its steps, from the manifest. No part of the JSON form."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cell a[t][i] of the accuracy matrix."""
+
+    stage: int
+    """t; 0 = the untrained model."""
+    task: str
+    metric: str
+    score: float
+    """0 to 100."""
+    examples: int
+    seconds: float
+    seen: bool
+    """Whether the task had been trained by then."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage in a `SequenceStart`."""
+
+    stage: int
+    task: str
+    key: str
+    stored: bool
+    """Whether the store holds it already."""
+    train: int
+    """Training examples."""
+    test: int
+    """Test examples."""
+
+
+@dataclass(frozen=True)
+class SequenceStart:
+    """A sequence begins: its run spec as JSON and its stages."""
+
+    spec: Json
+    stages: tuple[PlannedStage, ...]
+
+
+@dataclass(frozen=True)
+class RowDone:
+    """A row of the accuracy matrix is whole."""
+
+    stage: int
+    scores: Mapping[str, float]
+    """Task -> score of the tasks seen so far."""
+    measures: Mapping[str, float]
+    """AP, FT, BWT, FWT after this stage; NaN = undefined."""
+
+
+@dataclass(frozen=True)
+class SequenceEnd:
+    """A sequence has ended."""
+
+    status: Status
+    matrix: Json
+    """`AccuracyMatrix.to_json`."""
+    facts: Json = field(default_factory=dict)
+    """What summary.json holds beside the measures; empty unless the sequence came to its end."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """What to look at -> where it is, for people."""
+
+
+StageEvent = StageStart | Step | Phase | StageEnd | Scored
+"""What a worker reports."""
+Event = StageEvent | SequenceStart | RowDone | SequenceEnd
+
+
+class Listener(Protocol):
+    """Whoever wants to hear of a sequence."""
+
+    def handle(self, event: Event) -> None:
+        """Take note of an event. Called in the driver's process, one event at a time; must not raise."""
+
+
+NAMES: dict[type[StageEvent], str] = {
+    StageStart: "stage_start",
+    Step: "step",
+    Phase: "phase",
+    StageEnd: "stage_end",
+    Scored: "scores",
+}
+"""The `event` field of the JSON form. Stored manifests hold these names."""
+
+
+def to_json(event: StageEvent) -> Json:
+    """The event as plain data, with its name under `event`."""
+    values = asdict(event)
+    values.pop("log", None)
+    return {"event": NAMES[type(event)], **values}
+
+
+def from_json(values: Mapping[str, Any]) -> StageEvent:
+    """The inverse of `to_json`. A null, which stands for a number that was not finite, comes back as NaN.
+
+    Raises ValueError for an unknown event, TypeError for missing or unknown fields.
+    """
+    kinds = {name: kind for kind, name in NAMES.items()}
+    fields = {name: _with_nan(value) for name, value in values.items() if name != "event"}
+    kind = kinds.get(values.get("event", ""))
+    if kind is None:
+        raise ValueError(f"unknown event {values.get('event')!r}; known: {', '.join(kinds)}")
+    if kind is Step:
+        fields["terms"] = {name: Term(**term) for name, term in fields.get("terms", {}).items()}
+    return kind(**fields)
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_nan(item) for name, item in value.items()}
+    return math.nan if value is None else value
+
+
+def status_of(error: BaseException) -> Status:
+    """How a run that `error` ended is recorded: what its user stopped was killed, anything else failed."""
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"

@@ -1,0 +1,98 @@
+"""What listeners are told of a sequence: what happens live, and what the store already holds, each thing once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import (
+    Event,
+    Json,
+    Listener,
+    PlannedStage,
+    RowDone,
+    Scored,
+    SequenceEnd,
+    SequenceStart,
+    StageEnd,
+    StageEvent,
+    Status,
+)
+from raycl.sequence.history import Missing, stored_scores, stored_stage
+from raycl.sequence.job import SequenceJob
+from raycl.sequence.plan import StagePlan
+
+
+class Chronicle:
+    """Tells listeners what happens in a sequence, live or read from the store, each thing once, and keeps the matrix."""
+
+    def __init__(self, job: SequenceJob, listeners: Sequence[Listener]) -> None:
+        self.job = job
+        self.listeners = tuple(listeners)
+        """In the order in which they hear."""
+        self.matrix = AccuracyMatrix([task.name for task in job.tasks])
+        self._heard: set[str] = set()
+        """Keys of stages and cells that were told of."""
+        self._rows: set[int] = set()
+
+    def start(self, missing: Missing) -> None:
+        """Say what is going to happen."""
+        self._tell(SequenceStart(self.job.spec.model_dump(mode="json"), self._planned(missing)))
+
+    def _planned(self, missing: Missing) -> tuple[PlannedStage, ...]:
+        return tuple(
+            PlannedStage(
+                stage.stage, stage.task, stage.key, stage.stage not in missing.stages, len(task.train), len(task.test)
+            )
+            for stage, task in zip(self.job.plan.stages, self.job.stage_tasks, strict=True)
+        )
+
+    def handle(self, event: StageEvent) -> None:
+        """Hand on one event; a score fills every cell with the same key, and a row that is whole is told of."""
+        if isinstance(event, StageEnd):
+            self._heard.add(event.key)
+        if not isinstance(event, Scored):
+            self._tell(event)
+            return
+        cells = self.job.plan.cells_of(event.stage)
+        key = next(cell.key for cell in cells if cell.task == event.task)
+        for cell in self.job.plan.cells:
+            if cell.key == key:
+                self.matrix.set(cell.stage, cell.task, event.score)
+        self._heard.add(key)
+        self._tell(event)
+        if event.stage and all(cell.key in self._heard for cell in cells):
+            self._row_done(event.stage)
+
+    def _row_done(self, row: int) -> None:
+        if row not in self._rows:
+            self._rows.add(row)
+            self._tell(RowDone(row, self.matrix.seen(row), self.matrix.summary(row)))
+
+    def catch_up(self, cached: bool = True) -> None:
+        """Tell what the store holds and nobody reported: earlier runs' results, or a lost worker's last words."""
+        for stage in self.job.plan.stages:
+            self.catch_up_stage(stage, cached)
+        self._catch_up_row(0)
+
+    def catch_up_stage(self, stage: StagePlan, cached: bool = True) -> None:
+        """The same for one stage and its row."""
+        if stage.key not in self._heard and self.job.store.has(stage.key):
+            self.handle(stored_stage(self.job.store, stage, cached))
+        self._catch_up_row(stage.row)
+
+    def _catch_up_row(self, row: int) -> None:
+        cells = self.job.plan.cells_of(row)
+        if any(cell.key not in self._heard for cell in cells):
+            for scored in stored_scores(self.job.store, self.job.plan, row):
+                self.handle(scored)
+        elif row and cells:
+            self._row_done(row)
+
+    def end(self, status: Status, facts: Json | None = None, places: Mapping[str, str] | None = None) -> None:
+        """Say how it ended; `facts` and `places` as in `SequenceEnd`."""
+        self._tell(SequenceEnd(status, self.matrix.to_json(), facts or {}, places or {}))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener.handle(event)

@@ -1,0 +1,56 @@
+"""What the store holds of a sequence, as the events that its making reported. The one place that replays a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import Scored, StageEnd
+from raycl.sequence.plan import Plan, StagePlan
+from raycl.state.store import Store
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What the store lacks of a plan."""
+
+    stages: frozenset[int] = frozenset()
+    """Stages by number."""
+    cells: frozenset[str] = frozenset()
+    """Cells by key."""
+
+    @classmethod
+    def of(cls, plan: Plan, store: Store) -> Missing:
+        """Look every key up."""
+        return cls(
+            frozenset(stage.stage for stage in plan.stages if not store.has(stage.key)),
+            frozenset(cell.key for cell in plan.cells if not store.has_scores(cell.key)),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.stages or self.cells)
+
+
+def stored_stage(store: Store, stage: StagePlan, cached: bool = True) -> StageEnd:
+    """The end of a stored stage with the steps of its training; `cached` = it was there before this run."""
+    manifest = store.manifest(stage.key)
+    # Sequences that share a stage agree on its place, but a joint stage's row is the plan's own.
+    return replace(manifest.end, stage=stage.stage, cached=cached, log=manifest.steps)
+
+
+def stored_scores(store: Store, plan: Plan, row: int) -> list[Scored]:
+    """The cells of a row that are stored; the same key may fill cells of several rows."""
+    return [
+        Scored(stage=row, seen=cell.seen, **store.read_scores(cell.key))
+        for cell in plan.cells_of(row)
+        if store.has_scores(cell.key)
+    ]
+
+
+def stored_matrix(store: Store, plan: Plan, tasks: list[str]) -> AccuracyMatrix:
+    """The accuracy matrix as far as the store holds it."""
+    matrix = AccuracyMatrix(tasks)
+    for row in dict.fromkeys(cell.stage for cell in plan.cells):
+        for scored in stored_scores(store, plan, row):
+            matrix.set(row, scored.task, scored.score)
+    return matrix
