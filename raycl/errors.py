@@ -23,4 +23,4 @@ class StoreError(UserError):
 
 
 class SetupError(UserError):
-    """Something this machine needs is missing (a compiler, a package's data file, a reachable hub)."""
+    """Something this machine needs is missing (a package's data file, a reachable hub)."""

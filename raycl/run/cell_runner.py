@@ -14,7 +14,7 @@ import torch
 from raycl.errors import UserError
 from raycl.methods.registry import method_params
 from raycl.run.plan import Plan
-from raycl.run.preflight import check_machine, check_workers
+from raycl.run.preflight import check_workers
 from raycl.run.stepper import Stepper, keep_model
 from raycl.spec import Json, parse
 from raycl.state.store import Store
@@ -68,7 +68,6 @@ class CellRunner:
     def _open(self, job: CellJob) -> None:
         """Prepare a sequence from its first stage; what is in the store is found there."""
         spec = parse(job.spec, method_params)
-        check_machine(spec)
         check_workers(spec, 1)
         store = Store(self._store)
         store.check_usable()

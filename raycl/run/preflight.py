@@ -1,4 +1,4 @@
-"""Checks of machine, model, folders, stored states and worker count before anything is started."""
+"""Checks of model, folders, stored states and worker count before anything is started."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from raycl.models import TARGETS, family
 from raycl.run.plan import Plan
 from raycl.spec import RunSpec
 from raycl.state.store import Store
-
-
-def check_machine(spec: RunSpec) -> None:
-    """A run without GPU needs a C++ compiler for DeepSpeed. Raises SetupError that says how to get one."""
-    import torch
-
-    from raycl.train.engine import require_compiler
-
-    if not torch.cuda.is_available():
-        require_compiler()
 
 
 def check_model(spec: RunSpec) -> None:

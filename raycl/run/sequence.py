@@ -13,7 +13,7 @@ from raycl.metrics import AccuracyMatrix
 from raycl.models import fingerprint
 from raycl.report.terminal import Terminal
 from raycl.run.plan import Plan, make_plan, stage_tasks
-from raycl.run.preflight import check_machine, check_model, check_output, check_states, check_workers
+from raycl.run.preflight import check_model, check_output, check_states, check_workers
 from raycl.spec import RunSpec
 from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
@@ -66,7 +66,6 @@ def run_sequence(spec: RunSpec, options: Options, terminal: Terminal) -> Sequenc
     store.check_usable()
     missing = Missing.of(plan, store)
     if missing:
-        check_machine(spec)
         check_model(spec)
         check_states(plan, store, missing.stages, missing.cells)
     driver = Driver(spec, plan, tasks, store, tracker, terminal, folder)

@@ -13,7 +13,7 @@ from raycl.errors import SpecError
 from raycl.home import home
 from raycl.report.sequence_view import TrialView
 from raycl.report.sweeps import SweepTerminal, replace_text, setting_text, write_csv
-from raycl.run.preflight import check_machine, check_model, check_output, check_workers
+from raycl.run.preflight import check_model, check_output, check_workers
 from raycl.run.sequence import Options
 from raycl.run.sharing import sharing
 from raycl.run.sweep_driver import SweepDriver
@@ -56,7 +56,6 @@ def run_sweep(
     folder = Path(options.output).resolve() if options.output else home() / "runs" / plan.name()
     check_output(folder)
     store.check_usable()
-    check_machine(plan.example)
     check_model(plan.example)
     check_workers(plan.example, settings.workers)
     record = _record(plan, folder, store, resume)
