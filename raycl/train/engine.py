@@ -159,7 +159,8 @@ def _compile_nothing() -> None:
     """
     import deepspeed.ops
 
-    vars(deepspeed.ops)["__compatible_ops__"] = {"deepspeed_shm_comm": False}
+    table = {"deepspeed_shm_comm": False}
+    deepspeed.ops.__compatible_ops__ = table  # pyright: ignore[reportAttributeAccessIssue] -- made when first read
 
 
 def _process_group(backend: str) -> None:
