@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("raycl", "jobs") for path in (ROOT / room).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ROOMS = {
-    "ray": ["raycl/run/host.py", "raycl/run/cluster.py", "raycl/run/pool.py", "raycl/run/tune_host.py"],
+    "ray": [f"raycl/run/{name}.py" for name in ("host", "cluster", "pool", "tune_host", "optuna_search")],
+    "optuna": ["raycl/run/optuna_search.py"],
     "deepspeed": ["raycl/train/engine.py"],
     "mlflow": ["raycl/tracking.py"],
     "peft": ["raycl/adapters/"],
