@@ -128,7 +128,7 @@ def dimension(values: Any) -> Dimension:
         lowest, highest = _inward(values.lower / step, math.ceil), _inward(values.upper / step, math.floor)
         return Dimension(IntDistribution(lowest, highest, log=log), step, whole)
     if whole:  # Tune leaves the upper bound out
-        return Dimension(IntDistribution(values.lower, values.upper - 1, log=log))
+        return Dimension(IntDistribution(int(values.lower), int(values.upper) - 1, log=log))
     return Dimension(FloatDistribution(values.lower, values.upper, log=log))
 
 
