@@ -15,7 +15,6 @@ check-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old: raycl needs Python 3.11 or newer (make PYTHON=python3.12 ...)."; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module. On Debian/Ubuntu: apt-get install python3-venv."; exit 2; }
 	@command -v git >/dev/null || { echo "error: git not found. On Debian/Ubuntu: apt-get install git."; exit 2; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || [ -n "$$CXX" ] || { echo "error: no C++ compiler: DeepSpeed builds its CPU communication op on first use. On Debian/Ubuntu: apt-get install g++."; exit 2; }
 
 setup: check-tools $(STAMP)  ## virtual environment with the hash-pinned dependencies
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray._private.services import find_bootstrap_address
 
 from raycl.errors import SetupError
 
@@ -22,7 +21,7 @@ def attach() -> bool:
     if ray.is_initialized():
         return True
     named = os.environ.get("RAY_ADDRESS")
-    address = named or find_bootstrap_address(None)
+    address = named or _started_here()
     if not address:
         return False
     try:
@@ -34,6 +33,17 @@ def attach() -> bool:
             ) from error
         return False
     return True
+
+
+def _started_here() -> str | None:
+    """The address that `ray start` noted on this machine, which may be stale; none if it noted none.
+
+    Ray has no public way to ask for it: `ray.init()` starts a cluster where there is none, and `address="auto"` also joins a
+    cluster that another program started for itself.
+    """
+    from ray._private.services import find_bootstrap_address
+
+    return find_bootstrap_address(None)
 
 
 def cluster_gpus() -> int:

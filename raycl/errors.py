@@ -33,7 +33,7 @@ class StoreError(UserError):
 
 
 class SetupError(UserError):
-    """Something this machine needs is missing (a compiler, a package's data file, a reachable hub)."""
+    """Something this machine needs is missing (a package's data file, a reachable hub)."""
 
 
 def problems(error: ValidationError, named: Callable[[str], str] = lambda place: place) -> list[str]:

@@ -129,7 +129,7 @@ class EvalSpec(Strict):
     batch_size: PositiveInt = Field(32, description="prompts per generation batch and worker")
     forward: bool = Field(
         False,
-        description="also score each next task before its stage and, after the last stage, the untrained model; needed for FWT",
+        description="also score each next task before its stage and, at the end, the untrained model; needed for FWT",
     )
 
 

@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("raycl", "jobs") for path in (ROOT / room).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 ROOMS = {
-    "ray": ["raycl/cluster.py", "raycl/sequence/group.py", "raycl/comparison/pool.py", "raycl/sweep/tune.py"],
+    "ray": [
+        "raycl/cluster.py",
+        "raycl/sequence/group.py",
+        "raycl/comparison/pool.py",
+        "raycl/sweep/tune.py",
+        "raycl/sweep/optuna_search.py",
+    ],
+    "optuna": ["raycl/sweep/optuna_search.py"],
     "deepspeed": ["raycl/train/engine.py"],
     "mlflow": ["raycl/tracking/tracker.py"],
     "peft": ["raycl/adapters/"],
@@ -36,7 +43,7 @@ ROOMS = {
 """Library -> the files and folders that may import it."""
 TYPES_ONLY = {"transformers": ["raycl/train/batches.py"]}
 """Files that may name a library's types, which costs no import when they run."""
-STAGE = {"errors", "files", "spec", "tasks", "state", "adapters", "models", "methods", "train"}
+STAGE = {"errors", "events", "files", "spec", "tasks", "state", "adapters", "models", "methods", "train"}
 """What the rooms above a stage build on."""
 MANY = STAGE | {"analysis", "cluster", "presets", "report", "sequence", "tracking"}
 """What the rooms of many sequences build on; none of them knows another."""
@@ -46,20 +53,22 @@ KNOWS: dict[str, set[str]] = {
     "spec": {"errors"},
     "presets": {"errors", "spec"},
     "tasks": {"errors", "spec"},
-    "state": {"errors", "raycl", "spec"},
+    "events": set(),
+    "state": {"errors", "events", "files", "raycl", "spec"},
     "adapters": {"spec", "state"},
     "models": {"adapters", "errors", "files", "spec"},
     "methods": {"adapters", "spec", "state", "tasks"},
-    "train": {"adapters", "errors", "methods", "models", "spec", "state", "tasks"},
+    "train": {"adapters", "errors", "events", "methods", "models", "spec", "state", "tasks"},
     "cluster": {"errors"},
-    "tracking": {"analysis", "errors", "files", "spec"},
-    "analysis": {"spec", "state"},
-    "report": {"analysis", "errors", "methods", "spec"},
+    "tracking": {"analysis", "errors", "events", "files", "spec"},
+    "analysis": {"events", "files", "spec", "state"},
+    "report": {"analysis", "errors", "events", "files", "methods", "spec", "state"},
     "sequence": STAGE | {"analysis", "cluster", "presets", "report", "tracking"},
     "sweep": MANY,
     "comparison": MANY,
     "reproduction": MANY,
-    "cli": MANY | {"comparison", "reproduction", "sweep"},
+    "cli": MANY | {"comparison", "raycl", "reproduction", "sweep"},
+    "raycl": MANY | {"comparison", "sweep"},
     "__main__": {"cli"},
     "jobs": {"cli"},
 }
@@ -124,7 +133,7 @@ def test_imports_go_downwards(name: str) -> None:
 
 def test_the_rooms_have_no_circle() -> None:
     """The table above is an order: some room knows nothing, and taking it away leaves another such room."""
-    left = {room: set(known) - {"raycl"} for room, known in KNOWS.items()}
+    left = {room: set(known) - {"raycl"} for room, known in KNOWS.items() if room != "raycl"}
     while left:
         lowest = {room for room, known in left.items() if not known & set(left)}
         assert lowest, f"circle among {sorted(left)}"

@@ -35,9 +35,11 @@ def fields(method: Annotated[str, typer.Argument(help="whose hyper-parameters to
 
 def version() -> None:
     """Show the versions of raycl, Python and the libraries that results depend on, and the accelerator at hand."""
+    from raycl.models.precision import accelerator
+
     lines = {"raycl": __version__, "python": platform.python_version()}
     lines |= {name: _version_of(name) for name in LIBRARIES}
-    lines["accelerator"] = _accelerator()
+    lines["accelerator"] = accelerator()
     width = max(map(len, lines))
     for name, text in lines.items():
         print(f"{name:<{width}}  {text}")
@@ -48,18 +50,6 @@ def _version_of(library: str) -> str:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _accelerator() -> str:
-    """The GPUs of this machine, or its CPU with the precision it is fastest in."""
-    import torch
-
-    from raycl.models.precision import native_precision
-
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return f"{', '.join(names)} ({native_precision()})"
-    return f"none, CPU {torch.backends.cpu.get_cpu_capability()} ({native_precision()})"
 
 
 def cards(

@@ -33,3 +33,11 @@ def cpu_multiplies_bf16() -> bool:
     """Whether this CPU has instructions that multiply bf16, and torch's CPU library uses them."""
     features = torch.cpu.get_capabilities()
     return torch.backends.mkldnn.is_available() and any(features.get(name) for name in NATIVE_ON_CPU)
+
+
+def accelerator() -> str:
+    """What this machine computes with, in words: its GPUs, or its CPU; and the precision it is fastest in."""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return f"{', '.join(names)} ({native_precision()})"
+    return f"none, CPU {torch.backends.cpu.get_cpu_capability()} ({native_precision()})"

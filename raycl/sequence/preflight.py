@@ -1,4 +1,4 @@
-"""Checks of machine, model, folders, stored states and worker count before anything is started."""
+"""Checks of model, folders, stored states and worker count before anything is started."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +79,11 @@ class SweepPlan:
     def stages(self) -> int:
         """Stages of a whole trial."""
         return 1 if method_class(self.example.method.name).joint else len(self.tasks)
+
+    @property
+    def optuna(self) -> str:
+        """The version of Optuna that suggests the points; empty if they are known."""
+        return version("optuna") if self.points is None else ""
 
     @property
     def need(self) -> Json:

@@ -67,6 +67,8 @@ class SweepRecord(Strict):
     """Keys of stages that were in the store before the sweep."""
     tune: str = ""
     """Ray Tune's own folder of the sweep, from which it is resumed."""
+    optuna: str = ""
+    """Version of Optuna that suggests the points; empty if the points are known from the start."""
     run_id: str = ""
     """The MLflow run above the trials'."""
     trials: list[TrialRecord] = Field(default_factory=list)

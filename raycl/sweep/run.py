@@ -81,12 +81,17 @@ def _record(plan: SweepPlan, folder: Path, store: Store, resume: bool) -> SweepR
         stored = [key for key in sorted(known) if store.has(key)]
         # A new name for every new sweep: Tune would mix two sweeps of one name.
         tune = f"{store.uri.rstrip('/')}/ray/{plan.name()}-{uuid4().hex[:8]}"
-        return SweepRecord(settings=plan.identity(), stages=plan.stages, stored=stored, tune=tune)
+        return SweepRecord(settings=plan.identity(), stages=plan.stages, stored=stored, tune=tune, optuna=plan.optuna)
     if found.settings != plan.identity():
         differ = sorted(name for name, value in plan.identity().items() if found.settings.get(name) != value)
         raise SpecError(
             f"--resume: {folder} holds another sweep (other {', '.join(differ)}); give the flags and the space file it was "
             "started with, or another --output"
+        )
+    if found.optuna.partition(".")[0] != plan.optuna.partition(".")[0]:
+        raise SpecError(
+            f"--resume: {folder} was begun with Optuna {found.optuna or 'of an unknown version'}, and {plan.optuna} is "
+            "installed, which suggests other points for the same seed; install that version, or give another --output"
         )
     return found
 

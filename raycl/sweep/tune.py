@@ -17,12 +17,11 @@ from typing import Any, ClassVar
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Trainable, TuneConfig
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from raycl.cluster import capacity, nodes, start_cluster
 from raycl.errors import SetupError, UserError
 from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
+from raycl.sweep.optuna_search import OptunaSearcher
 from raycl.sweep.spaces import Point, Space, decode
 from raycl.sweep.trials import TrialSettings, close_trial, open_trial
 from raycl.tasks.task import Task
@@ -34,8 +33,6 @@ FILE = "stage.json"
 TRIAL_OVERHEAD = {"memory": 50 * 2**20}
 """What a trial with a worker group asks for itself: the group has the CPUs or GPUs. Tune wants more than nothing."""
 METRIC = "AP"
-TRIES = 50
-"""How often Optuna is asked for a point that no trial had."""
 
 
 class SequenceTrial(Trainable):
@@ -87,30 +84,6 @@ class SequenceTrial(Trainable):
         done = json.loads(Path(checkpoint, FILE).read_text(encoding="utf-8"))["stage"]
         while self.stepper and self.stepper.done < done:
             self.stepper.step()
-
-
-class OptunaSequences(OptunaSearch):
-    """Optuna's search without repeats; a trial that ended early counts as pruned, for its AP is over fewer tasks."""
-
-    def suggest(self, trial_id: str) -> Event | None:
-        """A point that no trial had: its stages would all be in the store. A small space may have none left."""
-        point = super().suggest(trial_id)
-        for _ in range(TRIES):
-            if not self._repeats(trial_id):
-                break
-            super().on_trial_complete(trial_id, error=True)
-            del self._ot_trials[trial_id]  # else the same point is what this trial is given again
-            point = super().suggest(trial_id)
-        return point
-
-    def _repeats(self, trial_id: str) -> bool:
-        """Whether an earlier trial of the study has the point of this one."""
-        own = self._ot_trials[trial_id]
-        return any(one.params == own.params for one in self._ot_study.get_trials(deepcopy=False)[: own.number])
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna how a trial ended; Tune marks one that a scheduler ended as `done` too."""
-        super().on_trial_complete(trial_id, result if result and result.get("whole") else None, error)
 
 
 class TrialListener(Callback):
@@ -221,7 +194,7 @@ def _new_tuner(
     config = TuneConfig(
         metric=METRIC,
         mode="max",
-        search_alg=_searcher(settings, space) if points is None else None,
+        search_alg=OptunaSearcher(space, settings.seed, METRIC) if points is None else None,
         scheduler=scheduler(settings),
         num_samples=settings.trials if points is None else 1,
         max_concurrent_trials=trials_at_once(settings, trial.workers),
@@ -236,9 +209,10 @@ def _new_tuner(
         callbacks=[TrialListener()],
         verbose=0,
     )
-    listed = tune.grid_search([space.encode(point) for point in points]) if points is not None else _dimensions(space)
     # As text: Tune would take a mapping such as {"eval": ...} among the layers for an expression and run it.
-    shared = {"point": listed, "sweep": trial.model_dump_json()}
+    shared: dict[str, Any] = {"sweep": trial.model_dump_json()}
+    if points is not None:
+        shared["point"] = tune.grid_search([space.encode(point) for point in points])
     return tune.Tuner(trainable, param_space=shared, tune_config=config, run_config=run)
 
 
@@ -250,19 +224,6 @@ def scheduler(settings: TuneSettings) -> TrialScheduler:
     if settings.scheduler == "median":
         return MedianStoppingRule(time_attr="stage", grace_period=grace, min_samples_required=3)
     return FIFOScheduler()
-
-
-def _searcher(settings: TuneSettings, space: Space) -> Searcher:
-    first = [{f"point/{name}": value for name, value in space.encode(point).items()} for point in space.first]
-    return OptunaSequences(points_to_evaluate=first or None, seed=settings.seed)
-
-
-def _dimensions(space: Space) -> dict[str, Any]:
-    """The space in Tune's words: categories as JSON text, samplers as they are."""
-    return {
-        name: tune.choice([json.dumps(one) for one in values]) if isinstance(values, list) else values
-        for name, values in space.dimensions.items()
-    }
 
 
 def _quiet() -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycl.errors import SetupError
 from raycl.spec import TrainSpec
 from raycl.train.workers import Workers
 
@@ -140,42 +137,59 @@ def _deepspeed(device: str) -> Any:
     """Import DeepSpeed for `device` and make sure a process group stands."""
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        require_compiler()
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    _keep_ops_apart()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    _process_group(device)
-    deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
+    if device == "cpu":
+        _compile_nothing()
+    backend = "gloo" if device == "cpu" else "nccl"
+    _process_group(backend)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return deepspeed
 
 
-def _keep_ops_apart() -> None:
-    """Keep compiled ops in the environment they were compiled for, where it can be written.
+def _compile_nothing() -> None:
+    """Let workers on CPU talk through gloo alone, so that no machine needs a compiler.
 
-    torch's default folder is one for all of a user's environments, and each that comes along compiles the op anew.
+    On its first use DeepSpeed would compile an op that moves tensors through shared memory, and compile it again in every
+    new environment. It does so only if its table of ops that this machine could compile has the op. DeepSpeed fills the
+    table when it is first read, by starting compilers; a table that is there already is taken as it is. 0.19.8 has no
+    public switch.
     """
-    if os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
+    import deepspeed.ops
+
+    table = {"deepspeed_shm_comm": False}
+    deepspeed.ops.__compatible_ops__ = table  # pyright: ignore[reportAttributeAccessIssue] -- made when first read
 
 
-def _process_group(device: str) -> None:
-    """A group of one for a process that Ray Train did not give one; forget DeepSpeed's view of groups that are gone."""
-    import deepspeed.comm.comm as ds_comm
+def _process_group(backend: str) -> None:
+    """A group of one for a process that Ray Train did not give one."""
     import torch.distributed as dist
+
+    alone = not dist.is_initialized()
+    if alone:
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] -- documented, yet not re-exported
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"})
+    _forget_groups(alone)
+
+
+def _forget_groups(all_gone: bool) -> None:
+    """Make DeepSpeed forget process groups that ended with an earlier sequence, so that it makes new ones.
+
+    It keeps its communicator (`cdb`) and its groups in variables of two modules, for the life of the process, and has no
+    public function that clears them. `all_gone` says that every group is from earlier; else the world group tells.
+    """
+    import deepspeed.comm.comm as ds_comm
     from deepspeed.utils import groups
 
-    if not dist.is_initialized():
-        backend = "gloo" if device == "cpu" else "nccl"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"})
-        ds_comm.cdb = None
-    if groups._WORLD_GROUP is not None and not _stands(groups._WORLD_GROUP):
-        ds_comm.cdb = None
-        for name, value in vars(groups).items():
-            if name.startswith("_") and "_GROUP" in name:
-                setattr(groups, name, {} if isinstance(value, dict) else None)
+    if not all_gone and (groups._WORLD_GROUP is None or _stands(groups._WORLD_GROUP)):
+        return
+    ds_comm.cdb = None
+    for name, value in vars(groups).items():
+        if name.startswith("_") and "_GROUP" in name:
+            setattr(groups, name, {} if isinstance(value, dict) else None)
 
 
 def _stands(group: Any) -> bool:
@@ -189,29 +203,24 @@ def _stands(group: Any) -> bool:
     return True
 
 
-def require_compiler() -> None:
-    """Raise SetupError where DeepSpeed's CPU communication op could not be built."""
-    if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")):
-        raise SetupError(
-            "no C++ compiler found: DeepSpeed builds its CPU communication op on first use. "
-            "Install one (Debian/Ubuntu: `apt-get install g++`, macOS: `xcode-select --install`) or set CXX."
-        )
-
-
 def _keep_whole(engine: Any, parameters: Sequence[nn.Parameter]) -> None:
     """Let penalties read what trains from the first step on.
 
     Parameters below the persistence threshold stay gathered, but only once DeepSpeed has traced a whole step: in the
-    first one it releases everything after use, unless it is marked as used elsewhere.
+    first one it releases everything after use, unless it is marked as used elsewhere. The public
+    `register_external_parameter` gathers a parameter for a module that uses it, and still releases it afterwards.
     """
     for parameter in parameters:
-        parameter.is_external_param = True
+        parameter.is_external_param = True  # pyright: ignore[reportAttributeAccessIssue] -- DeepSpeed's own mark
     persistent = engine.optimizer.persistent_parameters
     persistent[0].all_gather(persistent)
 
 
 def _unpartition(engine: Any) -> None:
-    """Turn ZeRO-3's partitioned parameters back into ordinary ones."""
+    """Turn ZeRO-3's partitioned parameters back into ordinary ones.
+
+    The next stage's engine takes a parameter that still has one of the `ds_` attributes for one that is partitioned.
+    """
     import deepspeed
 
     for parameter in engine.module.parameters():

@@ -76,7 +76,7 @@ def test_how_many_pairs_a_claim_needs() -> None:
 
 
 def test_a_clear_difference_is_claimed() -> None:
-    """Eight pairs, always better, intervals far apart; the better one stands first, whatever the order of the input."""
+    """Eight pairs, always better; the better one stands first, whatever the order of the input."""
     low = {("o", s): 40.0 + s / 10 for s in range(8)}
     high = {("o", s): 60.0 + s / 7 for s in range(8)}
     (test,) = compare({"low": low, "high": high})
@@ -87,12 +87,15 @@ def test_a_clear_difference_is_claimed() -> None:
 
 
 def test_nothing_is_claimed_of_few_pairs() -> None:
-    """Four pairs are not tested; five are, but cannot be enough."""
-    for n, words in ((4, "n too small: 4 common"), (5, "6 pairs could")):
-        (test,) = compare({"a": dict.fromkeys(range(n), 1.0), "b": {i: 50.0 + i for i in range(n)}})
+    """Four pairs are not tested; five are, but cannot be enough. The words name the number that would be."""
+    for n in (4, 5):
+        a, b = dict.fromkeys(range(n), 1.0), {i: 50.0 + i for i in range(n)}
+        (test,) = compare({"a": a, "b": b})
         assert not test.claimed
-        assert words in test.reason
+        assert test.reason == f"n too small: {n} common (order, seed) pairs; 1 test can claim something from 6 pairs on"
         assert math.isnan(test.p) == (n < FEWEST)
+        three = compare({"a": a, "b": b, "c": a})
+        assert all("3 tests can claim something from 7 pairs on" in test.reason for test in three)
 
 
 def test_only_common_pairs_count() -> None:
@@ -103,13 +106,36 @@ def test_only_common_pairs_count() -> None:
     assert (test.first, test.n, test.difference) == ("b", 5, 20.0)
 
 
-def test_overlapping_intervals_are_no_ranking() -> None:
-    """A small difference on every pair is significant, yet the means' intervals overlap: nothing is claimed."""
-    base = {i: 10.0 * i for i in range(8)}
+def test_what_both_methods_share_hides_no_difference() -> None:
+    """Orders 30 points apart, one method better by 1 to 3 on each: claimed, though the means' own intervals overlap.
+
+    By hand: the differences sum to 16, so their mean is 2; only the pattern as it is and its mirror image reach that.
+    """
+    base = {i: 10.0 + 30.0 * i for i in range(8)}
+    better = {i: value + more for (i, value), more in zip(base.items(), (1, 3, 2, 2, 1, 3, 2, 2), strict=True)}
+    assert interval(list(better.values()))[0] < interval(list(base.values()))[1]
+    (test,) = compare({"a": base, "b": better})
+    assert (test.first, test.difference, test.p, test.claimed) == ("b", 2.0, 2 / 256, True)
+    assert 1 < test.low < 2 < test.high < 3
+    assert test.reason == (
+        f"p = 0.00781 after Holm's correction for 1 test, paired difference {test.low:.2f} to {test.high:.2f}"
+    )
+
+
+def test_a_difference_whose_interval_holds_0_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ups and downs that sum to 2 over 8 pairs; and an interval that alone stands against a small p."""
+    base = {i: 10.0 + 30.0 * i for i in range(8)}
+    mixed = {i: value + more for (i, value), more in zip(base.items(), (3, -2, 2, -3, 4, -1, 1, -2), strict=True)}
+    (test,) = compare({"a": base, "b": mixed})
+    assert (test.first, test.difference) == ("b", 0.25)
+    assert test.low < 0 < test.high
+    assert not test.claimed
+    # The test is the stricter of the two on all scores that were tried, so the interval is put in by hand.
+    monkeypatch.setattr("raycl.stats.interval", lambda values: (-0.5, 2.5))
     (test,) = compare({"a": base, "b": {i: value + 1 for i, value in base.items()}})
     assert test.corrected < 0.05
     assert not test.claimed
-    assert "overlap" in test.reason
+    assert test.reason == "the interval of the paired difference, -0.50 to 2.50, holds 0"
 
 
 def test_chance_is_named_with_its_p() -> None:

@@ -243,15 +243,6 @@ def test_an_unreachable_hub_is_one_message(refused: Callable[..., str], monkeypa
     assert "--order demo" in refused(data="hub")
 
 
-def test_a_machine_without_compiler_is_one_message(
-    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It says why one is needed and how to get it."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert "no C++ compiler found" in refused()
-
-
 def test_a_store_of_another_schema_is_one_message(refused: Callable[..., str], store: Path) -> None:
     """It is left as it is."""
     marker = store / "raycl-store.json"

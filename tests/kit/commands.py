@@ -115,7 +115,7 @@ class Commands:
         """Run a command to its end."""
         return self.start(arguments, stop_at, whole, **environment).wait()
 
-    def cold(self, arguments: Sequence[object]) -> Finished:
+    def cold(self, arguments: Sequence[object], **environment: str) -> Finished:
         """Run `jobs/sequence.py arguments` in a new interpreter, as a user does."""
         self.count += 1
         folder = self.scratch / f"command-{self.count}"
@@ -124,7 +124,7 @@ class Commands:
         with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
             done = subprocess.run(
                 [sys.executable, __file__, str(folder), *map(str, arguments)],
-                env=os.environ | self.environment,
+                env=os.environ | self.environment | environment,
                 stdout=out,
                 stderr=err,
                 timeout=SECONDS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ class Starts:
 def lonely(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster is named, and none was started here."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "find_bootstrap_address", lambda folder: None)
+    monkeypatch.setattr(cluster, "_started_here", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
 
@@ -38,6 +40,17 @@ def replaced(monkeypatch: pytest.MonkeyPatch, failures: int, error: Exception) -
     starts = Starts(failures, error)
     monkeypatch.setattr(ray, "init", starts)
     return starts
+
+
+def test_ray_still_notes_where_ray_start_was(tmp_path: Path) -> None:
+    """The one private part of Ray that raycl uses: it reads the address from a file, and gives none where there is none."""
+    message = "Ray moved services.find_bootstrap_address: see raycl/run/cluster.py _started_here"
+    services = importlib.import_module("ray._private.services")
+    find = getattr(services, "find_bootstrap_address", None)
+    assert callable(find), message
+    assert find(str(tmp_path)) is None, message
+    (tmp_path / "ray_current_cluster").write_text("10.0.0.1:6379\n")
+    assert find(str(tmp_path)) == "10.0.0.1:6379", message
 
 
 def test_another_programs_cluster_is_never_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +65,7 @@ def test_another_programs_cluster_is_never_joined(monkeypatch: pytest.MonkeyPatc
 def test_a_named_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """RAY_ADDRESS, as `ray job submit` sets it, wins over what `ray start` noted."""
     starts = replaced(monkeypatch, 0, RuntimeError())
-    monkeypatch.setattr(cluster, "find_bootstrap_address", lambda folder: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "_started_here", lambda: "10.0.0.1:6379")
     assert cluster.attach()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert cluster.attach()
@@ -62,7 +75,7 @@ def test_a_named_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_named_cluster_that_is_away_is_a_set_up_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user asked for it, so nothing is started in its place; a note of `ray start` may be stale."""
     replaced(monkeypatch, 9, ConnectionError())
-    monkeypatch.setattr(cluster, "find_bootstrap_address", lambda folder: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "_started_here", lambda: "10.0.0.1:6379")
     assert not cluster.attach()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     with pytest.raises(SetupError, match=r"RAY_ADDRESS=10\.0\.0\.2:6379"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,14 @@ class Loop:
         trial: TrialSettings,
         settings: tune_host.TuneSettings,
         space: Space,
-        points: list[Point],
+        points: list[Point] | None,
         tasks: list[Task],
         folder: str,
         handle: Callable[[dict[str, Any]], None],
     ) -> None:
         """What `run_trials` does."""
         done = 0
-        for number, point in enumerate(points, start=1):
+        for number, point in enumerate(points or space.samples()[: settings.trials], start=1):
             facts = {"trial": f"t{number}", "point": point}
             if facts["trial"] in self.ended:
                 continue
@@ -150,3 +151,22 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     check_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", record.run_id, record.trials)
     with pytest.raises(SpecError, match=r"holds another sweep \(other scheduler\)"):
         sweep(resume=True, scheduler="none")
+
+
+def test_a_sweep_is_not_taken_up_by_another_optuna(
+    loop: Loop, sweep: Callable[..., SweepResult], tmp_path: Path
+) -> None:
+    """The record holds the version; another major one, or a record that does not say, is refused with the way out."""
+    loop.dies_after = 1
+    with pytest.raises(Stop):
+        sweep(search="optuna", trials=1)
+    path = tmp_path / "output" / "sweep.json"
+    record = json.loads(path.read_text())
+    assert record["optuna"] == version("optuna")
+    for kept, words in (("4.9.0", "begun with Optuna 4.9.0"), ("", "begun with Optuna of an unknown version")):
+        path.write_text(json.dumps(record | {"optuna": kept}))
+        with pytest.raises(SpecError, match=words):
+            sweep(resume=True, search="optuna", trials=1)
+    path.write_text(json.dumps(record))
+    loop.dies_after = None
+    assert [trial.status for trial in sweep(resume=True, search="optuna", trials=1).record.trials] == ["finished"]

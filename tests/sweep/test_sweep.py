@@ -169,11 +169,14 @@ def test_mlflow_holds_sweep_sequence_and_stage(cluster: Cluster, swept: str) -> 
         assert {stage.info.status for stage in stages} == {"FINISHED"}
 
 
-def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, swept: str) -> None:
+@pytest.mark.parametrize("search", ["grid", "optuna"])
+def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, swept: str, search: str) -> None:
     """SIGKILL of the driver: its trials end and give back the CPUs; --resume ends with the same trials, each stage kept."""
-    arguments = cluster.arguments("second", "--scheduler", "none", "--max-concurrent", "1")
+    name = f"second-{search}"
+    more = ["--scheduler", "none", "--max-concurrent", "1", "--search", search, "--trials", "4"]
+    arguments = cluster.arguments(name, *more)
     process = cluster.start(arguments)
-    store = Store(str(cluster.root / "second"))
+    store = Store(str(cluster.root / name))
     deadline = time.monotonic() + SECONDS
     while len(store.stage_keys()) < 5:
         assert process.poll() is None, process.communicate()
@@ -182,15 +185,15 @@ def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, sw
     process.send_signal(signal.SIGKILL)
     process.wait()
     cluster.wait_until_free(30)
-    kept = digests(cluster.root / "second")
-    first = cluster.record("second")
+    kept = digests(cluster.root / name)
+    first = cluster.record(name)
     out = cluster.run([*arguments, "--resume"])
     assert "Resuming: " in out
-    record = cluster.record("second")
+    record = cluster.record(name)
     assert [trial["status"] for trial in record["trials"]] == ["finished"] * 4
     assert [trial["id"] for trial in record["trials"]][: len(first["trials"])] == [t["id"] for t in first["trials"]]
     assert record["run_id"] == first["run_id"]
-    after = digests(cluster.root / "second")
+    after = digests(cluster.root / name)
     assert kept.items() <= after.items()
     # Both sweeps made the same stages, in other processes and another order.
     shared = digests(cluster.root / "first").items()
