@@ -20,7 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from raycl.methods.base import Method
+    from raycl.methods.common.base import Method
     from raycl.models import LoadedModel
     from raycl.state.stage_state import StagePart, StageState
     from raycl.tasks.task import Task
@@ -189,7 +189,7 @@ def run_stage_in_memory(
     """
     import torch
 
-    from raycl.methods.base import StageInfo
+    from raycl.methods.common.base import StageInfo
     from raycl.methods.registry import build, method_params
     from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
     from raycl.state.stage_state import StageState

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import kaiming
 from raycl.adapters.selectors import Selectors, attention
-from raycl.methods.base import About, Moments, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.common.base import About, Moments, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.spec import Json, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
@@ -98,9 +99,9 @@ class AmLora(LoraMethod):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The paper's: 8 GPUs with 8 (T5-Large) or 1 (Llama-2-7B) examples each, one epoch at a constant rate."""
-        t5 = family in ("t5", "mt5")
+        t5 = is_t5(family)
         return {
-            "model": {"dropout": 0.1 if t5 else 0.0},
+            "model": {"dropout": t5_dropout(family)},
             "method": {"rank": 8, "alpha": 32.0, "dropout": 0.1, "l1": L1_LONG.get(order, L1_STANDARD)},
             "train": {"lr": 1e-4, "epochs": 1, "batch_size": 64 if t5 else 8, "weight_decay": 0.0},
         }

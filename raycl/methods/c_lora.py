@@ -23,9 +23,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import is_t5, lora_settings
 from raycl.spec import Json, Weight, at_stage
 
 T5, LLAMA = 1e2, 1e6
@@ -84,7 +84,7 @@ class CLora(LoraMethod):
     def settings(cls, family: str, order: str) -> Json:
         """As SinLoRA, with an estimate of lambda: there are no published settings for language models."""
         settings = lora_settings(family, order)
-        settings["method"] |= {"forgetting": T5 if family in ("t5", "mt5") else LLAMA}
+        settings["method"] |= {"forgetting": T5 if is_t5(family) else LLAMA}
         return settings
 
     def penalties(self, step: Step) -> dict[str, Penalty]:

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.importance import MeanSquare
-from raycl.methods.base import About, Gradients, Moments, Observes, Penalty, Step, When
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About, Gradients, Moments, Observes, Penalty, Step, When
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json, PositiveInt, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 

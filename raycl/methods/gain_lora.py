@@ -27,9 +27,10 @@ from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.subspace import grow, leading_outside
-from raycl.methods.base import About, Method, Moments, Observes, Penalty, StageInfo, Step, When
-from raycl.methods.inf_lora import InfLora, SubspaceParams, gpm_settings, stored_basis, threshold
-from raycl.methods.lora import LoraMethod
+from raycl.methods.common.base import About, Method, Moments, Observes, Penalty, StageInfo, Step, When
+from raycl.methods.common.lora import LoraMethod
+from raycl.methods.common.published import gpm_settings, is_t5
+from raycl.methods.inf_lora import InfLora, SubspaceParams, stored_basis, threshold
 from raycl.methods.o_lora import OLora, OrthogonalParams
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
@@ -111,7 +112,7 @@ class GainLora(Method):
     def settings(cls, family: str, order: str) -> Json:
         """The released scripts for T5-Large; the fork's for Llama (h = 50, four blocks)."""
         settings = gpm_settings(family, order)
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             settings["method"] |= {"gate_hidden": [50], "gate_chunks": 4, "layer_chunks": 4}
         return settings
 

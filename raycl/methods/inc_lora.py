@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from raycl.methods.base import About
-from raycl.methods.lora import LoraMethod, MixParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About
+from raycl.methods.common.lora import LoraMethod, MixParams
+from raycl.methods.common.published import lora_settings
 from raycl.spec import Json
 
 

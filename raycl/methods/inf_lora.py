@@ -24,8 +24,9 @@ from raycl.adapters.branches import Branches, kaiming
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, leading_outside, residual
-from raycl.methods.base import About, Moments, When
-from raycl.methods.lora import LoraMethod, LoraParams, MixParams
+from raycl.methods.common.base import About, Moments, When
+from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
+from raycl.methods.common.published import gpm_settings
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
@@ -173,18 +174,3 @@ def _columns(part: StagePart, name: str) -> Tensor | None:
     shared: dict[str, Any] = part.facts.get("shared_inputs", {})
     path = name.removeprefix(BASIS)
     return part.tensors.get(BASIS + shared[path] if path in shared else name)
-
-
-def gpm_settings(family: str, order: str) -> Json:
-    """GainLoRA's settings for its InfLoRA and GainLoRA rows (released scripts; the fork's for Llama)."""
-    short = order.startswith("sni")
-    if family in ("t5", "mt5"):
-        train: Json = {"lr": 3e-4, "epochs": 100 if short else 10}
-    else:
-        train = {"lr": 5e-5, "epochs": 50}
-    return {
-        "model": {"dropout": 0.1 if family in ("t5", "mt5") else 0.0},
-        "method": {"rank": 4 if short else 8, "alpha": 32.0, "dropout": 0.0},
-        "train": {**train, "batch_size": 32, "keep": "best", "holdout": 0.1},
-        "data": {"max_source_tokens": 512 if family in ("t5", "mt5") else 1024},
-    }

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
-from raycl.methods.base import About, Method, Moments, Observes, Penalty, Step, When
+from raycl.methods.common.base import About, Method, Moments, Observes, Penalty, Step, When
+from raycl.methods.common.published import is_t5
 from raycl.spec import Json, MethodParams, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 
@@ -120,7 +121,7 @@ class L2p(Method):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """No published rate is known: prompts need a high one, higher where the embeddings are large as in T5."""
-        return {"train": {"lr": 0.3 if family in ("t5", "mt5") else 0.03, "weight_decay": 0.0}}
+        return {"train": {"lr": 0.3 if is_t5(family) else 0.03, "weight_decay": 0.0}}
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The last pool, or a fresh one."""

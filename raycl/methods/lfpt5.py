@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
-from raycl.methods.base import About, Method, Moments, Penalty, Row, Sampling, Step, Write
-from raycl.methods.pseudo_text import Layout, Pair, layout_of
+from raycl.methods.common.base import About, Method, Moments, Penalty, Row, Sampling, Step, Write
+from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
+from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.spec import Json, MethodParams, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.sampling import draw
@@ -118,9 +119,9 @@ class Lfpt5(Method):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The released batch and decay; its rate is Adafactor's, and prompts under AdamW take 0.3 (T5) or less."""
-        t5 = family in ("t5", "mt5")
+        t5 = is_t5(family)
         train: Json = {"lr": 0.3 if t5 else 0.03, "batch_size": 8, "weight_decay": 1e-5}
-        return {"model": {"dropout": 0.1 if t5 else 0.0}, "train": train}
+        return {"model": {"dropout": t5_dropout(family)}, "train": train}
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The last prompt, or one from the vocabulary; the layouts of earlier tasks."""

@@ -25,9 +25,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import lora_settings
 from raycl.spec import Json, Weight
 
 LIVE_FROM_2 = ("weight", "temperature")

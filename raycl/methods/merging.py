@@ -32,10 +32,10 @@ from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.full_weights import FullWeights
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
-from raycl.methods.base import About
-from raycl.methods.sin_lora import lora_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import WEIGHTS, TrainedParams
+from raycl.methods.common.base import About
+from raycl.methods.common.published import lora_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import WEIGHTS, TrainedParams
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 

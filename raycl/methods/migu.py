@@ -23,12 +23,13 @@ from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.magnitudes import Magnitudes, loudest
-from raycl.methods.base import About, Gradients, Method, Moments, Observes, Penalty, StageInfo, Step, When
+from raycl.methods.common.base import About, Gradients, Method, Moments, Observes, Penalty, StageInfo, Step, When
+from raycl.methods.common.published import lora_settings
+from raycl.methods.common.weights import LORA_FIELDS
 from raycl.methods.inc_lora import IncLora
 from raycl.methods.o_lora import OLora, OrthogonalParams
 from raycl.methods.seq_ft import SeqFt
-from raycl.methods.sin_lora import SinLora, lora_settings
-from raycl.methods.trainee import LORA_FIELDS
+from raycl.methods.sin_lora import SinLora
 from raycl.spec import Json
 from raycl.state.stage_state import StagePart, StageState
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams, MixParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
+from raycl.methods.common.published import is_t5, lora_settings
 from raycl.spec import Json, Weight, at_stage
 from raycl.state.stage_state import StageState
 
@@ -81,7 +81,7 @@ class OLora(LoraMethod):
         if order == "long-6":
             settings["method"] |= {"lambda1": LONG6_LAMBDA1, "lambda2": LONG6_LAMBDA2}
             settings["train"] |= {"epochs": [1, 1, 2] + [1] * 12}
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             stages = {"std": 4, "long": 15, "sni": 15}.get(order.split("-")[0])
             settings["train"] |= {"lr": [1e-3] + [1e-4] * (stages - 1) if stages else 1e-4}
         return settings

@@ -12,10 +12,10 @@ from typing import Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json
 from raycl.state.stage_state import StageState
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
-from raycl.methods.base import About, Method, Moments
+from raycl.methods.common.base import About, Method, Moments
+from raycl.methods.common.published import is_t5
 from raycl.spec import Json, MethodParams, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
@@ -94,7 +95,7 @@ class ProgPrompt(Method):
     def settings(cls, family: str, order: str) -> Json:
         """The released T5 code. No source gives a rate for decoder-only models, whose embeddings are far smaller: 0.03."""
         train: Json = {"lr": 0.03, "epochs": 10, "batch_size": 8, "weight_decay": 1e-5}
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             return {"train": train}
         return {"model": {"dropout": 0.1}, "train": train | {"lr": 0.3, "holdout": 0.1, "keep": "best"}}
 

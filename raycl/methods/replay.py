@@ -13,11 +13,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About, Row, Write
-from raycl.methods.memory import keep, records, remembered
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About, Row, Write
+from raycl.methods.common.memory import keep, records, remembered
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json, Weight
 from raycl.state.stage_state import StageState
 from raycl.tasks.task import Example

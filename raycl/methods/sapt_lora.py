@@ -34,9 +34,10 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
-from raycl.methods.base import About, Moments, Observes, Penalty, Row, Step, When, Write
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.memory import keep, records, remembered
+from raycl.methods.common.base import About, Moments, Observes, Penalty, Row, Step, When, Write
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.memory import keep, records, remembered
+from raycl.methods.common.published import is_short, is_t5, t5_dropout
 from raycl.spec import Json, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
@@ -102,12 +103,12 @@ class SaptLora(LoraMethod):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The released scripts for T5-Large and Llama-2; SuperNI orders and the others differ in rank, epochs and lambda."""
-        t5, short = family in ("t5", "mt5"), order.startswith("sni")
+        t5, short = is_t5(family), is_short(order)
         kl_weight = (0.5 if short else 0.1) if t5 else (1.0 if short else 2.0)
         epochs = (100 if short else 10) if t5 else (50 if short else 20)
         rank = 8 if t5 and not short else 4
         return {
-            "model": {"dropout": 0.1 if t5 else 0.0},
+            "model": {"dropout": t5_dropout(family)},
             "method": {"rank": rank, "alpha": 32.0, "dropout": 0.0, "kl_weight": kl_weight},
             "train": {"lr": 3e-4 if t5 else 5e-5, "epochs": epochs, "batch_size": 32, "weight_decay": 0.0},
         }

@@ -12,9 +12,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from raycl.methods.base import About
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import FullTrainee, Trainee
+from raycl.methods.common.base import About
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import FullTrainee, Trainee
 from raycl.spec import Json, MethodParams
 
 
@@ -50,11 +51,3 @@ class SeqFt(TrainedMethod):
     def settings(cls, family: str, order: str) -> Json:
         """MIGU's learning rate for T5-Large; TRACE's for 7B models."""
         return full_settings(family)
-
-
-def full_settings(family: str) -> Json:
-    """Settings for training all weights: MIGU's re-runs of the suite for T5-Large, TRACE's scripts for 7B chat models."""
-    if family in ("t5", "mt5"):
-        train: Json = {"lr": 1e-4, "epochs": 1, "batch_size": 64, "weight_decay": 0.01}
-        return {"model": {"dropout": 0.1}, "train": train}
-    return {"train": {"lr": 1e-5, "epochs": 1, "batch_size": 16, "schedule": "cosine", "weight_decay": 0.0}}

@@ -27,11 +27,11 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About, Moments
-from raycl.methods.lora import LoraParams
-from raycl.methods.sin_lora import lora_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import LoraTrainee, Trainee
+from raycl.methods.common.base import About, Moments
+from raycl.methods.common.lora import LoraParams
+from raycl.methods.common.published import is_short, is_t5, lora_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import LoraTrainee, Trainee
 from raycl.spec import Json
 from raycl.state.stage_state import Branch, StagePart, StageState
 
@@ -95,8 +95,8 @@ class Slao(TrainedMethod):
         """The paper's for Llama-2-7B-chat; SinLoRA's for T5, for which none are published."""
         settings = lora_settings(family, order)
         settings["method"] |= {"rank": 8}
-        if family not in ("t5", "mt5"):
-            short = order.startswith("sni")
+        if not is_t5(family):
+            short = is_short(order)
             settings["method"] |= {"alpha": 16.0}
             settings["train"] |= {"lr": 5e-5 if short else 1e-4, "epochs": 5 if short else 1, "batch_size": 8}
         return settings

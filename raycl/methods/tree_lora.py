@@ -32,11 +32,11 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
-from raycl.methods.base import About, Gradients, Moments, Penalty, Step
-from raycl.methods.lora import LoraParams
-from raycl.methods.sin_lora import lora_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import LoraTrainee, Trainee
+from raycl.methods.common.base import About, Gradients, Moments, Penalty, Step
+from raycl.methods.common.lora import LoraParams
+from raycl.methods.common.published import is_t5, lora_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import LoraTrainee, Trainee
 from raycl.spec import Json, Weight
 from raycl.state.stage_state import StagePart, StageState
 
@@ -112,7 +112,7 @@ class TreeLora(TrainedMethod):
         """The released TRACE scripts (r 8, alpha 32, dropout 0.1, cosine from 1e-4); SinLoRA's epochs, and its lr on T5."""
         settings = lora_settings(family, order)
         settings["method"] |= {"rank": 8}
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             settings["train"] |= {"schedule": "cosine", "batch_size": 32}
         return settings
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
-from raycl.methods.base import Method, StageInfo
+from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build
 from raycl.models import LoadedModel, load_model
 from raycl.run.plan import Cell, Plan, StagePlan, stage_tasks

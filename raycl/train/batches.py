@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Row
+from raycl.methods.common.base import Row
 from raycl.tasks.task import Example
 
 if TYPE_CHECKING:

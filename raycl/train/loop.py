@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Gradients, Method, Step
+from raycl.methods.common.base import Gradients, Method, Step
 from raycl.spec import TrainSpec, at_stage
 from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches
 from raycl.train.checkpoints import Checkpoints

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycl.methods.base import Penalty
+from raycl.methods.common.base import Penalty
 from raycl.train.workers import Workers
 
 Event = dict[str, Any]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.soft_prompts import soften
-from raycl.methods.base import Method
+from raycl.methods.common.base import Method
 
 IGNORE = -100
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycl.methods.base import Method, Moments, When
+from raycl.methods.common.base import Method, Moments, When
 from raycl.models import LoadedModel
 from raycl.spec import RunSpec, at_stage
 from raycl.state.stage_state import StagePart, StageState

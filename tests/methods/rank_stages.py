@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from cases import tensors_of
 
-from raycl.methods.base import StageInfo
+from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.models import LoadedModel, load_model
 from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec

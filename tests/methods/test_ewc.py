@@ -10,7 +10,7 @@ import torch
 from cases import CASES, batch_of, make_method
 
 from raycl.adapters.importance import MeanSquare
-from raycl.methods.base import Gradients
+from raycl.methods.common.base import Gradients
 from raycl.methods.ewc import FISHER, Ewc
 from raycl.train.module import StageModule
 

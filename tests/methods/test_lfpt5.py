@@ -9,9 +9,9 @@ import torch
 from cases import CASES, batch_of, make_method, same_part
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Step
+from raycl.methods.common.base import Step
+from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
 from raycl.methods.lfpt5 import VALUE, Lfpt5, divergence
-from raycl.methods.pseudo_text import Layout, Pair, layout_of
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
 from raycl.train.module import StageModule

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
 
-from raycl.methods.base import Gradients
+from raycl.methods.common.base import Gradients
 from raycl.methods.lorac import Lorac
 from raycl.state.stage_state import Branch, StagePart, StageState
 

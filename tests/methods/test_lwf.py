@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES, answer_logits, batch_of, largest_difference, make_method, same_part, served_logits
 
-from raycl.methods.base import Step
+from raycl.methods.common.base import Step
 from raycl.methods.lwf import distillation, resting, without_current
 
 PARAMS = CASES["lwf"].params | {"dropout": 0.0}

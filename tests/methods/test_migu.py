@@ -11,7 +11,7 @@ from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.magnitudes import Magnitudes, loudest
-from raycl.methods.base import Gradients
+from raycl.methods.common.base import Gradients
 from raycl.methods.migu import MiguParams
 from raycl.state.stage_state import StageState
 

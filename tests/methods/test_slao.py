@@ -7,8 +7,8 @@ import torch
 from cases import CASES, SHAPE, largest_difference, make_method, probe_logits, same_part, served_logits, tensors_of
 
 from raycl.adapters.branches import LoraShape
+from raycl.methods.common.weights import LoraTrainee
 from raycl.methods.slao import TUNED_A, TUNED_B, Slao, merge, merge_rate, orthonormal_rows
-from raycl.methods.trainee import LoraTrainee
 from raycl.state.stage_state import Branch, StagePart
 
 PARAMS = CASES["slao"].params

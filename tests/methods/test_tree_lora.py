@@ -11,7 +11,7 @@ from cases import CASES, make_method, same_part
 from rank_stages import Killed, Memory, run_one
 
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
-from raycl.methods.base import Gradients
+from raycl.methods.common.base import Gradients
 from raycl.methods.tree_lora import MEAN_A, MEAN_GRADIENT, TreeLora
 from raycl.state.stage_state import StagePart
 

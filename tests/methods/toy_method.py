@@ -13,7 +13,7 @@ from torch import nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.soft_prompts import SoftPrompt
-from raycl.methods.base import About, Method, Moments
+from raycl.methods.common.base import About, Method, Moments
 from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycl.methods.base import Row
+from raycl.methods.common.base import Row
 from raycl.tasks.task import Example
 from raycl.train.batches import IGNORE, Encoded, Encoder, MicroBatch, by_length, global_batches
 

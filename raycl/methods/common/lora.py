@@ -9,7 +9,7 @@ from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
-from raycl.methods.base import Method, Moments
+from raycl.methods.common.base import Method, Moments
 from raycl.spec import Json, MethodParams, PositiveInt
 from raycl.state.stage_state import Branch, StagePart, StageState
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.full_weights import FullWeights
-from raycl.methods.lora import LoraParams
+from raycl.methods.common.lora import LoraParams
 from raycl.spec import Json
 from raycl.state.stage_state import Branch, StagePart
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import Method, Moments
-from raycl.methods.trainee import TrainedParams, Trainee, trainee
+from raycl.methods.common.base import Method, Moments
+from raycl.methods.common.weights import TrainedParams, Trainee, trainee
 from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 
