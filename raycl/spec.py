@@ -8,7 +8,7 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
@@ -36,17 +36,30 @@ def at_stage(value: Any, stage: int) -> Any:
 class MethodParams(Strict):
     """Base of every method's hyper-parameters.
 
-    `at(stage)` is what enters the stage key: a subclass drops what has no effect at that stage, so that runs which
-    differ only in an inert setting share the stage.
+    `at(stage)` is what enters the stage key. A subclass says in `inert` what has no effect at a stage, so that runs which
+    differ only in that share the stage.
     """
 
     name: str = Field(description="name of the method, as listed in raycl.methods.registry")
 
+    @final
     def at(self, stage: int) -> Json:
         """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value."""
-        per_stage = self.per_stage_fields()
-        dumped = self.model_dump(mode="json")
-        return {key: at_stage(value, stage) if key in per_stage else value for key, value in dumped.items()}
+        per_stage, inert = self.per_stage_fields(), self.inert(stage)
+        acting = self.model_dump(mode="json") | self.in_force()
+        return {
+            name: at_stage(value, stage) if name in per_stage else value
+            for name, value in acting.items()
+            if name not in inert
+        }
+
+    def inert(self, stage: int) -> frozenset[str]:
+        """The names of the fields that have no effect on the state after stage `stage` (1-based), given its parent's."""
+        return frozenset()
+
+    def in_force(self) -> Json:
+        """The values that act where a field's own value stands for another one, as none for the paper's; by field."""
+        return {}
 
     def serving(self) -> Json:
         """Hyper-parameters that act on the served model only: they are part of a score's key, and of no stage's."""

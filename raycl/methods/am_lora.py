@@ -63,12 +63,9 @@ class AmLoraParams(LoraParams):
         """lambda may change from stage to stage."""
         return super().per_stage_fields() | {"l1"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is one selector, so the variants are the same."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["variant"]
-        return live
+        return super().inert(stage) | ({"variant"} if stage == 1 else set())
 
 
 class AmLora(LoraMethod):

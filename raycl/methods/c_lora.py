@@ -48,12 +48,9 @@ class CLoraParams(LoraParams):
         """lambda may change from stage to stage."""
         return super().per_stage_fields() | {"forgetting"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """lambda has no effect at stage 1, where there is no earlier branch."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["forgetting"]
-        return live
+        return super().inert(stage) | ({"forgetting"} if stage == 1 else set())
 
 
 class CLora(LoraMethod):

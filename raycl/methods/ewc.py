@@ -66,12 +66,11 @@ class EwcParams(TrainedParams):
         """The weight may change from stage to stage."""
         return super().per_stage_fields() | {"weight"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is nothing to keep; the history needs no pass."""
-        dead = {"weight", "gamma"} if stage == 1 else set()
-        if self.importance == "history":
-            dead.add("fisher_examples")
-        return {name: value for name, value in super().at(stage).items() if name not in dead}
+        first = {"weight", "gamma"} if stage == 1 else set()
+        unread = {"fisher_examples"} if self.importance == "history" else set()
+        return super().inert(stage) | first | unread
 
 
 class Ewc(TrainedMethod):

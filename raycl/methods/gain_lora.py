@@ -39,6 +39,8 @@ GATE = "gate/"
 GATE_BASIS = "gate_basis/"
 ONLY = {"o_lora": {"lambda1", "lambda2"}, "inf_lora": {"design", "epsilon", "layer_chunks"}}
 """Hyper-parameters that only one of the two LoRA parts reads."""
+INERT_AT_FIRST = {"init_constraint", "update_constraint", "detach_old"}
+"""Hyper-parameters that need an earlier task to act."""
 
 
 class GainLoraParams(OrthogonalParams, SubspaceParams):
@@ -62,13 +64,10 @@ class GainLoraParams(OrthogonalParams, SubspaceParams):
     update_constraint: bool = Field(True, description="move gate weights only outside M_l (ablation: off)")
     detach_old: bool = Field(False, description="cut the gradient through old branches, as the released code does")
 
-    def at(self, stage: int) -> Json:
-        """Drop what the LoRA part does not read, and the constraints at stage 1, where there is nothing to keep."""
-        live = super().at(stage)
-        dead = ONLY["inf_lora" if self.over == "o_lora" else "o_lora"]
-        if stage == 1:
-            dead = dead | {"init_constraint", "update_constraint", "detach_old"}
-        return {key: value for key, value in live.items() if key not in dead}
+    def inert(self, stage: int) -> frozenset[str]:
+        """What the LoRA part does not read, and the constraints at stage 1, where there is nothing to keep."""
+        unread = ONLY["inf_lora" if self.over == "o_lora" else "o_lora"]
+        return super().inert(stage) | unread | (INERT_AT_FIRST if stage == 1 else set())
 
 
 class GainLora(Method):

@@ -58,12 +58,10 @@ class L2pParams(MethodParams):
             raise ValueError(f"picks: {self.picks} distinct prompts from a pool of {self.pool}")
         return self
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """How the pool starts has no effect after stage 1; frozen keys feel no pull."""
-        live = super().at(stage)
-        dead = {"init_scale", "key_init"} if stage > 1 else set()
-        dead |= set() if self.train_keys else {"pull"}
-        return {name: value for name, value in live.items() if name not in dead}
+        start = {"init_scale", "key_init"} if stage > 1 else set()
+        return super().inert(stage) | start | (set() if self.train_keys else {"pull"})
 
 
 class PromptPool(nn.Module):

@@ -72,11 +72,9 @@ class Lfpt5Params(MethodParams):
     marker: str = Field("Answer:", min_length=1, description="what stands between text and answer when writing")
     init_tokens: PositiveInt = Field(5000, description="first tokens of the vocabulary that P starts from")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """How P starts has no effect after stage 1; what is about pseudo-examples has none before stage 2."""
-        live = super().at(stage)
-        dead = {"init_tokens"} if stage > 1 else LATER
-        return {name: value for name, value in live.items() if name not in dead}
+        return super().inert(stage) | ({"init_tokens"} if stage > 1 else LATER)
 
 
 class Vectors(nn.Module):

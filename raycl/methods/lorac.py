@@ -73,10 +73,9 @@ class LoracParams(LoraParams):
         """lambda may change from stage to stage."""
         return super().per_stage_fields() | {"ortho"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """There are no scalars to train at stage 1; without IPC its settings have no effect."""
-        dead = (set() if self.ipc else IPC) | ({"omega_lr"} if stage == 1 else set())
-        return {name: value for name, value in super().at(stage).items() if name not in dead}
+        return super().inert(stage) | (set() if self.ipc else IPC) | ({"omega_lr"} if stage == 1 else set())
 
 
 class Lorac(LoraMethod):

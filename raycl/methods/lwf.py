@@ -30,8 +30,6 @@ from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
 from raycl.spec import Json, Weight
 
-LIVE_FROM_2 = ("weight", "temperature")
-
 
 class LwfParams(LoraParams):
     """LwF's hyper-parameters."""
@@ -42,10 +40,9 @@ class LwfParams(LoraParams):
     )
     temperature: float = Field(2.0, gt=0, description="T, temperature of both distributions (LwF: 2)")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is no earlier task to distil."""
-        live = super().at(stage)
-        return {key: value for key, value in live.items() if stage > 1 or key not in LIVE_FROM_2}
+        return super().inert(stage) | ({"weight", "temperature"} if stage == 1 else set())
 
 
 class Lwf(LoraMethod):

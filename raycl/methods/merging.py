@@ -67,10 +67,9 @@ class MergingParams(TrainedParams):
         """The scale, or that of the rule."""
         return SCALES[self.rule] if self.scale is None else self.scale
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Merging has no effect on what a stage trains, nor has `base` at stage 1."""
-        dead = SERVING | ({"base"} if stage == 1 else set())
-        return {key: value for key, value in super().at(stage).items() if key not in dead}
+        return super().inert(stage) | SERVING | ({"base"} if stage == 1 else set())
 
     def serving(self) -> Json:
         """The merging, without what its rule does not read."""

@@ -58,13 +58,15 @@ class MiguParams(OrthogonalParams):
             return self.threshold
         return 0.05 if self.over == "o_lora" else 0.7
 
-    def at(self, stage: int) -> Json:
-        """Drop what the masked method does not read, and the threshold at stage 1, where nothing is masked."""
-        live = super().at(stage) | {"threshold": self.tau}
-        dead = set() if self.over == "o_lora" else set(ORTHOGONAL)
-        dead |= LORA_FIELDS if self.over == "seq_ft" else set()
-        dead |= {"threshold"} if stage == 1 else set()
-        return {key: value for key, value in live.items() if key not in dead}
+    def in_force(self) -> Json:
+        """The threshold, also where it is left to the paper."""
+        return super().in_force() | {"threshold": self.tau}
+
+    def inert(self, stage: int) -> frozenset[str]:
+        """What the masked method does not read, and the threshold at stage 1, where nothing is masked."""
+        unread = set() if self.over == "o_lora" else ORTHOGONAL
+        unread = unread | (LORA_FIELDS if self.over == "seq_ft" else set())
+        return super().inert(stage) | unread | ({"threshold"} if stage == 1 else set())
 
 
 class Migu(Method):

@@ -38,12 +38,9 @@ class OrthogonalParams(LoraParams):
         """Both weights may change from stage to stage."""
         return super().per_stage_fields() | {"lambda1", "lambda2"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """lambda1 has no effect at stage 1, where there is no earlier branch."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["lambda1"]
-        return live
+        return super().inert(stage) | ({"lambda1"} if stage == 1 else set())
 
 
 class OLoraParams(OrthogonalParams, MixParams):

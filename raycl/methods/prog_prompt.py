@@ -38,12 +38,9 @@ class ProgPromptParams(MethodParams):
     mlp: bool = Field(False, description="train the prompt through a residual MLP that is folded in at the end")
     bottleneck: PositiveInt = Field(800, description="hidden width h of that MLP (released code: 800)")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Without the MLP its width has no effect."""
-        live = super().at(stage)
-        if not self.mlp:
-            del live["bottleneck"]
-        return live
+        return super().inert(stage) | (set() if self.mlp else {"bottleneck"})
 
 
 class Progressive(nn.Module):

@@ -35,12 +35,9 @@ class ReplayParams(TrainedParams):
     )
     weight: Weight = Field(1.0, description="weight of replayed rows in the cross-entropy")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """The weight of replayed rows has no effect at stage 1, where the memory is empty."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["weight"]
-        return live
+        return super().inert(stage) | ({"weight"} if stage == 1 else set())
 
 
 class Replay(TrainedMethod):

@@ -63,10 +63,9 @@ class SaptLoraParams(LoraParams):
         description="weight of replayed rows in the cross-entropy; 0 = the attention's KL only, as the released code",
     )
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Nothing is replayed at stage 1."""
-        live = super().at(stage)
-        return {key: value for key, value in live.items() if stage > 1 or key not in ("kl_weight", "replay_weight")}
+        return super().inert(stage) | ({"kl_weight", "replay_weight"} if stage == 1 else set())
 
 
 class SaptLora(LoraMethod):

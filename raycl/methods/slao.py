@@ -58,13 +58,12 @@ class SlaoParams(LoraParams):
         False, description="start from B R^T, so that the orthonormal A leaves the function of the last branch alone"
     )
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Nothing is merged or taken over at stage 1; without merging, `merges` has no effect, nor `preserve_function`
         on a fresh branch."""
-        dead = INERT_AT_FIRST if stage == 1 else set()
-        dead = dead | ({"merges"} if self.merge_schedule == "none" else set())
-        dead = dead | ({"preserve_function"} if self.start_from == "random" else set())
-        return {key: value for key, value in super().at(stage).items() if key not in dead}
+        unread = {"merges"} if self.merge_schedule == "none" else set()
+        unread |= {"preserve_function"} if self.start_from == "random" else set()
+        return super().inert(stage) | unread | (INERT_AT_FIRST if stage == 1 else set())
 
 
 class Slao(TrainedMethod):

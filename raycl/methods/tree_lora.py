@@ -66,11 +66,10 @@ class TreeLoraParams(LoraParams):
         "relative", description="L1 distance over the sum of both norms (in [0, 1], as the bound assumes), or as it is"
     )
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Nothing resembles the first task, and there is nothing to choose among before the third."""
-        dead = {"tree_levels", "choice", "distance"} if stage <= 2 else set()
-        dead = dead | ({"weight"} if stage == 1 else set())
-        return {key: value for key, value in super().at(stage).items() if key not in dead}
+        unread = {"tree_levels", "choice", "distance"} if stage <= 2 else set()
+        return super().inert(stage) | unread | ({"weight"} if stage == 1 else set())
 
 
 class TreeLora(TrainedMethod):

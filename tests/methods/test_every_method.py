@@ -335,6 +335,15 @@ def test_what_the_stage_key_leaves_out_has_no_effect(trained, case, tiny, toy_ta
         assert same_part(run_stage(tiny, case.params | changed, toy_tasks, state).part, trained[stage - 1].part)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_inert_settings_are_fields_and_never_the_name(name):
+    """A misspelt name in `inert` would leave the field in the key without anyone noticing."""
+    params = method_params(CASES[name].params["name"]).model_validate(CASES[name].params)
+    for stage in (1, 2, 3):
+        assert params.inert(stage) <= type(params).model_fields.keys() - {"name"}
+        assert params.at(stage).keys() == type(params).model_fields.keys() - params.inert(stage)
+
+
 def test_a_list_of_weights_counts_only_at_its_stage(tiny, toy_tasks, run_stage, trained, case):
     """lambda lists: `at` shows one value, and the other stages' values have no effect."""
     fields = method_params(case.params["name"]).per_stage_fields()

@@ -48,9 +48,9 @@ class MixParams(LoraParams):
         """Every stage adds a branch, so there is one weight per stage."""
         return super().per_stage_fields() | {"mix"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """The weights act on the served model only."""
-        return {name: value for name, value in super().at(stage).items() if name != "mix"}
+        return super().inert(stage) | {"mix"}
 
     def serving(self) -> Json:
         """The weights, unless they change nothing."""

@@ -17,7 +17,6 @@ from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.full_weights import FullWeights
 from raycl.methods.common.lora import LoraParams
-from raycl.spec import Json
 from raycl.state.stage_state import Branch, StagePart
 
 WEIGHTS = "weights/"
@@ -30,10 +29,9 @@ class TrainedParams(LoraParams):
 
     trains: Literal["lora", "full"] = Field("lora", description="what trains: one LoRA branch, or all weights")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """With all weights trained, the branch's shape has no effect."""
-        live = super().at(stage)
-        return live if self.trains == "lora" else {name: live[name] for name in live.keys() - LORA_FIELDS}
+        return super().inert(stage) | (LORA_FIELDS if self.trains == "full" else set())
 
 
 class Trainee(Protocol):
