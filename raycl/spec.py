@@ -75,15 +75,18 @@ class ModelSpec(Strict):
     """The base model."""
 
     name: str = Field(
-        "packaged",
+        default="packaged",
         description="`packaged` (SmolLM2-135M-Instruct from the package index), a local folder, or a hub id",
     )
-    revision: str | None = Field(None, description="commit, tag or branch of a hub model")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub model")
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="base weights and matrix products; everything trainable stays in fp32"
+        default="bf16", description="base weights and matrix products; everything trainable stays in fp32"
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout inside the frozen base model while training; T5's published runs use 0.1"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="dropout inside the frozen base model while training; T5's published runs use 0.1",
     )
 
 
@@ -91,52 +94,62 @@ class DataSpec(Strict):
     """Where the tasks come from and how much of them is used."""
 
     source: str = Field(
-        "hub", description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout"
+        default="hub",
+        description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout",
     )
-    train_examples: PositiveInt | None = Field(None, description="examples per task drawn from train; none = all")
-    test_examples: PositiveInt | None = Field(None, description="examples per task drawn from test; none = all")
+    train_examples: PositiveInt | None = Field(
+        default=None, description="examples per task drawn from train; none = all"
+    )
+    test_examples: PositiveInt | None = Field(default=None, description="examples per task drawn from test; none = all")
     test_split: Literal["test", "validation"] = Field(
-        "test",
+        default="test",
         description="what scores are made on: the test split, or train rows that training does not use (to choose settings)",
     )
-    seed: int = Field(42, ge=0, description="seed of the draw, apart from the run's seed")
+    seed: int = Field(default=42, ge=0, description="seed of the draw, apart from the run's seed")
     reveal_task: bool = Field(
-        False, description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)"
+        default=False,
+        description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)",
     )
     max_source_tokens: PositiveInt = Field(
-        512, description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction"
+        default=512,
+        description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction",
     )
-    max_target_tokens: PositiveInt = Field(50, description="answer length in tokens, for training and generation")
+    max_target_tokens: PositiveInt = Field(
+        default=50, description="answer length in tokens, for training and generation"
+    )
 
 
 class TrainSpec(Strict):
     """Optimisation of one stage. Fields marked per stage take one value, or a list with one value per stage."""
 
-    lr: Rate | list[Rate] = Field(5e-4, description="learning rate of AdamW; per stage")
-    epochs: PositiveInt | list[PositiveInt] = Field(1, description="passes over the training set; per stage")
-    batch_size: PositiveInt = Field(8, description="global batch: examples per optimizer step over all workers")
+    lr: Rate | list[Rate] = Field(default=5e-4, description="learning rate of AdamW; per stage")
+    epochs: PositiveInt | list[PositiveInt] = Field(default=1, description="passes over the training set; per stage")
+    batch_size: PositiveInt = Field(default=8, description="global batch: examples per optimizer step over all workers")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
+        default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning-rate schedule")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping by global norm; 0 = none")
-    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="learning-rate schedule")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping by global norm; 0 = none")
+    holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
     keep: Literal["last", "best"] = Field(
-        "last", description="which epoch's weights end the stage; `best` = lowest loss on the held-out part of train"
+        default="last",
+        description="which epoch's weights end the stage; `best` = lowest loss on the held-out part of train",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    checkpoint_every: int = Field(0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none")
-    log_every: PositiveInt = Field(5, description="optimizer steps between log lines")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage")
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none"
+    )
+    log_every: PositiveInt = Field(default=5, description="optimizer steps between log lines")
 
 
 class EvalSpec(Strict):
     """Scoring of every task seen so far after each stage, by greedy generation."""
 
-    batch_size: PositiveInt = Field(32, description="prompts per generation batch and worker")
+    batch_size: PositiveInt = Field(default=32, description="prompts per generation batch and worker")
     forward: bool = Field(
-        True, description="also score the untrained model and each next task before its stage; needed for FWT"
+        default=True, description="also score the untrained model and each next task before its stage; needed for FWT"
     )
 
 
@@ -152,11 +165,11 @@ class RunSpec(Strict):
     method: SerializeAsAny[MethodParams]
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
-    seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
+    seed: int = Field(default=0, ge=0, description="seed of initialisation, data order and dropout")
     workers: int | None = Field(
-        None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
+        default=None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
     )
-    preset: str = Field("none", description="the preset these values started from")
+    preset: str = Field(default="none", description="the preset these values started from")
 
     @field_validator("method", mode="before")
     @classmethod

@@ -49,13 +49,17 @@ L1_LONG = {
 class AmLoraParams(LoraParams):
     """AM-LoRA's hyper-parameters."""
 
-    name: Literal["am_lora"] = Field("am_lora", description="a softmax attention over the branches in every layer")
-    variant: Literal["nr", "ar"] = Field("ar", description="ar: selectors of all tasks train; nr: only the new task's")
+    name: Literal["am_lora"] = Field(
+        default="am_lora", description="a softmax attention over the branches in every layer"
+    )
+    variant: Literal["nr", "ar"] = Field(
+        default="ar", description="ar: selectors of all tasks train; nr: only the new task's"
+    )
     l1: Weight | list[Weight] = Field(
-        L1_STANDARD, description="lambda, weight of sum ||w_i||_1 over layers and tasks; 0 = without; per stage"
+        default=L1_STANDARD, description="lambda, weight of sum ||w_i||_1 over layers and tasks; 0 = without; per stage"
     )
     selector_init: Literal["zeros", "random"] = Field(
-        "zeros", description="w_t at its start: 0, or uniform in +-1/sqrt(d_out) (the paper does not say)"
+        default="zeros", description="w_t at its start: 0, or uniform in +-1/sqrt(d_out) (the paper does not say)"
     )
 
     @classmethod
@@ -68,11 +72,10 @@ class AmLoraParams(LoraParams):
         return super().inert(stage) | ({"variant"} if stage == 1 else set())
 
 
-class AmLora(LoraMethod):
+class AmLora(LoraMethod[AmLoraParams]):
     """IncLoRA whose branches are weighed by an attention."""
 
     Params = AmLoraParams
-    params: AmLoraParams
     about = About(
         title="a branch per task, weighed token by token by a softmax attention in every layer",
         paper="AM-LoRA, arXiv 2409.19611",
@@ -166,4 +169,4 @@ class AmLora(LoraMethod):
 
 def _rows(state: StageState, path: str) -> Tensor:
     """The last stage's w_1, w_2, ... of a module, (tasks so far, d_out), without w_0."""
-    return state.last.tensors[f"{SELECTOR}{path}"][1:]
+    return state.newest.tensors[f"{SELECTOR}{path}"][1:]

@@ -35,9 +35,11 @@ T5, LLAMA = 1e2, 1e6
 class CLoraParams(LoraParams):
     """C-LoRA's hyper-parameters."""
 
-    name: Literal["c_lora"] = Field("c_lora", description="entries that earlier branches changed are costly to change")
+    name: Literal["c_lora"] = Field(
+        default="c_lora", description="entries that earlier branches changed are costly to change"
+    )
     forgetting: Weight | list[Weight] = Field(
-        T5,
+        default=T5,
         description="lambda, weight of the squared norm; per stage. The paper's 1e8 is for diffusion models. The default "
         "is an estimate for T5-Large at lr 1e-3 and alpha / rank = 4, where updates of about 4e-3 an entry make the term "
         "about 0.04; at lr 1e-4 on a 7B model it is about 1e-6 and 1e6 is the estimate. Not tuned",
@@ -53,11 +55,10 @@ class CLoraParams(LoraParams):
         return super().inert(stage) | ({"forgetting"} if stage == 1 else set())
 
 
-class CLora(LoraMethod):
+class CLora(LoraMethod[CLoraParams]):
     """IncLoRA with the entrywise penalty."""
 
     Params = CLoraParams
-    params: CLoraParams
     about = About(
         title="a new branch per task, kept off the weight entries that earlier ones changed",
         paper="C-LoRA, arXiv 2304.06027 (Smith et al. 2023)",

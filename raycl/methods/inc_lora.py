@@ -20,10 +20,10 @@ from raycl.spec import Json
 class IncLoraParams(MixParams):
     """IncLoRA has the branch's shape and the weights of the branches when served."""
 
-    name: Literal["inc_lora"] = Field("inc_lora", description="a new LoRA branch per task, summed")
+    name: Literal["inc_lora"] = Field(default="inc_lora", description="a new LoRA branch per task, summed")
 
 
-class IncLora(LoraMethod):
+class IncLora(LoraMethod[IncLoraParams]):
     """Train a new branch on top of the frozen ones; `LoraMethod` does all of it."""
 
     Params = IncLoraParams

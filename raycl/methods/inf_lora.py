@@ -38,18 +38,24 @@ class SubspaceParams(LoraParams):
     """Hyper-parameters of the designed down-projection."""
 
     design: Literal["svd", "random_projected"] = Field(
-        "svd", description="how A_t is made: from the new task's inputs (the paper), or a projected random draw"
+        default="svd", description="how A_t is made: from the new task's inputs (the paper), or a projected random draw"
     )
-    epsilon: float = Field(0.995, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1")
-    energy_power: Literal[1, 2] = Field(1, description="power of C's eigenvalues in the energy; 2 = the released code")
-    horizon: PositiveInt = Field(15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
-    layer_chunks: PositiveInt = Field(1, description="diagonal blocks of C per layer; must divide d_in")
+    epsilon: float = Field(
+        default=0.995, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1"
+    )
+    energy_power: Literal[1, 2] = Field(
+        default=1, description="power of C's eigenvalues in the energy; 2 = the released code"
+    )
+    horizon: PositiveInt = Field(default=15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
+    layer_chunks: PositiveInt = Field(default=1, description="diagonal blocks of C per layer; must divide d_in")
 
 
 class InfLoraParams(SubspaceParams, MixParams):
     """InfLoRA's hyper-parameters."""
 
-    name: Literal["inf_lora"] = Field("inf_lora", description="down-projections outside the earlier input subspaces")
+    name: Literal["inf_lora"] = Field(
+        default="inf_lora", description="down-projections outside the earlier input subspaces"
+    )
 
 
 def threshold(epsilon: float, stage: int, horizon: int) -> float:
@@ -57,7 +63,7 @@ def threshold(epsilon: float, stage: int, horizon: int) -> float:
     return epsilon + (1 - epsilon) * min(stage - 1, horizon) / horizon
 
 
-class InfLora(LoraMethod):
+class InfLora(LoraMethod[SubspaceParams]):
     """Design A_t, train B_t, grow the layer bases."""
 
     Params = InfLoraParams
@@ -83,7 +89,6 @@ class InfLora(LoraMethod):
             "Always the basis of what earlier inputs span, never its complement (DualGPM stores the smaller of both).",
         ),
     )
-    params: SubspaceParams
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:

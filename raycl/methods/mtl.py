@@ -12,7 +12,7 @@ from pydantic import Field
 
 from raycl.methods.common.base import About
 from raycl.methods.common.published import full_settings
-from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json
 
@@ -20,14 +20,13 @@ from raycl.spec import Json
 class MtlParams(TrainedParams):
     """What the joint model trains: a LoRA branch, or all weights as in the published rows."""
 
-    name: Literal["mtl"] = Field("mtl", description="one stage on all tasks at once")
+    name: Literal["mtl"] = Field(default="mtl", description="one stage on all tasks at once")
 
 
-class Mtl(TrainedMethod):
+class Mtl(LoraOrFullMethod[MtlParams]):
     """Nothing but the union of the tasks sets it apart."""
 
     Params = MtlParams
-    params: MtlParams
     joint = True
     about = About(
         title="one joint stage on the union of all tasks (upper bound, no sequence)",

@@ -29,9 +29,9 @@ class OrthogonalParams(LoraParams):
     """Hyper-parameters of the orthogonality loss; each weight is one value or one per stage."""
 
     lambda1: Weight | list[Weight] = Field(
-        0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage"
+        default=0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage"
     )
-    lambda2: Weight | list[Weight] = Field(0.0, description="weight of sum (||A_t||_F + ||B_t||_F); per stage")
+    lambda2: Weight | list[Weight] = Field(default=0.0, description="weight of sum (||A_t||_F + ||B_t||_F); per stage")
 
     @classmethod
     def per_stage_fields(cls) -> frozenset[str]:
@@ -46,10 +46,10 @@ class OrthogonalParams(LoraParams):
 class OLoraParams(OrthogonalParams, MixParams):
     """O-LoRA's hyper-parameters."""
 
-    name: Literal["o_lora"] = Field("o_lora", description="new branches orthogonal to the earlier ones")
+    name: Literal["o_lora"] = Field(default="o_lora", description="new branches orthogonal to the earlier ones")
 
 
-class OLora(LoraMethod):
+class OLora(LoraMethod[OrthogonalParams]):
     """IncLoRA with the orthogonality loss."""
 
     Params = OLoraParams
@@ -69,7 +69,6 @@ class OLora(LoraMethod):
             "number of accumulation steps, so it is that many times too strong; here the weight does not depend on it.",
         ),
     )
-    params: OrthogonalParams
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:

@@ -49,17 +49,18 @@ class SaptLoraParams(LoraParams):
     """SAPT-LoRA's hyper-parameters."""
 
     name: Literal["sapt_lora"] = Field(
-        "sapt_lora", description="a shared attention over branches, held by replayed inputs"
+        default="sapt_lora", description="a shared attention over branches, held by replayed inputs"
     )
-    query_hidden: PositiveInt = Field(100, description="hidden width h of the query net (released code: 100)")
+    query_hidden: PositiveInt = Field(default=100, description="hidden width h of the query net (released code: 100)")
     kl_weight: Weight = Field(
-        0.5, description="lambda, weight of the attention's KL; SAPT: 0.1, 0.5 (T5), 1, 2 (Llama), see the settings"
+        default=0.5,
+        description="lambda, weight of the attention's KL; SAPT: 0.1, 0.5 (T5), 1, 2 (Llama), see the settings",
     )
     share: float = Field(
-        0.02, gt=0, le=1, description="share of a task's examples that is kept for replay (SAPT: 0.02)"
+        default=0.02, gt=0, le=1, description="share of a task's examples that is kept for replay (SAPT: 0.02)"
     )
     replay_weight: Weight = Field(
-        0.0,
+        default=0.0,
         description="weight of replayed rows in the cross-entropy; 0 = the attention's KL only, as the released code",
     )
 
@@ -68,11 +69,10 @@ class SaptLoraParams(LoraParams):
         return super().inert(stage) | ({"kl_weight", "replay_weight"} if stage == 1 else set())
 
 
-class SaptLora(LoraMethod):
+class SaptLora(LoraMethod[SaptLoraParams]):
     """Branches under one shared attention."""
 
     Params = SaptLoraParams
-    params: SaptLoraParams
     about = About(
         title="one attention over all branches from a shared query net, held by replayed inputs",
         paper="SAPT-LoRA, arXiv 2401.08295",
@@ -153,19 +153,19 @@ class SaptLora(LoraMethod):
     def condition(self, inputs: Inputs) -> None:
         """Compute the attention once, from the prompt; all layers and decoding steps use it."""
         pooled = pool(self.backbone.embed(inputs.ids), inputs.prompt_mask, "max")
-        self.log_weights = self.router(pooled)
+        self.log_weights = log_weights = self.router(pooled)
         if self.mean is not None:
             own = slice(None) if inputs.stages is None else inputs.stages == 0
-            self.mean.add(self.log_weights[own].exp())
+            self.mean.add(log_weights[own].exp())
 
     def penalties(self, step: Step) -> dict[str, Penalty]:
         """KL(stored mean attention || attention) on the replayed rows of the batch."""
         if self.targets is None or self.params.kl_weight == 0:
             return {}
-        stages = step.inputs.stages
-        value = self.log_weights.new_zeros(())
+        stages, log_weights = step.inputs.stages, self._routed()
+        value = log_weights.new_zeros(())
         if stages is not None:
-            value = drift(self.log_weights, self.targets, stages, self.scales.to(stages.device))
+            value = drift(log_weights, self.targets, stages, self.scales.to(stages.device))
         return {"attention": Penalty(value, self.params.kl_weight)}
 
     def consolidate(self, moments: Moments) -> StagePart:
@@ -205,9 +205,13 @@ class SaptLora(LoraMethod):
 
     def _weights(self, layer: nn.Module, old: Tensor | None, new: Tensor) -> Tensor:
         """The attention (B, 1, T): the same in every layer and for every token."""
+        return self._routed().exp()[:, None, :]
+
+    def _routed(self) -> Tensor:
+        """log a (B, T) of the batch at hand."""
         if self.log_weights is None:
             raise RuntimeError("a routed model must be conditioned on its inputs before a forward pass")
-        return self.log_weights.exp()[:, None, :]
+        return self.log_weights
 
 
 def drift(log_weights: Tensor, targets: Tensor, stages: Tensor, scales: Tensor) -> Tensor:

@@ -15,21 +15,20 @@ from pydantic import Field
 from raycl.methods.common.base import About
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import TrainedMethod
-from raycl.methods.common.weights import FullTrainee, Trainee
+from raycl.methods.common.weights import FullTrainee
 from raycl.spec import Json, MethodParams
 
 
 class SeqFtParams(MethodParams):
     """SeqFT has no hyper-parameter of its own."""
 
-    name: Literal["seq_ft"] = Field("seq_ft", description="all weights, trained on every task in turn")
+    name: Literal["seq_ft"] = Field(default="seq_ft", description="all weights, trained on every task in turn")
 
 
-class SeqFt(TrainedMethod):
+class SeqFt(TrainedMethod[MethodParams, FullTrainee]):
     """Train all weights at every stage; `TrainedMethod` does all of it."""
 
     Params = SeqFtParams
-    params: SeqFtParams
     about = About(
         title="all weights trained on every task in turn (lower bound)",
         paper="baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
@@ -43,7 +42,7 @@ class SeqFt(TrainedMethod):
         ),
     )
 
-    def make_trainee(self) -> Trainee:
+    def make_trainee(self) -> FullTrainee:
         """All weights."""
         return FullTrainee()
 

@@ -13,22 +13,20 @@ from pydantic import Field
 from raycl.methods.common.base import About
 from raycl.methods.common.lora import LoraParams
 from raycl.methods.common.published import lora_settings
-from raycl.methods.common.trained import TrainedMethod
-from raycl.methods.common.weights import LoraTrainee, Trainee
+from raycl.methods.common.trained import OneLoraMethod
 from raycl.spec import Json
 
 
 class SinLoraParams(LoraParams):
     """SinLoRA has the branch's shape and nothing else."""
 
-    name: Literal["sin_lora"] = Field("sin_lora", description="one LoRA, trained on every task in turn")
+    name: Literal["sin_lora"] = Field(default="sin_lora", description="one LoRA, trained on every task in turn")
 
 
-class SinLora(TrainedMethod):
+class SinLora(OneLoraMethod[SinLoraParams]):
     """Train the same branch at every stage."""
 
     Params = SinLoraParams
-    params: SinLoraParams
     about = About(
         title="one LoRA trained on every task in turn (lower bound)",
         paper="baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
@@ -42,7 +40,3 @@ class SinLora(TrainedMethod):
     def settings(cls, family: str, order: str) -> Json:
         """O-LoRA's conventions; T5-Large lr 1e-3, Llama-2-7B lr 1e-4."""
         return lora_settings(family, order)
-
-    def make_trainee(self) -> Trainee:
-        """One LoRA branch."""
-        return LoraTrainee(self.params.shape)

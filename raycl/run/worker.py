@@ -15,11 +15,11 @@ from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
 from raycl.methods.common.base import Method, StageInfo
-from raycl.methods.registry import build
+from raycl.methods.registry import build, method_class
 from raycl.models import LoadedModel, load_model
 from raycl.run.plan import Cell, Plan, StagePlan, stage_tasks
 from raycl.spec import ModelSpec, RunSpec
-from raycl.state.stage_state import StageState
+from raycl.state.stage_state import StagePart, StageState
 from raycl.state.store import Store
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoder
@@ -103,7 +103,8 @@ class SequenceWorker:
         """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
         known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
         if known[0] != key:
-            last_only = build(self.spec.method, self._info(1)).carries == "last"
+            method = method_class(self.spec.method.name)
+            last_only = method.carries(self.spec.method) == "last"
             if key is None:
                 known = (None, StageState())
             elif self.store.manifest(key).parent == known[0]:
@@ -141,7 +142,7 @@ class SequenceWorker:
             self._publish(stage, run, part)
         self.workers.barrier()
 
-    def _publish(self, stage: StagePlan, run: StageRun, part: Any) -> None:
+    def _publish(self, stage: StagePlan, run: StageRun, part: StagePart) -> None:
         end = {
             "event": "stage_end",
             "stage": stage.stage,
@@ -153,7 +154,7 @@ class SequenceWorker:
         }
         adapter = None
         if part.branch is not None:
-            adapter = adapter_config(self.model.backbone, self.spec.method.shape, self.model.name)
+            adapter = adapter_config(self.model.backbone, part.branch, self.model.name)
         self.store.publish(
             stage.key,
             part,

@@ -186,7 +186,7 @@ def test_parts_come_back_from_the_store_bit_for_bit(trained, case, tiny, toy_tas
     store, keys = Store(str(tmp_path / "store")), []
     for stage, result in enumerate(trained[:2], start=1):
         recipe = {"stage": stage, "method": result.method.params.at(stage)}
-        config = adapter_config(tiny.backbone, result.method.params.shape, tiny.name) if result.part.branch else None
+        config = adapter_config(tiny.backbone, result.part.branch, tiny.name) if result.part.branch else None
         store.publish(
             content_key(recipe), result.part, recipe=recipe, parent=keys[-1] if keys else None, stage=stage,
             adapter_config=config, environment={}, runtime={}, log=result.log,
