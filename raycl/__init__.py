@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raycl.comparison.grid import GridSpec
     from raycl.errors import DataError, SetupError, SpecError, StoreError, UserError
     from raycl.events import Event, Listener
-    from raycl.methods.base import Method
+    from raycl.methods.common.base import Method
     from raycl.report.terminal import Terminal
     from raycl.sequence.driver import Options, SequenceResult, run_sequence
     from raycl.sequence.job import SequenceJob, make_job
@@ -41,7 +41,7 @@ HOMES = {
     "raycl.comparison.grid": ("GridSpec",),
     "raycl.errors": ("DataError", "SetupError", "SpecError", "StoreError", "UserError"),
     "raycl.events": ("Event", "Listener"),
-    "raycl.methods.base": ("Method",),
+    "raycl.methods.common.base": ("Method",),
     "raycl.report.terminal": ("Terminal",),
     "raycl.sequence.driver": ("Options", "SequenceResult", "run_sequence"),
     "raycl.sequence.job": ("SequenceJob", "make_job"),

@@ -8,7 +8,7 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
@@ -39,17 +39,30 @@ def at_stage(value: Any, stage: int) -> Any:
 class MethodParams(Strict):
     """Base of every method's hyper-parameters.
 
-    `at(stage)` is what enters the stage key: a subclass drops what has no effect at that stage, so that runs which
-    differ only in an inert setting share the stage.
+    `at(stage)` is what enters the stage key. A subclass says in `inert` what has no effect at a stage, so that runs which
+    differ only in that share the stage.
     """
 
     name: str = Field(description="name of the method, as listed in raycl.methods.registry")
 
+    @final
     def at(self, stage: int) -> Json:
         """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value."""
-        per_stage = self.per_stage_fields()
-        dumped = self.model_dump(mode="json")
-        return {key: at_stage(value, stage) if key in per_stage else value for key, value in dumped.items()}
+        per_stage, inert = self.per_stage_fields(), self.inert(stage)
+        acting = self.model_dump(mode="json") | self.in_force()
+        return {
+            name: at_stage(value, stage) if name in per_stage else value
+            for name, value in acting.items()
+            if name not in inert
+        }
+
+    def inert(self, stage: int) -> frozenset[str]:
+        """The names of the fields that have no effect on the state after stage `stage` (1-based), given its parent's."""
+        return frozenset()
+
+    def in_force(self) -> Json:
+        """The values that act where a field's own value stands for another one, as none for the paper's; by field."""
+        return {}
 
     def serving(self) -> Json:
         """Hyper-parameters that act on the served model only: they are part of a score's key, and of no stage's."""
@@ -65,17 +78,20 @@ class ModelSpec(Strict):
     """The base model."""
 
     name: str = Field(
-        "packaged",
+        default="packaged",
         description="`packaged` (SmolLM2-135M-Instruct from the package index), a local folder, or a hub id",
     )
-    revision: str | None = Field(None, description="commit, tag or branch of a hub model")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub model")
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "bf16",
+        default="bf16",
         description="base weights and matrix products; everything trainable stays in fp32; `auto` = bf16 where the CPU or "
         "GPU multiplies bf16 natively, else fp32, decided before any stage is named",
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout inside the frozen base model while training; T5's published runs use 0.1"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="dropout inside the frozen base model while training; T5's published runs use 0.1",
     )
 
 
@@ -83,52 +99,62 @@ class DataSpec(Strict):
     """Where the tasks come from and how much of them is used."""
 
     source: str = Field(
-        "hub", description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout"
+        default="hub",
+        description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout",
     )
-    train_examples: PositiveInt | None = Field(None, description="examples per task drawn from train; none = all")
-    test_examples: PositiveInt | None = Field(None, description="examples per task drawn from test; none = all")
+    train_examples: PositiveInt | None = Field(
+        default=None, description="examples per task drawn from train; none = all"
+    )
+    test_examples: PositiveInt | None = Field(default=None, description="examples per task drawn from test; none = all")
     test_split: Literal["test", "validation"] = Field(
-        "test",
+        default="test",
         description="what scores are made on: the test split, or train rows that training does not use (to choose settings)",
     )
-    seed: int = Field(42, ge=0, description="seed of the draw, apart from the run's seed")
+    seed: int = Field(default=42, ge=0, description="seed of the draw, apart from the run's seed")
     reveal_task: bool = Field(
-        False, description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)"
+        default=False,
+        description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)",
     )
     max_source_tokens: PositiveInt = Field(
-        512, description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction"
+        default=512,
+        description="prompt length in tokens; of a longer prompt the end of the text is cut, never the instruction",
     )
-    max_target_tokens: PositiveInt = Field(50, description="answer length in tokens, for training and generation")
+    max_target_tokens: PositiveInt = Field(
+        default=50, description="answer length in tokens, for training and generation"
+    )
 
 
 class TrainSpec(Strict):
     """Optimisation of one stage. Fields marked per stage take one value, or a list with one value per stage."""
 
-    lr: Rate | list[Rate] = Field(5e-4, description="learning rate of AdamW; per stage")
-    epochs: PositiveInt | list[PositiveInt] = Field(1, description="passes over the training set; per stage")
-    batch_size: PositiveInt = Field(8, description="global batch: examples per optimizer step over all workers")
+    lr: Rate | list[Rate] = Field(default=5e-4, description="learning rate of AdamW; per stage")
+    epochs: PositiveInt | list[PositiveInt] = Field(default=1, description="passes over the training set; per stage")
+    batch_size: PositiveInt = Field(default=8, description="global batch: examples per optimizer step over all workers")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
+        default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning-rate schedule")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping by global norm; 0 = none")
-    holdout: float = Field(0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="learning-rate schedule")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping by global norm; 0 = none")
+    holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
     keep: Literal["last", "best"] = Field(
-        "last", description="which epoch's weights end the stage; `best` = lowest loss on the held-out part of train"
+        default="last",
+        description="which epoch's weights end the stage; `best` = lowest loss on the held-out part of train",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    checkpoint_every: int = Field(0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none")
-    log_every: PositiveInt = Field(5, description="optimizer steps between log lines")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage")
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none"
+    )
+    log_every: PositiveInt = Field(default=5, description="optimizer steps between log lines")
 
 
 class EvalSpec(Strict):
     """Scoring of every task seen so far after each stage, by greedy generation."""
 
-    batch_size: PositiveInt = Field(32, description="prompts per generation batch and worker")
+    batch_size: PositiveInt = Field(default=32, description="prompts per generation batch and worker")
     forward: bool = Field(
-        False,
+        default=False,
         description="also score each next task before its stage and, at the end, the untrained model; needed for FWT",
     )
 
@@ -145,11 +171,11 @@ class RunSpec(Strict):
     method: SerializeAsAny[MethodParams]
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
-    seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
+    seed: int = Field(default=0, ge=0, description="seed of initialisation, data order and dropout")
     workers: int | None = Field(
-        None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
+        default=None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
     )
-    preset: str = Field("none", description="the preset these values started from")
+    preset: str = Field(default="none", description="the preset these values started from")
 
     @field_validator("method", mode="before")
     @classmethod

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from raycl.methods.registry import METHODS
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for room in ("raycl", "jobs") for path in (ROOT / room).rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
@@ -129,6 +131,16 @@ def test_imports_go_downwards(name: str) -> None:
             assert module in STATE_SEEN_BELOW, f"{name} imports {module}: only the state's types are for methods"
         if target == "tasks" and room == "methods":
             assert module in TASKS_SEEN_BELOW, f"{name} imports {module}: only examples are for methods"
+
+
+def test_methods_are_one_file_each_and_what_they_share_knows_none_of_them() -> None:
+    """`raycl/methods/` holds the registered methods and the registry; `common/` stands below both."""
+    room = ROOT / "raycl" / "methods"
+    files = {place.partition(":")[0].rpartition(".")[2] for place in METHODS.values()}
+    assert {path.stem for path in room.glob("*.py")} == files | {"__init__", "registry"}
+    for path in (room / "common").glob("*.py"):
+        above = [module for module, _ in imports(path) if module.startswith("raycl.methods.")]
+        assert all(module.startswith("raycl.methods.common.") for module in above), f"{path.name} imports {above}"
 
 
 def test_the_rooms_have_no_circle() -> None:

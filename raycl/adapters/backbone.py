@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+
+    class LanguageModel(nn.Module):
+        """What is used of a model that transformers loaded."""
+
+        def get_input_embeddings(self) -> nn.Embedding:
+            """The table of token embeddings."""
+            ...
+
+        def get_output_embeddings(self) -> nn.Module | None:
+            """The output head, if the model has one."""
+            ...
+
+        def generate(self, **how: Any) -> Tensor:
+            """Token ids of the continuations."""
+            ...
+
+
 Region = Literal["source", "target"]
+IGNORE = -100
+"""The label where there is no answer token; the cross-entropy leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +56,14 @@ class Inputs:
             return self.mask.bool()
         if self.labels is None:
             raise ValueError("target positions are only known for a batch with labels")
-        return self.labels != -100
+        return self.labels != IGNORE
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A frozen base model and the little that methods must know about it."""
 
-    model: nn.Module
+    model: LanguageModel
     targets: tuple[str, ...]
     """Names of the linear modules that get adapters by default (last part of the module path)."""
     encoder_decoder: bool

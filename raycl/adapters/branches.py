@@ -44,7 +44,7 @@ class Branches:
 
         self.backbone = backbone
         config = lora_config(backbone, shape)
-        config._register_custom_module({nn.Linear: StackedLora})
+        take_layer(config, StackedLora)
         inject_adapter_in_model(config, backbone.model, adapter_name=CURRENT)
         self.layers: dict[str, StackedLora] = {
             path: module for path, module in backbone.model.named_modules() if isinstance(module, StackedLora)
@@ -107,7 +107,7 @@ def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
 
     return LoraConfig(
         r=shape.rank,
-        lora_alpha=shape.alpha,
+        lora_alpha=shape.alpha,  # pyright: ignore[reportArgumentType]  declared as an int, but any number will do
         lora_dropout=shape.dropout,
         target_modules=list(shape.targets or backbone.targets),
         bias="none",
@@ -116,9 +116,29 @@ def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
     )
 
 
-def adapter_config(backbone: Backbone, shape: LoraShape, base_name: str) -> dict[str, Any]:
-    """The content of a branch's `adapter_config.json`: plain PEFT, loadable without raycl."""
-    config = lora_config(backbone, shape)
+def take_layer(config: LoraConfig, layer: type[nn.Module]) -> None:
+    """Let PEFT put `layer` in the place of linear modules, where it would put its own LoRA layer.
+
+    PEFT has no public way: its guide on custom models names this method, and calls it experimental. It is called here and
+    nowhere else. Raises RuntimeError where PEFT does not have it.
+    """
+    import peft
+
+    register = getattr(config, "_register_custom_module", None)
+    if register is None:
+        raise RuntimeError(
+            f"peft {peft.__version__} has no LoraConfig._register_custom_module, through which raycl's LoRA layer takes the "
+            "place of PEFT's. Install the version in requirements.lock, or change raycl/adapters/branches.py:take_layer."
+        )
+    register({nn.Linear: layer})
+
+
+def adapter_config(backbone: Backbone, branch: Branch, base_name: str) -> dict[str, Any]:
+    """The content of a branch's `adapter_config.json`: plain PEFT, loadable without raycl.
+
+    Rank, alpha and modules are the branch's own, so any method with a branch has one.
+    """
+    config = lora_config(backbone, LoraShape(branch.rank, branch.alpha, targets=tuple(branch.a)))
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     config.init_lora_weights = True

@@ -69,7 +69,8 @@ class Gate(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.key = key
-        self.how, self.f = how, f
+        self.how: Score = how
+        self.f: Squash = f
 
     def features(self, pooled: Tensor) -> list[Tensor]:
         """p_0..p_L, each (B, width)."""

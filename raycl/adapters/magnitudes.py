@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 
 TIE = 1e-5
 """Sums that differ by less than this, relative to the quantile, count as equal."""
@@ -64,7 +64,7 @@ class Magnitudes:
         owner = path.partition(".lora_")[0]
         head = self.modules[path] is self.backbone.model.get_output_embeddings()
         region = "target" if head and self.backbone.encoder_decoder else self.backbone.region(owner)
-        answered = (self.inputs.labels != -100).any(dim=1)
+        answered = (self.inputs.labels != IGNORE).any(dim=1)
         return self.inputs.region_mask(region) & answered[:, None]
 
 

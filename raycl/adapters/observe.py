@@ -23,7 +23,7 @@ class LayerInputs:
         self.chunks = chunks
         self.inputs: Inputs | None = None
         """The batch at hand; the method sets it before each forward pass."""
-        self.widths = {path: layer.in_features for path, layer in branches.layers.items()}
+        self.widths = {path: layer.down.shape[1] for path, layer in branches.layers.items()}
         self._hooks: list[Any] = []
         self._owner: dict[str, str] = {}
         self._last: tuple[str, Tensor] | None = None

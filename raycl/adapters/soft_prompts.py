@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def soften(backbone: Backbone, inputs: Inputs, soft: SoftPrompt) -> Softened:
     mask = torch.cat([inputs.mask, ones], dim=1).gather(1, order)
     labels = inputs.labels
     if labels is not None and not backbone.encoder_decoder:
-        ignored = labels.new_full((batch, vectors.shape[1]), -100)
+        ignored = labels.new_full((batch, vectors.shape[1]), IGNORE)
         labels = torch.cat([labels, ignored], dim=1).gather(1, order)
     return Softened(placed, mask, labels)
 

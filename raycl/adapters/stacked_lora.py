@@ -46,7 +46,7 @@ class StackedLora(nn.Module, LoraLayer):
     ) -> None:
         super().__init__()
         LoraLayer.__init__(self, base_layer, **kwargs)
-        self._active_adapter = adapter_name
+        self.set_adapter(adapter_name)
         self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
         self.mixer: Mixer | None = None
         self.register_buffer("frozen_a", None, persistent=False)
@@ -58,18 +58,18 @@ class StackedLora(nn.Module, LoraLayer):
     @property
     def down(self) -> nn.Parameter:
         """A_t, the current down-projection (rank, d_in)."""
-        return self.lora_A[CURRENT].weight
+        return self.lora_A[CURRENT].get_parameter("weight")
 
     @property
     def up(self) -> nn.Parameter:
         """B_t, the current up-projection (d_out, rank)."""
-        return self.lora_B[CURRENT].weight
+        return self.lora_B[CURRENT].get_parameter("weight")
 
     def stack(self, path: str, branches: Sequence[Branch]) -> None:
         """Stack the frozen `branches` of the module at `path`, in the base layer's dtype (computed once per stage)."""
         if not branches:
             return
-        like = self.get_base_layer().weight
+        like = self.get_base_layer().get_parameter("weight")
         self.frozen_a = torch.cat([branch.a[path] for branch in branches]).to(like.device, like.dtype)
         scaled = [branch.b[path] * (branch.alpha / branch.rank) for branch in branches]
         self.frozen_b = torch.cat(scaled, dim=1).to(like.device, like.dtype)

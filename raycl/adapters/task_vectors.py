@@ -6,6 +6,7 @@ A vector is a tensor of any shape; the vectors of one weight have that weight's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def magnitude(tensors: Callable[[], Iterable[Tensor]], share: float) -> float:
     time is held: nonnegative floats are ordered like their bits, so two histograms of 16 bits each find the value.
     """
     wanted = max(1, int(share * sum(tensor.numel() for tensor in tensors())))
-    high, above = _bin(sum(torch.bincount(_bits(tensor) >> 16, minlength=1 << 16) for tensor in tensors()), wanted)
-    low, _ = _bin(sum(_low_histogram(tensor, high) for tensor in tensors()), wanted - above)
+    high, above = _bin(_total(torch.bincount(_bits(tensor) >> 16, minlength=1 << 16) for tensor in tensors()), wanted)
+    low, _ = _bin(_total(_low_histogram(tensor, high) for tensor in tensors()), wanted - above)
     return torch.tensor(high << 16 | low, dtype=torch.int32).view(torch.float32).item()
 
 
@@ -62,6 +63,11 @@ def refactor(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _bits(tensor: Tensor) -> Tensor:
     """The bits of the entries' magnitudes as integers, (n,)."""
     return tensor.float().abs().contiguous().view(torch.int32).flatten()
+
+
+def _total(histograms: Iterable[Tensor]) -> Tensor:
+    """Their sum, without one to start from: they may be on any device."""
+    return reduce(torch.add, histograms)
 
 
 def _low_histogram(tensor: Tensor, high: int) -> Tensor:

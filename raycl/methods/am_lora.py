@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import kaiming
 from raycl.adapters.selectors import Selectors, attention
-from raycl.methods.base import About, Moments, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
+from raycl.methods.common.base import About, Moments, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.spec import Json, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
@@ -48,13 +49,17 @@ L1_LONG = {
 class AmLoraParams(LoraParams):
     """AM-LoRA's hyper-parameters."""
 
-    name: Literal["am_lora"] = Field("am_lora", description="a softmax attention over the branches in every layer")
-    variant: Literal["nr", "ar"] = Field("ar", description="ar: selectors of all tasks train; nr: only the new task's")
+    name: Literal["am_lora"] = Field(
+        default="am_lora", description="a softmax attention over the branches in every layer"
+    )
+    variant: Literal["nr", "ar"] = Field(
+        default="ar", description="ar: selectors of all tasks train; nr: only the new task's"
+    )
     l1: Weight | list[Weight] = Field(
-        L1_STANDARD, description="lambda, weight of sum ||w_i||_1 over layers and tasks; 0 = without; per stage"
+        default=L1_STANDARD, description="lambda, weight of sum ||w_i||_1 over layers and tasks; 0 = without; per stage"
     )
     selector_init: Literal["zeros", "random"] = Field(
-        "zeros", description="w_t at its start: 0, or uniform in +-1/sqrt(d_out) (the paper does not say)"
+        default="zeros", description="w_t at its start: 0, or uniform in +-1/sqrt(d_out) (the paper does not say)"
     )
 
     @classmethod
@@ -62,19 +67,15 @@ class AmLoraParams(LoraParams):
         """lambda may change from stage to stage."""
         return super().per_stage_fields() | {"l1"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is one selector, so the variants are the same."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["variant"]
-        return live
+        return super().inert(stage) | ({"variant"} if stage == 1 else set())
 
 
-class AmLora(LoraMethod):
+class AmLora(LoraMethod[AmLoraParams]):
     """IncLoRA whose branches are weighed by an attention."""
 
     Params = AmLoraParams
-    params: AmLoraParams
     about = About(
         title="a branch per task, weighed token by token by a softmax attention in every layer",
         paper="AM-LoRA, arXiv 2409.19611",
@@ -98,9 +99,9 @@ class AmLora(LoraMethod):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The paper's: 8 GPUs with 8 (T5-Large) or 1 (Llama-2-7B) examples each, one epoch at a constant rate."""
-        t5 = family in ("t5", "mt5")
+        t5 = is_t5(family)
         return {
-            "model": {"dropout": 0.1 if t5 else 0.0},
+            "model": {"dropout": t5_dropout(family)},
             "method": {"rank": 8, "alpha": 32.0, "dropout": 0.1, "l1": L1_LONG.get(order, L1_STANDARD)},
             "train": {"lr": 1e-4, "epochs": 1, "batch_size": 64 if t5 else 8, "weight_decay": 0.0},
         }
@@ -168,4 +169,4 @@ class AmLora(LoraMethod):
 
 def _rows(state: StageState, path: str) -> Tensor:
     """The last stage's w_1, w_2, ... of a module, (tasks so far, d_out), without w_0."""
-    return state.last.tensors[f"{SELECTOR}{path}"][1:]
+    return state.newest.tensors[f"{SELECTOR}{path}"][1:]

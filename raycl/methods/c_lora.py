@@ -23,9 +23,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import is_t5, lora_settings
 from raycl.spec import Json, Weight, at_stage
 
 T5, LLAMA = 1e2, 1e6
@@ -35,9 +35,11 @@ T5, LLAMA = 1e2, 1e6
 class CLoraParams(LoraParams):
     """C-LoRA's hyper-parameters."""
 
-    name: Literal["c_lora"] = Field("c_lora", description="entries that earlier branches changed are costly to change")
+    name: Literal["c_lora"] = Field(
+        default="c_lora", description="entries that earlier branches changed are costly to change"
+    )
     forgetting: Weight | list[Weight] = Field(
-        T5,
+        default=T5,
         description="lambda, weight of the squared norm; per stage. The paper's 1e8 is for diffusion models. The default "
         "is an estimate for T5-Large at lr 1e-3 and alpha / rank = 4, where updates of about 4e-3 an entry make the term "
         "about 0.04; at lr 1e-4 on a 7B model it is about 1e-6 and 1e6 is the estimate. Not tuned",
@@ -48,19 +50,15 @@ class CLoraParams(LoraParams):
         """lambda may change from stage to stage."""
         return super().per_stage_fields() | {"forgetting"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """lambda has no effect at stage 1, where there is no earlier branch."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["forgetting"]
-        return live
+        return super().inert(stage) | ({"forgetting"} if stage == 1 else set())
 
 
-class CLora(LoraMethod):
+class CLora(LoraMethod[CLoraParams]):
     """IncLoRA with the entrywise penalty."""
 
     Params = CLoraParams
-    params: CLoraParams
     about = About(
         title="a new branch per task, kept off the weight entries that earlier ones changed",
         paper="C-LoRA, arXiv 2304.06027 (Smith et al. 2023)",
@@ -84,7 +82,7 @@ class CLora(LoraMethod):
     def settings(cls, family: str, order: str) -> Json:
         """As SinLoRA, with an estimate of lambda: there are no published settings for language models."""
         settings = lora_settings(family, order)
-        settings["method"] |= {"forgetting": T5 if family in ("t5", "mt5") else LLAMA}
+        settings["method"] |= {"forgetting": T5 if is_t5(family) else LLAMA}
         return settings
 
     def penalties(self, step: Step) -> dict[str, Penalty]:

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.importance import MeanSquare
-from raycl.methods.base import About, Gradients, Moments, Observes, Penalty, Step, When
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About, Gradients, Moments, Observes, Penalty, Step, When
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import LoraOrFullMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json, PositiveInt, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
@@ -47,38 +47,39 @@ FISHER = "fisher/"
 class EwcParams(TrainedParams):
     """EWC's hyper-parameters."""
 
-    name: Literal["ewc"] = Field("ewc", description="moving weights that matter to earlier tasks costs")
+    name: Literal["ewc"] = Field(default="ewc", description="moving weights that matter to earlier tasks costs")
     weight: Weight | list[Weight] = Field(
-        400.0,
+        default=400.0,
         description="lambda in (lambda/2) sum F (theta - theta*)^2, dimensionless; TRACE's released setting is 400; "
         "choose it anew with `importance`; per stage",
     )
     importance: Literal["fisher", "history"] = Field(
-        "fisher", description="F_t: from a pass after training, or from the gradients of the training steps"
+        default="fisher", description="F_t: from a pass after training, or from the gradients of the training steps"
     )
     fisher_examples: PositiveInt = Field(
-        1000, description="with importance=fisher: at most so many training examples in the pass, drawn at random"
+        default=1000,
+        description="with importance=fisher: at most so many training examples in the pass, drawn at random",
     )
-    gamma: float = Field(1.0, ge=0, le=1, description="share of the earlier tasks' importance that a stage keeps")
+    gamma: float = Field(
+        default=1.0, ge=0, le=1, description="share of the earlier tasks' importance that a stage keeps"
+    )
 
     @classmethod
     def per_stage_fields(cls) -> frozenset[str]:
         """The weight may change from stage to stage."""
         return super().per_stage_fields() | {"weight"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is nothing to keep; the history needs no pass."""
-        dead = {"weight", "gamma"} if stage == 1 else set()
-        if self.importance == "history":
-            dead.add("fisher_examples")
-        return {name: value for name, value in super().at(stage).items() if name not in dead}
+        first = {"weight", "gamma"} if stage == 1 else set()
+        unread = {"fisher_examples"} if self.importance == "history" else set()
+        return super().inert(stage) | first | unread
 
 
-class Ewc(TrainedMethod):
+class Ewc(LoraOrFullMethod[EwcParams]):
     """Train the last weights under the penalty; hand on the weights and their importance."""
 
     Params = EwcParams
-    params: EwcParams
     about = About(
         title="a quadratic penalty on moving weights that earlier tasks depend on",
         paper="EWC, arXiv 1612.00796, in its online form (arXiv 1805.06370); with importance=history arXiv 2512.09910",

@@ -27,9 +27,11 @@ from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.subspace import grow, leading_outside
-from raycl.methods.base import About, Method, Moments, Observes, Penalty, StageInfo, Step, When
-from raycl.methods.inf_lora import InfLora, SubspaceParams, gpm_settings, stored_basis, threshold
-from raycl.methods.lora import LoraMethod
+from raycl.methods.common.base import About, Moments, Observes, StageInfo, When
+from raycl.methods.common.delegate import Wrapping
+from raycl.methods.common.lora import LoraMethod
+from raycl.methods.common.published import gpm_settings, is_t5
+from raycl.methods.inf_lora import InfLora, SubspaceParams, stored_basis, threshold
 from raycl.methods.o_lora import OLora, OrthogonalParams
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
@@ -38,39 +40,48 @@ GATE = "gate/"
 GATE_BASIS = "gate_basis/"
 ONLY = {"o_lora": {"lambda1", "lambda2"}, "inf_lora": {"design", "epsilon", "layer_chunks"}}
 """Hyper-parameters that only one of the two LoRA parts reads."""
+INERT_AT_FIRST = {"init_constraint", "update_constraint", "detach_old"}
+"""Hyper-parameters that need an earlier task to act."""
 
 
 class GainLoraParams(OrthogonalParams, SubspaceParams):
     """GainLoRA's hyper-parameters: those of the LoRA part it stands on, and the gate's."""
 
-    name: Literal["gain_lora"] = Field("gain_lora", description="gated branches that stay closed on earlier tasks")
-    over: Literal["o_lora", "inf_lora"] = Field("o_lora", description="the LoRA part: O-LoRA or InfLoRA")
+    name: Literal["gain_lora"] = Field(
+        default="gain_lora", description="gated branches that stay closed on earlier tasks"
+    )
+    over: Literal["o_lora", "inf_lora"] = Field(default="o_lora", description="the LoRA part: O-LoRA or InfLoRA")
     gate_hidden: list[PositiveInt] = Field(
-        [100], description="hidden widths of the gate: [h] means d -> h -> d (two layers), [] means d -> d"
+        default=[100], description="hidden widths of the gate: [h] means d -> h -> d (two layers), [] means d -> d"
     )
-    gate_score: Score = Field("cosine", description="b = 4 cos(p_L, k) or p_L . k")
-    gate_squash: Squash = Field("abs_tanh", description="f; all but the negative control `sigmoid` have f(0) = 0")
+    gate_score: Score = Field(default="cosine", description="b = 4 cos(p_L, k) or p_L . k")
+    gate_squash: Squash = Field(
+        default="abs_tanh", description="f; all but the negative control `sigmoid` have f(0) = 0"
+    )
     gate_pooling: Pooling = Field(
-        "mean_tokens", description="p_0; `mean_padded` depends on padding, as the release does"
+        default="mean_tokens", description="p_0; `mean_padded` depends on padding, as the release does"
     )
-    gate_region: Literal["prompt", "all_input"] = Field("prompt", description="which tokens p_0 pools over")
-    gate_epsilon: float = Field(0.995, gt=0, le=1, description="energy of the gate's features that M must capture")
-    gate_chunks: PositiveInt = Field(1, description="diagonal blocks for p_0 and p_L; must divide d")
-    key_init: Literal["data", "random"] = Field("data", description="k_t from the new task's p_L, or a random draw")
-    init_constraint: bool = Field(True, description="start k_t orthogonal to M_L (ablation: off)")
-    update_constraint: bool = Field(True, description="move gate weights only outside M_l (ablation: off)")
-    detach_old: bool = Field(False, description="cut the gradient through old branches, as the released code does")
+    gate_region: Literal["prompt", "all_input"] = Field(default="prompt", description="which tokens p_0 pools over")
+    gate_epsilon: float = Field(
+        default=0.995, gt=0, le=1, description="energy of the gate's features that M must capture"
+    )
+    gate_chunks: PositiveInt = Field(default=1, description="diagonal blocks for p_0 and p_L; must divide d")
+    key_init: Literal["data", "random"] = Field(
+        default="data", description="k_t from the new task's p_L, or a random draw"
+    )
+    init_constraint: bool = Field(default=True, description="start k_t orthogonal to M_L (ablation: off)")
+    update_constraint: bool = Field(default=True, description="move gate weights only outside M_l (ablation: off)")
+    detach_old: bool = Field(
+        default=False, description="cut the gradient through old branches, as the released code does"
+    )
 
-    def at(self, stage: int) -> Json:
-        """Drop what the LoRA part does not read, and the constraints at stage 1, where there is nothing to keep."""
-        live = super().at(stage)
-        dead = ONLY["inf_lora" if self.over == "o_lora" else "o_lora"]
-        if stage == 1:
-            dead = dead | {"init_constraint", "update_constraint", "detach_old"}
-        return {key: value for key, value in live.items() if key not in dead}
+    def inert(self, stage: int) -> frozenset[str]:
+        """What the LoRA part does not read, and the constraints at stage 1, where there is nothing to keep."""
+        unread = ONLY["inf_lora" if self.over == "o_lora" else "o_lora"]
+        return super().inert(stage) | unread | (INERT_AT_FIRST if stage == 1 else set())
 
 
-class GainLora(Method):
+class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
     """Gates around O-LoRA or InfLoRA."""
 
     Params = GainLoraParams
@@ -98,40 +109,44 @@ class GainLora(Method):
             "`method.key_init=random`.",
         ),
     )
-    params: GainLoraParams
 
     def __init__(self, params: GainLoraParams, info: StageInfo) -> None:
         super().__init__(params, info)
-        self.inner: LoraMethod = (OLora if params.over == "o_lora" else InfLora)(params, info)
         self.weights: Tensor | None = None
-        """(B, T): the gate values of the batch at hand, oldest branch first."""
+        """(B, T): the gate values of the batch at hand, oldest branch first; none before a batch was seen."""
         self.watched: Moments | None = None
+        """The moments that a data pass is filling; none outside of one."""
+
+    @classmethod
+    def inner_class(cls, params: GainLoraParams) -> type[LoraMethod[Any]]:
+        """The LoRA part."""
+        return OLora if params.over == "o_lora" else InfLora
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The released scripts for T5-Large; the fork's for Llama (h = 50, four blocks)."""
         settings = gpm_settings(family, order)
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             settings["method"] |= {"gate_hidden": [50], "gate_chunks": 4, "layer_chunks": 4}
         return settings
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The inner branches, all frozen gates, and a new gate inside its constraints."""
-        self.inner.install(backbone, state)
+        super().install(backbone, state)
         widths = [backbone.width, *self.params.gate_hidden, backbone.width]
         self.bases = [stored_basis(state, f"{GATE_BASIS}{level}", width) for level, width in enumerate(widths)]
         self._put_gates(backbone, state, self._new_gate(state, widths))
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """All branches under all gates."""
-        self.inner.serve(backbone, state)
+        super().serve(backbone, state)
         self._put_gates(backbone, state, None)
 
     def collect(self, when: When) -> Moments | None:
         """The inner method's moments, and those of the gate's features: the last level before, all levels after."""
+        moments = super().collect(when)
         if when == "before" and self.params.key_init == "random":
-            return self.inner.collect(when)
-        moments = self.inner.collect(when)
+            return moments
         self.watched = {} if moments is None else moments
         self.levels = [len(self.bases) - 1] if when == "before" else list(range(len(self.bases)))
         return self.watched
@@ -145,7 +160,7 @@ class GainLora(Method):
         """Design the inner branch, then aim the new key at the new task."""
         layers = {name: moment for name, moment in moments.items() if not name.startswith(GATE)}
         if layers:
-            self.inner.initialise(layers)
+            super().initialise(layers)
         if self.params.key_init == "data":
             self.gate.key.reset(self._aimed_key(moments[f"{GATE}{len(self.bases) - 1}"]))
             self._warn_if_closed()
@@ -153,21 +168,17 @@ class GainLora(Method):
 
     def condition(self, inputs: Inputs) -> None:
         """Compute every gate once, from the prompt's embeddings; all layers and decoding steps use these values."""
-        self.inner.condition(inputs)
+        super().condition(inputs)
         mask = inputs.prompt_mask if self.params.gate_region == "prompt" else inputs.mask
         pooled = pool(self.backbone.embed(inputs.ids), mask, self.params.gate_pooling)
         self.weights = torch.stack([gate(pooled) for gate in self.gates], dim=1)
         if self.watched is not None:
-            self._watch(pooled)
-
-    def penalties(self, step: Step) -> dict[str, Penalty]:
-        """The inner method's; the gate has no loss of its own."""
-        return self.inner.penalties(step)
+            self._watch(pooled, self.watched)
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The inner part, the gate's effective weights, and the columns its bases gained."""
         self.watched = None
-        part = self.inner.consolidate({name: m for name, m in moments.items() if not name.startswith(GATE)})
+        part = super().consolidate({name: m for name, m in moments.items() if not name.startswith(GATE)})
         epsilon = threshold(self.params.gate_epsilon, self.info.stage, self.params.horizon)
         tensors = dict(part.tensors)
         tensors |= {f"{GATE}{level}": value for level, value in enumerate(self.gate.values())}
@@ -177,26 +188,18 @@ class GainLora(Method):
             tensors[f"{GATE_BASIS}{level}"] = columns.float()
         return StagePart(self.info.task, part.branch, tensors, part.facts)
 
-    def remove(self) -> None:
-        """Take the inner method off; the gates never sat on the backbone."""
-        self.inner.remove()
-
     def modules(self) -> dict[str, nn.Module]:
-        """The gates, oldest first."""
-        return {"gates": self.gates}
+        """The inner method's, and the gates, oldest first."""
+        return {**super().modules(), "gates": self.gates}
 
     def measures(self) -> dict[str, float]:
         """Mean gate of each branch over the last batch, and how full the gate's feature spaces are."""
-        measures = self.inner.measures()
+        measures = super().measures()
         measures |= {f"gate_basis_share/{i}": basis.shape[1] / basis.shape[0] for i, basis in enumerate(self.bases)}
         if self.weights is not None:
             means = self.weights.detach().mean(dim=0).tolist()
             measures |= {f"gate_mean/{index}": mean for index, mean in enumerate(means, start=1)}
         return measures
-
-    def facts(self) -> dict[str, Any]:
-        """The inner method's."""
-        return self.inner.facts()
 
     def _put_gates(self, backbone: Backbone, state: StageState, new: Gate | None) -> None:
         """Frozen gates of the state, then the new one, all on the backbone's device and in charge of its layers."""
@@ -251,16 +254,16 @@ class GainLora(Method):
         """Only the d-wide features p_0 and p_L are chunked."""
         return self.params.gate_chunks if level in (0, len(self.bases) - 1) else 1
 
-    def _watch(self, pooled: Tensor) -> None:
+    def _watch(self, pooled: Tensor, moments: Moments) -> None:
         """Add the new gate's features of this batch to the moments being filled."""
         with torch.no_grad():
             features = self.gate.features(pooled)
         self.probe = features[-1]
         for level in self.levels:
             name = f"{GATE}{level}"
-            if name not in self.watched:
-                self.watched[name] = SecondMoment(features[level].shape[1], self._chunks(level), pooled.device)
-            self.watched[name].add(features[level])
+            if name not in moments:
+                moments[name] = SecondMoment(features[level].shape[1], self._chunks(level), pooled.device)
+            moments[name].add(features[level])
 
     def _warn_if_closed(self) -> None:
         """Say so when the constraint leaves the new gate nearly closed on its own task, which then cannot be learned."""

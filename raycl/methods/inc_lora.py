@@ -11,19 +11,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from raycl.methods.base import About
-from raycl.methods.lora import LoraMethod, MixParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About
+from raycl.methods.common.lora import LoraMethod, MixParams
+from raycl.methods.common.published import lora_settings
 from raycl.spec import Json
 
 
 class IncLoraParams(MixParams):
     """IncLoRA has the branch's shape and the weights of the branches when served."""
 
-    name: Literal["inc_lora"] = Field("inc_lora", description="a new LoRA branch per task, summed")
+    name: Literal["inc_lora"] = Field(default="inc_lora", description="a new LoRA branch per task, summed")
 
 
-class IncLora(LoraMethod):
+class IncLora(LoraMethod[IncLoraParams]):
     """Train a new branch on top of the frozen ones; `LoraMethod` does all of it."""
 
     Params = IncLoraParams

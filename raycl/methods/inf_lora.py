@@ -24,8 +24,9 @@ from raycl.adapters.branches import Branches, kaiming
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, leading_outside, residual
-from raycl.methods.base import About, Moments, When
-from raycl.methods.lora import LoraMethod, LoraParams, MixParams
+from raycl.methods.common.base import About, Moments, When
+from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
+from raycl.methods.common.published import gpm_settings
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
@@ -37,18 +38,24 @@ class SubspaceParams(LoraParams):
     """Hyper-parameters of the designed down-projection."""
 
     design: Literal["svd", "random_projected"] = Field(
-        "svd", description="how A_t is made: from the new task's inputs (the paper), or a projected random draw"
+        default="svd", description="how A_t is made: from the new task's inputs (the paper), or a projected random draw"
     )
-    epsilon: float = Field(0.995, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1")
-    energy_power: Literal[1, 2] = Field(1, description="power of C's eigenvalues in the energy; 2 = the released code")
-    horizon: PositiveInt = Field(15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
-    layer_chunks: PositiveInt = Field(1, description="diagonal blocks of C per layer; must divide d_in")
+    epsilon: float = Field(
+        default=0.995, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1"
+    )
+    energy_power: Literal[1, 2] = Field(
+        default=1, description="power of C's eigenvalues in the energy; 2 = the released code"
+    )
+    horizon: PositiveInt = Field(default=15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
+    layer_chunks: PositiveInt = Field(default=1, description="diagonal blocks of C per layer; must divide d_in")
 
 
 class InfLoraParams(SubspaceParams, MixParams):
     """InfLoRA's hyper-parameters."""
 
-    name: Literal["inf_lora"] = Field("inf_lora", description="down-projections outside the earlier input subspaces")
+    name: Literal["inf_lora"] = Field(
+        default="inf_lora", description="down-projections outside the earlier input subspaces"
+    )
 
 
 def threshold(epsilon: float, stage: int, horizon: int) -> float:
@@ -56,7 +63,7 @@ def threshold(epsilon: float, stage: int, horizon: int) -> float:
     return epsilon + (1 - epsilon) * min(stage - 1, horizon) / horizon
 
 
-class InfLora(LoraMethod):
+class InfLora(LoraMethod[SubspaceParams]):
     """Design A_t, train B_t, grow the layer bases."""
 
     Params = InfLoraParams
@@ -82,7 +89,6 @@ class InfLora(LoraMethod):
             "Always the basis of what earlier inputs span, never its complement (DualGPM stores the smaller of both).",
         ),
     )
-    params: SubspaceParams
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
@@ -173,18 +179,3 @@ def _columns(part: StagePart, name: str) -> Tensor | None:
     shared: dict[str, Any] = part.facts.get("shared_inputs", {})
     path = name.removeprefix(BASIS)
     return part.tensors.get(BASIS + shared[path] if path in shared else name)
-
-
-def gpm_settings(family: str, order: str) -> Json:
-    """GainLoRA's settings for its InfLoRA and GainLoRA rows (released scripts; the fork's for Llama)."""
-    short = order.startswith("sni")
-    if family in ("t5", "mt5"):
-        train: Json = {"lr": 3e-4, "epochs": 100 if short else 10}
-    else:
-        train = {"lr": 5e-5, "epochs": 50}
-    return {
-        "model": {"dropout": 0.1 if family in ("t5", "mt5") else 0.0},
-        "method": {"rank": 4 if short else 8, "alpha": 32.0, "dropout": 0.0},
-        "train": {**train, "batch_size": 32, "keep": "best", "holdout": 0.1},
-        "data": {"max_source_tokens": 512 if family in ("t5", "mt5") else 1024},
-    }

@@ -23,10 +23,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
-from raycl.methods.base import About, Method, Moments, Observes, Penalty, Step, When
+from raycl.methods.common.base import About, Carries, Method, Moments, Observes, Penalty, Step, When
+from raycl.methods.common.published import is_t5
 from raycl.spec import Json, MethodParams, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 
@@ -37,19 +38,25 @@ PROMPTS, KEYS, PICKED = "pool/prompts", "pool/keys", "pool/picked"
 class L2pParams(MethodParams):
     """L2P's hyper-parameters."""
 
-    name: Literal["l2p"] = Field("l2p", description="a pool of prompts, of which every input picks some by key")
-    pool: PositiveInt = Field(10, description="prompts M in the pool (TRACE: 10)")
-    length: PositiveInt = Field(5, description="vectors L of a prompt (TRACE: 5)")
-    picks: PositiveInt = Field(3, description="prompts N that an input picks (TRACE: 3; the original probably 5)")
-    pull: Weight = Field(0.5, description="lambda: weight of the picked keys' similarity to the input (TRACE: 0.5)")
-    train_keys: bool = Field(True, description="train the keys; TRACE keeps them at the means of the initial prompts")
+    name: Literal["l2p"] = Field(default="l2p", description="a pool of prompts, of which every input picks some by key")
+    pool: PositiveInt = Field(default=10, description="prompts M in the pool (TRACE: 10)")
+    length: PositiveInt = Field(default=5, description="vectors L of a prompt (TRACE: 5)")
+    picks: PositiveInt = Field(
+        default=3, description="prompts N that an input picks (TRACE: 3; the original probably 5)"
+    )
+    pull: Weight = Field(
+        default=0.5, description="lambda: weight of the picked keys' similarity to the input (TRACE: 0.5)"
+    )
+    train_keys: bool = Field(
+        default=True, description="train the keys; TRACE keeps them at the means of the initial prompts"
+    )
     key_init: Literal["uniform", "prompt_mean"] = Field(
-        "uniform", description="keys start uniform in (-1, 1), or as the means of their prompts (TRACE)"
+        default="uniform", description="keys start uniform in (-1, 1), or as the means of their prompts (TRACE)"
     )
     init_scale: float = Field(
-        1.0, gt=0, description="factor on the vocabulary embeddings prompts start from (TRACE: 0.01)"
+        default=1.0, gt=0, description="factor on the vocabulary embeddings prompts start from (TRACE: 0.01)"
     )
-    diversity: bool = Field(False, description="avoid, in training, prompts that earlier stages picked often")
+    diversity: bool = Field(default=False, description="avoid, in training, prompts that earlier stages picked often")
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> L2pParams:
@@ -57,12 +64,10 @@ class L2pParams(MethodParams):
             raise ValueError(f"picks: {self.picks} distinct prompts from a pool of {self.pool}")
         return self
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """How the pool starts has no effect after stage 1; frozen keys feel no pull."""
-        live = super().at(stage)
-        dead = {"init_scale", "key_init"} if stage > 1 else set()
-        dead |= set() if self.train_keys else {"pull"}
-        return {name: value for name, value in live.items() if name not in dead}
+        start = {"init_scale", "key_init"} if stage > 1 else set()
+        return super().inert(stage) | start | (set() if self.train_keys else {"pull"})
 
 
 class PromptPool(nn.Module):
@@ -94,12 +99,10 @@ class Picks:
         self.count += len(picked)
 
 
-class L2p(Method):
+class L2p(Method[L2pParams]):
     """Train the pool that all tasks share."""
 
     Params = L2pParams
-    params: L2pParams
-    carries = "last"
     about = About(
         title="a pool of prompts with keys; every input picks its own, without task id",
         paper="L2P, arXiv 2112.08654; for language models TRACE (arXiv 2310.06762)",
@@ -120,7 +123,12 @@ class L2p(Method):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """No published rate is known: prompts need a high one, higher where the embeddings are large as in T5."""
-        return {"train": {"lr": 0.3 if family in ("t5", "mt5") else 0.03, "weight_decay": 0.0}}
+        return {"train": {"lr": 0.3 if is_t5(family) else 0.03, "weight_decay": 0.0}}
+
+    @classmethod
+    def carries(cls, params: L2pParams) -> Carries:
+        """The last part holds all that is trained on."""
+        return "last"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The last pool, or a fresh one."""
@@ -132,7 +140,7 @@ class L2p(Method):
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """The last pool; picks by the plain rule."""
-        self._load(backbone, state.last)
+        self._load(backbone, state.newest)
         self.pool.requires_grad_(False).eval()
 
     def condition(self, inputs: Inputs) -> None:
@@ -152,7 +160,7 @@ class L2p(Method):
         """-mean over the global batch of the picked keys' similarity; rows that only fill a batch up are left out."""
         if not self.params.train_keys:
             return {}
-        real = (step.labels != -100).any(dim=1)
+        real = (step.labels != IGNORE).any(dim=1)
         pulled = self.similarity.gather(1, self.picked).sum(dim=1)
         return {"pull": Penalty(-(pulled * real).sum() / step.rows, self.params.pull)}
 

@@ -25,10 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
-from raycl.methods.base import About, Method, Moments, Penalty, Row, Sampling, Step, Write
-from raycl.methods.pseudo_text import Layout, Pair, layout_of
+from raycl.methods.common.base import About, Carries, Method, Moments, Penalty, Row, Sampling, Step, Write
+from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
+from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.spec import Json, MethodParams, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.sampling import draw
@@ -44,38 +45,44 @@ LATER = {"lambda_kd", "kl_rows", "share", "attempts", "top_k", "repetition_penal
 class Lfpt5Params(MethodParams):
     """LFPT5's hyper-parameters."""
 
-    name: Literal["lfpt5"] = Field("lfpt5", description="one prompt that also writes examples of earlier tasks")
-    length: PositiveInt = Field(300, description="vectors n of the prompt (released code: 300 for classification)")
+    name: Literal["lfpt5"] = Field(default="lfpt5", description="one prompt that also writes examples of earlier tasks")
+    length: PositiveInt = Field(
+        default=300, description="vectors n of the prompt (released code: 300 for classification)"
+    )
     lambda_lm: Weight = Field(
-        0.25, description="weight of writing an example from its task's cue (released code: 0.25)"
+        default=0.25, description="weight of writing an example from its task's cue (released code: 0.25)"
     )
     lambda_kd: float = Field(
-        0.01, ge=0, lt=1, description="weight of the distillation on pseudo-examples (released scripts: 0.01)"
+        default=0.01, ge=0, lt=1, description="weight of the distillation on pseudo-examples (released scripts: 0.01)"
     )
-    kl_rows: PositiveInt = Field(2, description="rows s that the KL is summed over (released code: a micro-batch of 2)")
+    kl_rows: PositiveInt = Field(
+        default=2, description="rows s that the KL is summed over (released code: a micro-batch of 2)"
+    )
     share: float = Field(
-        0.125,
+        default=0.125,
         ge=0,
         le=1,
         description="pseudo-examples per earlier task, as a share of the task's own (released: 2 of 16)",
     )
     attempts: PositiveInt = Field(
-        64, description="continuations written per earlier task, of which the usable ones count"
+        default=64, description="continuations written per earlier task, of which the usable ones count"
     )
-    top_k: PositiveInt = Field(64, description="tokens to draw among when writing (released code: 64)")
-    repetition_penalty: float = Field(2.5, gt=0, description="penalty on repetition when writing (released code: 2.5)")
-    tokens: PositiveInt = Field(128, description="longest text with marker and answer, in tokens (released code: 128)")
+    top_k: PositiveInt = Field(default=64, description="tokens to draw among when writing (released code: 64)")
+    repetition_penalty: float = Field(
+        default=2.5, gt=0, description="penalty on repetition when writing (released code: 2.5)"
+    )
+    tokens: PositiveInt = Field(
+        default=128, description="longest text with marker and answer, in tokens (released code: 128)"
+    )
     words: PositiveInt = Field(
-        80, description="words of a text that are written at most, so that the answer still fits"
+        default=80, description="words of a text that are written at most, so that the answer still fits"
     )
-    marker: str = Field("Answer:", min_length=1, description="what stands between text and answer when writing")
-    init_tokens: PositiveInt = Field(5000, description="first tokens of the vocabulary that P starts from")
+    marker: str = Field(default="Answer:", min_length=1, description="what stands between text and answer when writing")
+    init_tokens: PositiveInt = Field(default=5000, description="first tokens of the vocabulary that P starts from")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """How P starts has no effect after stage 1; what is about pseudo-examples has none before stage 2."""
-        live = super().at(stage)
-        dead = {"init_tokens"} if stage > 1 else LATER
-        return {name: value for name, value in live.items() if name not in dead}
+        return super().inert(stage) | ({"init_tokens"} if stage > 1 else LATER)
 
 
 class Vectors(nn.Module):
@@ -86,12 +93,10 @@ class Vectors(nn.Module):
         self.value = nn.Parameter(value)
 
 
-class Lfpt5(Method):
+class Lfpt5(Method[Lfpt5Params]):
     """Train one prompt on the task, on pseudo-examples, and on writing both."""
 
     Params = Lfpt5Params
-    params: Lfpt5Params
-    carries = "last"
     about = About(
         title="one soft prompt that solves the tasks and writes pseudo-examples of the earlier ones",
         paper="LFPT5, arXiv 2110.07298",
@@ -118,9 +123,14 @@ class Lfpt5(Method):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The released batch and decay; its rate is Adafactor's, and prompts under AdamW take 0.3 (T5) or less."""
-        t5 = family in ("t5", "mt5")
+        t5 = is_t5(family)
         train: Json = {"lr": 0.3 if t5 else 0.03, "batch_size": 8, "weight_decay": 1e-5}
-        return {"model": {"dropout": 0.1 if t5 else 0.0}, "train": train}
+        return {"model": {"dropout": t5_dropout(family)}, "train": train}
+
+    @classmethod
+    def carries(cls, params: Lfpt5Params) -> Carries:
+        """The last part holds all that is trained on."""
+        return "last"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The last prompt, or one from the vocabulary; the layouts of earlier tasks."""
@@ -135,7 +145,7 @@ class Lfpt5(Method):
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """The last prompt."""
-        self._put(backbone, state.last.tensors[VALUE])
+        self._put(backbone, state.newest.tensors[VALUE])
         self.prompt.requires_grad_(False)
 
     def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
@@ -164,7 +174,7 @@ class Lfpt5(Method):
         with torch.no_grad(), self._teacher():
             before = step.run(take(step.inputs, chosen))
         width = before.shape[1]
-        real = (step.labels[chosen, -width:] != -100) & (pseudo[chosen] > 0)[:, None]
+        real = (step.labels[chosen, -width:] != IGNORE) & (pseudo[chosen] > 0)[:, None]
         each = divergence(before, step.logits[chosen, -width:])
         total = each.masked_fill(~real, 0.0).sum()
         return {"distillation": Penalty(self._kl_scale() * total / step.rows, self.params.lambda_kd)}

@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branch_scalars import BranchScalars
-from raycl.methods.base import About, Gradients, Moments, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About, Gradients, Moments, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import lora_settings
 from raycl.spec import Json, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
@@ -46,44 +46,42 @@ IPC = {"critical_share", "share_of", "beta1", "beta2"}
 class LoracParams(LoraParams):
     """LoRAC's hyper-parameters."""
 
-    name: Literal["lorac"] = Field("lorac", description="orthonormal branches weighed by trained scalars")
+    name: Literal["lorac"] = Field(default="lorac", description="orthonormal branches weighed by trained scalars")
     ortho: Weight | list[Weight] = Field(
-        1.0,
+        default=1.0,
         description="lambda, weight of sum ||A_all A_all^T - I||_F (released: default 1, scripts 0.1 to 5); per stage",
     )
     omega_lr: float = Field(
-        1.0, gt=0, description="learning rate of omega, as a multiple of train.lr (released scripts: 1 or 0.1)"
+        default=1.0, gt=0, description="learning rate of omega, as a multiple of train.lr (released scripts: 1 or 0.1)"
     )
-    ipc: bool = Field(False, description="LoRAC-IPC: the most important modules get no further branch")
+    ipc: bool = Field(default=False, description="LoRAC-IPC: the most important modules get no further branch")
     critical_share: float = Field(
-        0.1,
+        default=0.1,
         gt=0,
         lt=1,
         description="share of the modules, rounded down, that a stage makes critical (released: 0.05, 0.1)",
     )
     share_of: Literal["remaining", "all"] = Field(
-        "remaining",
+        default="remaining",
         description="share of the modules not yet critical, or of all, as the released default has it",
     )
-    beta1: float = Field(0.85, ge=0, lt=1, description="b1, smoothing of the importance")
-    beta2: float = Field(0.85, ge=0, lt=1, description="b2, smoothing of its deviation")
+    beta1: float = Field(default=0.85, ge=0, lt=1, description="b1, smoothing of the importance")
+    beta2: float = Field(default=0.85, ge=0, lt=1, description="b2, smoothing of its deviation")
 
     @classmethod
     def per_stage_fields(cls) -> frozenset[str]:
         """lambda may change from stage to stage."""
         return super().per_stage_fields() | {"ortho"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """There are no scalars to train at stage 1; without IPC its settings have no effect."""
-        dead = (set() if self.ipc else IPC) | ({"omega_lr"} if stage == 1 else set())
-        return {name: value for name, value in super().at(stage).items() if name not in dead}
+        return super().inert(stage) | (set() if self.ipc else IPC) | ({"omega_lr"} if stage == 1 else set())
 
 
-class Lorac(LoraMethod):
+class Lorac(LoraMethod[LoracParams]):
     """IncLoRA with trained scalars, the orthonormality loss and, on demand, critical modules."""
 
     Params = LoracParams
-    params: LoracParams
     about = About(
         title="orthonormal branches weighed by trained scalars; optionally critical modules stay as they are",
         paper="LoRAC and LoRAC-IPC, arXiv 2504.13407",
@@ -130,13 +128,13 @@ class Lorac(LoraMethod):
         self.old_a = {path: _stacked_a(state, path).to(backbone.device) for path in self.free if state.last}
         self.offsets = {path: _distance(a) for path, a in self.old_a.items()}
         self.importance, self.deviation = (torch.zeros(len(self.free), device=backbone.device) for _ in range(2))
-        self._weigh(state.last)
+        self._weigh(state)
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """All branches under the last stage's scalars."""
         super().serve(backbone, state)
         self.free = []
-        self._weigh(state.last)
+        self._weigh(state)
 
     def condition(self, inputs: Inputs) -> None:
         """Compute the scalars once per forward pass."""
@@ -179,12 +177,12 @@ class Lorac(LoraMethod):
         """The critical modules from now on."""
         return {"critical": sorted([*self.critical, *self._chosen()])} if self.params.ipc else {}
 
-    def _weigh(self, part: StagePart | None) -> None:
-        """Put a part's scalars in charge of all branches but the newest, which counts as it is."""
+    def _weigh(self, state: StageState) -> None:
+        """Put the last stage's scalars in charge of all branches but the newest, which counts as it is."""
         self.scalars: BranchScalars | None = None
         layers, old = self.branches.layers, self.branches.count - 1
         if old:
-            start = torch.stack([part.tensors[f"{OMEGA}{path}"][:old] for path in layers])
+            start = torch.stack([state.newest.tensors[f"{OMEGA}{path}"][:old] for path in layers])
             free = torch.tensor([path in self.free for path in layers])
             self.scalars = BranchScalars(start, free, self.params.omega_lr).to(self.branches.backbone.device)
             for index, layer in enumerate(layers.values()):

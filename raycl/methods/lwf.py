@@ -18,41 +18,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.adapters.backbone import IGNORE
+from raycl.methods.common.base import About, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import lora_settings
 from raycl.spec import Json, Weight
 
-LIVE_FROM_2 = ("weight", "temperature")
+if TYPE_CHECKING:
+    from raycl.adapters.stacked_lora import StackedLora
 
 
 class LwfParams(LoraParams):
     """LwF's hyper-parameters."""
 
-    name: Literal["lwf"] = Field("lwf", description="a new branch per task, distilled from the model before the stage")
-    weight: Weight = Field(
-        1.0, description="lambda, weight of T^2 KL(before || now); 1 in LwF, not stated in O-LoRA's tables"
+    name: Literal["lwf"] = Field(
+        default="lwf", description="a new branch per task, distilled from the model before the stage"
     )
-    temperature: float = Field(2.0, gt=0, description="T, temperature of both distributions (LwF: 2)")
+    weight: Weight = Field(
+        default=1.0, description="lambda, weight of T^2 KL(before || now); 1 in LwF, not stated in O-LoRA's tables"
+    )
+    temperature: float = Field(default=2.0, gt=0, description="T, temperature of both distributions (LwF: 2)")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is no earlier task to distil."""
-        live = super().at(stage)
-        return {key: value for key, value in live.items() if stage > 1 or key not in LIVE_FROM_2}
+        return super().inert(stage) | ({"weight", "temperature"} if stage == 1 else set())
 
 
-class Lwf(LoraMethod):
+class Lwf(LoraMethod[LwfParams]):
     """IncLoRA with distillation from the model before the stage."""
 
     Params = LwfParams
-    params: LwfParams
     about = About(
         title="a new branch per task, distilled from the model before the stage on the new inputs",
         paper="LwF, arXiv 1606.09282; row LwF of O-LoRA (arXiv 2310.14152)",
@@ -87,7 +89,7 @@ class Lwf(LoraMethod):
                 teacher = step.run(step.inputs)
             finally:
                 self.branches.mix_by(None)
-        answers = step.labels != -100
+        answers = step.labels != IGNORE
         temperature = self.params.temperature
         divergence = distillation(teacher[answers], step.logits[answers], temperature)
         return {"distillation": Penalty(temperature**2 * divergence / step.tokens, self.params.weight)}
@@ -101,7 +103,7 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float) -> Tensor
         return F.kl_div(now, target, reduction="sum", log_target=True)
 
 
-def without_current(layer: nn.Module, old: Tensor | None, new: Tensor) -> Tensor:
+def without_current(layer: StackedLora, old: Tensor | None, new: Tensor) -> Tensor:
     """A mixer that leaves all branches but the newest as they are: weights 1, ..., 1, 0, shape (1, 1, T)."""
     weights = new.new_ones(1, 1, len(layer.frozen_ranks) + 1)
     weights[..., -1] = 0

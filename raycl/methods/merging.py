@@ -32,10 +32,10 @@ from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.full_weights import FullWeights
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
-from raycl.methods.base import About
-from raycl.methods.sin_lora import lora_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import WEIGHTS, TrainedParams
+from raycl.methods.common.base import About, Carries
+from raycl.methods.common.published import lora_settings
+from raycl.methods.common.trained import LoraOrFullMethod
+from raycl.methods.common.weights import WEIGHTS, TrainedParams
 from raycl.spec import Json, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
@@ -48,17 +48,20 @@ SCALES = {"magmax": 0.5, "ties": 0.55, "mean": 1.0}
 class MergingParams(TrainedParams):
     """What is trained, and how it is merged."""
 
-    name: Literal["merging"] = Field("merging", description="a model per stage, merged where it is served")
+    name: Literal["merging"] = Field(default="merging", description="a model per stage, merged where it is served")
     base: Literal["sequential", "independent"] = Field(
-        "sequential", description="a stage trains on from the last stage's weights (MagMax), or from the backbone"
+        default="sequential",
+        description="a stage trains on from the last stage's weights (MagMax), or from the backbone",
     )
-    rule: Literal["magmax", "ties", "mean"] = Field("magmax", description="how task vectors are merged")
+    rule: Literal["magmax", "ties", "mean"] = Field(default="magmax", description="how task vectors are merged")
     scale: float | None = Field(
-        None, gt=0, description="factor on the merged vector; none = the release's: magmax 0.5, ties 0.55, mean 1"
+        default=None,
+        gt=0,
+        description="factor on the merged vector; none = the release's: magmax 0.5, ties 0.55, mean 1",
     )
-    trim: float = Field(0.2, gt=0, le=1, description="TIES: share of a task vector's entries that is kept")
+    trim: float = Field(default=0.2, gt=0, le=1, description="TIES: share of a task vector's entries that is kept")
     refactor_rank: PositiveInt | None = Field(
-        None,
+        default=None,
         description="serve the merged vector as a LoRA of this rank; none = exactly, in the weights (and with full)",
     )
 
@@ -67,10 +70,9 @@ class MergingParams(TrainedParams):
         """The scale, or that of the rule."""
         return SCALES[self.rule] if self.scale is None else self.scale
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Merging has no effect on what a stage trains, nor has `base` at stage 1."""
-        dead = SERVING | ({"base"} if stage == 1 else set())
-        return {key: value for key, value in super().at(stage).items() if key not in dead}
+        return super().inert(stage) | SERVING | ({"base"} if stage == 1 else set())
 
     def serving(self) -> Json:
         """The merging, without what its rule does not read."""
@@ -82,12 +84,10 @@ class MergingParams(TrainedParams):
         return acting
 
 
-class Merging(TrainedMethod):
+class Merging(LoraOrFullMethod[MergingParams]):
     """Train as SinLoRA or SeqFT, serve the merged weights."""
 
     Params = MergingParams
-    params: MergingParams
-    carries = "all"
     about = About(
         title="a model per stage, merged for serving: MagMax, TIES or mean",
         paper="MagMax, arXiv 2407.06322; TIES, arXiv 2306.01708",
@@ -112,6 +112,11 @@ class Merging(TrainedMethod):
     def settings(cls, family: str, order: str) -> Json:
         """SinLoRA's: no paper gives settings for language models."""
         return lora_settings(family, order)
+
+    @classmethod
+    def carries(cls, params: MergingParams) -> Carries:
+        """Merging reads every part's weights."""
+        return "all"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Train on from the last weights, or from the backbone."""

@@ -19,32 +19,36 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.magnitudes import Magnitudes, loudest
-from raycl.methods.base import About, Gradients, Method, Moments, Observes, Penalty, StageInfo, Step, When
+from raycl.methods.common.base import About, Gradients, Method, StageInfo
+from raycl.methods.common.delegate import Wrapping
+from raycl.methods.common.published import lora_settings
+from raycl.methods.common.weights import LORA_FIELDS
 from raycl.methods.inc_lora import IncLora
 from raycl.methods.o_lora import OLora, OrthogonalParams
 from raycl.methods.seq_ft import SeqFt
-from raycl.methods.sin_lora import SinLora, lora_settings
-from raycl.methods.trainee import LORA_FIELDS
+from raycl.methods.sin_lora import SinLora
 from raycl.spec import Json
-from raycl.state.stage_state import StagePart, StageState
+from raycl.state.stage_state import StageState
 
-INNER: dict[str, type[Method]] = {"seq_ft": SeqFt, "sin_lora": SinLora, "inc_lora": IncLora, "o_lora": OLora}
+INNER: dict[str, type[Method[Any]]] = {"seq_ft": SeqFt, "sin_lora": SinLora, "inc_lora": IncLora, "o_lora": OLora}
 ORTHOGONAL = frozenset({"lambda1", "lambda2"})
 
 
 class MiguParams(OrthogonalParams):
     """MIGU's hyper-parameters: those of the method it stands on, and the threshold."""
 
-    name: Literal["migu"] = Field("migu", description="updates only units with large outputs, over another method")
+    name: Literal["migu"] = Field(
+        default="migu", description="updates only units with large outputs, over another method"
+    )
     over: Literal["seq_ft", "sin_lora", "inc_lora", "o_lora"] = Field(
-        "inc_lora", description="the method that is masked: all weights, or the LoRA branch of SinLoRA, IncLoRA, O-LoRA"
+        default="inc_lora",
+        description="the method that is masked: all weights, or the LoRA branch of SinLoRA, IncLoRA, O-LoRA",
     )
     threshold: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="tau, the share of a module's units that gets no gradient; none = the paper's 0.7, over O-LoRA 0.05",
@@ -57,20 +61,21 @@ class MiguParams(OrthogonalParams):
             return self.threshold
         return 0.05 if self.over == "o_lora" else 0.7
 
-    def at(self, stage: int) -> Json:
-        """Drop what the masked method does not read, and the threshold at stage 1, where nothing is masked."""
-        live = super().at(stage) | {"threshold": self.tau}
-        dead = set() if self.over == "o_lora" else set(ORTHOGONAL)
-        dead |= LORA_FIELDS if self.over == "seq_ft" else set()
-        dead |= {"threshold"} if stage == 1 else set()
-        return {key: value for key, value in live.items() if key not in dead}
+    def in_force(self) -> Json:
+        """The threshold, also where it is left to the paper."""
+        return super().in_force() | {"threshold": self.tau}
+
+    def inert(self, stage: int) -> frozenset[str]:
+        """What the masked method does not read, and the threshold at stage 1, where nothing is masked."""
+        unread = set() if self.over == "o_lora" else ORTHOGONAL
+        unread = unread | (LORA_FIELDS if self.over == "seq_ft" else set())
+        return super().inert(stage) | unread | ({"threshold"} if stage == 1 else set())
 
 
-class Migu(Method):
+class Migu(Wrapping[MiguParams, Method[Any]]):
     """Another method with masked gradients."""
 
     Params = MiguParams
-    params: MiguParams
     about = About(
         title="gradients only for units with large outputs, over SeqFT, SinLoRA, IncLoRA or O-LoRA",
         paper="MIGU, arXiv 2406.17245",
@@ -96,12 +101,14 @@ class Migu(Method):
 
     def __init__(self, params: MiguParams, info: StageInfo) -> None:
         super().__init__(params, info)
-        self.inner = INNER[params.over](params, info)
-        self.carries = self.inner.carries
-        self.follows_gradients = info.stage > 1
         self.magnitudes: Magnitudes | None = None
         self.kept = 1.0
         """Share of the masked modules' rows that had a gradient in the last step."""
+
+    @classmethod
+    def inner_class(cls, params: MiguParams) -> type[Method[Any]]:
+        """The masked method."""
+        return INNER[params.over]
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
@@ -111,74 +118,52 @@ class Migu(Method):
         settings["train"] |= {"weight_decay": 0.01}
         return settings
 
-    def install(self, backbone: Backbone, state: StageState) -> None:
-        """The masked method, and from stage 2 hooks on everything linear that it trains."""
-        self.inner.install(backbone, state)
-        if self.follows_gradients:
-            self.magnitudes = Magnitudes(backbone)
-
-    def collect(self, when: When) -> Moments | None:
-        """The masked method's."""
-        return self.inner.collect(when)
+    @property
+    def masks(self) -> bool:
+        """Whether this stage masks: the first task has no earlier ones to guard."""
+        return self.info.stage > 1
 
     @property
-    def observes(self) -> Observes:
-        """The masked method's."""
-        return self.inner.observes
+    def follows_gradients(self) -> bool:
+        """To mask them, or for the masked method's own use."""
+        return self.masks or super().follows_gradients
 
-    def initialise(self, moments: Moments) -> None:
-        """The masked method's."""
-        self.inner.initialise(moments)
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """The masked method, and from stage 2 hooks on everything linear that it trains."""
+        super().install(backbone, state)
+        if self.masks:
+            self.magnitudes = Magnitudes(backbone)
 
     def condition(self, inputs: Inputs) -> None:
         """Note the batch, so that padding is left out of the outputs' magnitudes."""
-        self.inner.condition(inputs)
+        super().condition(inputs)
         if self.magnitudes is not None:
             self.magnitudes.inputs = inputs
 
-    def penalties(self, step: Step) -> dict[str, Penalty]:
-        """The masked method's."""
-        return self.inner.penalties(step)
-
     def gradients(self, gradients: Gradients) -> None:
-        """Zero the gradient rows of every module's quiet units."""
+        """Zero the gradient rows of every module's quiet units, after the masked method has seen or changed them."""
+        super().gradients(gradients)
+        if self.magnitudes is None:
+            return
         sums = self.magnitudes.take()
         gradients.sum(sums[path] for path in sorted(sums))
         kept, rows = 0, 0
         for path in sorted(sums):
             keep = loudest(sums[path], self.params.tau)
             kept, rows = kept + int(keep.sum()), rows + len(keep)
-            module = self.magnitudes.modules[path]
-            for parameter in (module.weight, module.bias):
-                whole = None if parameter is None else gradients.get(parameter)
+            for parameter in self.magnitudes.modules[path].parameters(recurse=False):
+                whole = gradients.get(parameter)
                 if whole is not None:
                     mask = keep.to(whole.device, whole.dtype)
                     gradients.set(parameter, whole * mask.reshape(-1, *[1] * (whole.dim() - 1)))
         self.kept = kept / max(1, rows)
 
-    def consolidate(self, moments: Moments) -> StagePart:
-        """The masked method's part."""
-        return self.inner.consolidate(moments)
-
-    def serve(self, backbone: Backbone, state: StageState) -> None:
-        """As the masked method."""
-        self.inner.serve(backbone, state)
-
     def remove(self) -> None:
         """Take the hooks and the masked method off."""
         if self.magnitudes is not None:
             self.magnitudes.release()
-        self.inner.remove()
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The masked method's."""
-        return dict(self.inner.modules())
+        super().remove()
 
     def measures(self) -> dict[str, float]:
         """The masked method's, and the share of rows with a gradient."""
-        masked = {"migu_kept": self.kept} if self.follows_gradients else {}
-        return self.inner.measures() | masked
-
-    def facts(self) -> dict[str, Any]:
-        """The masked method's."""
-        return self.inner.facts()
+        return super().measures() | ({"migu_kept": self.kept} if self.masks else {})

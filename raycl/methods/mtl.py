@@ -10,24 +10,23 @@ from typing import Literal
 
 from pydantic import Field
 
-from raycl.methods.base import About
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import LoraOrFullMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json
 
 
 class MtlParams(TrainedParams):
     """What the joint model trains: a LoRA branch, or all weights as in the published rows."""
 
-    name: Literal["mtl"] = Field("mtl", description="one stage on all tasks at once")
+    name: Literal["mtl"] = Field(default="mtl", description="one stage on all tasks at once")
 
 
-class Mtl(TrainedMethod):
+class Mtl(LoraOrFullMethod[MtlParams]):
     """Nothing but the union of the tasks sets it apart."""
 
     Params = MtlParams
-    params: MtlParams
     joint = True
     about = About(
         title="one joint stage on the union of all tasks (upper bound, no sequence)",

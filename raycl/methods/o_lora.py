@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About, Penalty, Step
-from raycl.methods.lora import LoraMethod, LoraParams, MixParams
-from raycl.methods.sin_lora import lora_settings
+from raycl.methods.common.base import About, Penalty, Step
+from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
+from raycl.methods.common.published import is_t5, lora_settings
 from raycl.spec import Json, Weight, at_stage
 from raycl.state.stage_state import StageState
 
@@ -29,30 +29,27 @@ class OrthogonalParams(LoraParams):
     """Hyper-parameters of the orthogonality loss; each weight is one value or one per stage."""
 
     lambda1: Weight | list[Weight] = Field(
-        0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage"
+        default=0.5, description="weight of sum ||A_old A_t^T||_1 (O-LoRA, eq. 8); per stage"
     )
-    lambda2: Weight | list[Weight] = Field(0.0, description="weight of sum (||A_t||_F + ||B_t||_F); per stage")
+    lambda2: Weight | list[Weight] = Field(default=0.0, description="weight of sum (||A_t||_F + ||B_t||_F); per stage")
 
     @classmethod
     def per_stage_fields(cls) -> frozenset[str]:
         """Both weights may change from stage to stage."""
         return super().per_stage_fields() | {"lambda1", "lambda2"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """lambda1 has no effect at stage 1, where there is no earlier branch."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["lambda1"]
-        return live
+        return super().inert(stage) | ({"lambda1"} if stage == 1 else set())
 
 
 class OLoraParams(OrthogonalParams, MixParams):
     """O-LoRA's hyper-parameters."""
 
-    name: Literal["o_lora"] = Field("o_lora", description="new branches orthogonal to the earlier ones")
+    name: Literal["o_lora"] = Field(default="o_lora", description="new branches orthogonal to the earlier ones")
 
 
-class OLora(LoraMethod):
+class OLora(LoraMethod[OrthogonalParams]):
     """IncLoRA with the orthogonality loss."""
 
     Params = OLoraParams
@@ -72,7 +69,6 @@ class OLora(LoraMethod):
             "number of accumulation steps, so it is that many times too strong; here the weight does not depend on it.",
         ),
     )
-    params: OrthogonalParams
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
@@ -81,7 +77,7 @@ class OLora(LoraMethod):
         if order == "long-6":
             settings["method"] |= {"lambda1": LONG6_LAMBDA1, "lambda2": LONG6_LAMBDA2}
             settings["train"] |= {"epochs": [1, 1, 2] + [1] * 12}
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             stages = {"std": 4, "long": 15, "sni": 15}.get(order.split("-")[0])
             settings["train"] |= {"lr": [1e-3] + [1e-4] * (stages - 1) if stages else 1e-4}
         return settings

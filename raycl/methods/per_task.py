@@ -12,10 +12,10 @@ from typing import Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import LoraOrFullMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json
 from raycl.state.stage_state import StageState
 
@@ -23,14 +23,13 @@ from raycl.state.stage_state import StageState
 class PerTaskParams(TrainedParams):
     """What each task's model trains: a LoRA branch, or all weights as in the published rows."""
 
-    name: Literal["per_task"] = Field("per_task", description="a model of its own for every task")
+    name: Literal["per_task"] = Field(default="per_task", description="a model of its own for every task")
 
 
-class PerTask(TrainedMethod):
+class PerTask(LoraOrFullMethod[PerTaskParams]):
     """Start every stage from the backbone."""
 
     Params = PerTaskParams
-    params: PerTaskParams
     needs_task_id = True
     about = About(
         title="a model (LoRA branch or all weights) of its own for every task; task id at test",

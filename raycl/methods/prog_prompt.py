@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
-from raycl.methods.base import About, Method, Moments
+from raycl.methods.common.base import About, Method, Moments
+from raycl.methods.common.published import is_t5
 from raycl.spec import Json, MethodParams, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
@@ -31,22 +32,21 @@ class ProgPromptParams(MethodParams):
     """ProgPrompt's hyper-parameters."""
 
     name: Literal["prog_prompt"] = Field(
-        "prog_prompt", description="a soft prompt per task, in front of the earlier ones"
+        default="prog_prompt", description="a soft prompt per task, in front of the earlier ones"
     )
-    length: PositiveInt = Field(10, description="vectors m of a task's prompt (released code: 10)")
-    mlp: bool = Field(False, description="train the prompt through a residual MLP that is folded in at the end")
-    bottleneck: PositiveInt = Field(800, description="hidden width h of that MLP (released code: 800)")
+    length: PositiveInt = Field(default=10, description="vectors m of a task's prompt (released code: 10)")
+    mlp: bool = Field(default=False, description="train the prompt through a residual MLP that is folded in at the end")
+    bottleneck: PositiveInt = Field(default=800, description="hidden width h of that MLP (released code: 800)")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Without the MLP its width has no effect."""
-        live = super().at(stage)
-        if not self.mlp:
-            del live["bottleneck"]
-        return live
+        return super().inert(stage) | (set() if self.mlp else {"bottleneck"})
 
 
 class Progressive(nn.Module):
     """The prompts of a stage: the new one, which trains, and the earlier ones, newest first."""
+
+    earlier: Tensor
 
     def __init__(self, value: Tensor, earlier: Tensor, mlp: nn.Module | None) -> None:
         super().__init__()
@@ -66,11 +66,10 @@ class Progressive(nn.Module):
         return torch.cat([self.current(), self.earlier])
 
 
-class ProgPrompt(Method):
+class ProgPrompt(Method[ProgPromptParams]):
     """Train a new prompt in front of the frozen ones."""
 
     Params = ProgPromptParams
-    params: ProgPromptParams
     needs_task_id = True
     about = About(
         title="a soft prompt per task, in front of the earlier ones; task id at test",
@@ -94,14 +93,17 @@ class ProgPrompt(Method):
     def settings(cls, family: str, order: str) -> Json:
         """The released T5 code. No source gives a rate for decoder-only models, whose embeddings are far smaller: 0.03."""
         train: Json = {"lr": 0.03, "epochs": 10, "batch_size": 8, "weight_decay": 1e-5}
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             return {"train": train}
         return {"model": {"dropout": 0.1}, "train": train | {"lr": 0.3, "holdout": 0.1, "keep": "best"}}
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The earlier prompts and a new one."""
         value = vocabulary_vectors(backbone, self.params.length, self.info.generator("prompt"))
-        self._put(backbone, value, state, self._mlp(backbone.width) if self.params.mlp else None)
+        mlp = None
+        if self.params.mlp:
+            mlp = residual_mlp(backbone.width, self.params.bottleneck, self.info.generator("mlp"))
+        self._put(backbone, value, state, mlp)
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """All prompts of the state."""
@@ -136,14 +138,12 @@ class ProgPrompt(Method):
         earlier = torch.cat(old) if old else value.new_zeros(0, backbone.width)
         self.prompt = Progressive(value.clone(), earlier, mlp).to(backbone.device)
 
-    def _mlp(self, width: int) -> nn.Module:
-        """W_2 tanh(W_1 z + b_1) + b_2, every entry uniform within 1 / sqrt(fan-in), torch's default."""
-        mlp = nn.Sequential(
-            nn.Linear(width, self.params.bottleneck), nn.Tanh(), nn.Linear(self.params.bottleneck, width)
-        )
-        generator = self.info.generator("mlp")
-        for layer in (mlp[0], mlp[2]):
-            bound = layer.in_features**-0.5
-            for parameter in (layer.weight, layer.bias):
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        return mlp
+
+def residual_mlp(width: int, hidden: int, generator: torch.Generator) -> nn.Module:
+    """W_2 tanh(W_1 z + b_1) + b_2, every entry uniform within 1 / sqrt(fan-in), torch's default."""
+    down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    for layer in (down, up):
+        bound = layer.in_features**-0.5
+        for parameter in (layer.weight, layer.bias):
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return nn.Sequential(down, nn.Tanh(), up)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raycl.methods.base import Method, StageInfo
+    from raycl.methods.common.base import Method, StageInfo
     from raycl.spec import MethodParams
 
 METHODS = {

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About, Row, Write
-from raycl.methods.memory import keep, records, remembered
-from raycl.methods.seq_ft import full_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import TrainedParams
+from raycl.methods.common.base import About, Row, Write
+from raycl.methods.common.memory import keep, records, remembered
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import LoraOrFullMethod
+from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Json, Weight
 from raycl.state.stage_state import StageState
 from raycl.tasks.task import Example
@@ -26,28 +26,24 @@ from raycl.tasks.task import Example
 class ReplayParams(TrainedParams):
     """Replay's hyper-parameters."""
 
-    name: Literal["replay"] = Field("replay", description="a memory of real examples, mixed into later stages")
+    name: Literal["replay"] = Field(default="replay", description="a memory of real examples, mixed into later stages")
     share: float = Field(
-        0.02,
+        default=0.02,
         gt=0,
         le=1,
         description="share of a task's training examples that is kept, at least one (MIGU 0.02, TRACE 0.1)",
     )
-    weight: Weight = Field(1.0, description="weight of replayed rows in the cross-entropy")
+    weight: Weight = Field(default=1.0, description="weight of replayed rows in the cross-entropy")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """The weight of replayed rows has no effect at stage 1, where the memory is empty."""
-        live = super().at(stage)
-        if stage == 1:
-            del live["weight"]
-        return live
+        return super().inert(stage) | ({"weight"} if stage == 1 else set())
 
 
-class Replay(TrainedMethod):
+class Replay(LoraOrFullMethod[ReplayParams]):
     """Train on the task and the memory; keep a sample of the task."""
 
     Params = ReplayParams
-    params: ReplayParams
     about = About(
         title="a memory of a few real examples per task, mixed into later stages",
         paper="row Replay of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",

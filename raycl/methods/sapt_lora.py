@@ -34,9 +34,10 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
-from raycl.methods.base import About, Moments, Observes, Penalty, Row, Step, When, Write
-from raycl.methods.lora import LoraMethod, LoraParams
-from raycl.methods.memory import keep, records, remembered
+from raycl.methods.common.base import About, Moments, Observes, Penalty, Row, Step, When, Write
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.memory import keep, records, remembered
+from raycl.methods.common.published import is_short, is_t5, t5_dropout
 from raycl.spec import Json, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
@@ -48,31 +49,30 @@ class SaptLoraParams(LoraParams):
     """SAPT-LoRA's hyper-parameters."""
 
     name: Literal["sapt_lora"] = Field(
-        "sapt_lora", description="a shared attention over branches, held by replayed inputs"
+        default="sapt_lora", description="a shared attention over branches, held by replayed inputs"
     )
-    query_hidden: PositiveInt = Field(100, description="hidden width h of the query net (released code: 100)")
+    query_hidden: PositiveInt = Field(default=100, description="hidden width h of the query net (released code: 100)")
     kl_weight: Weight = Field(
-        0.5, description="lambda, weight of the attention's KL; SAPT: 0.1, 0.5 (T5), 1, 2 (Llama), see the settings"
+        default=0.5,
+        description="lambda, weight of the attention's KL; SAPT: 0.1, 0.5 (T5), 1, 2 (Llama), see the settings",
     )
     share: float = Field(
-        0.02, gt=0, le=1, description="share of a task's examples that is kept for replay (SAPT: 0.02)"
+        default=0.02, gt=0, le=1, description="share of a task's examples that is kept for replay (SAPT: 0.02)"
     )
     replay_weight: Weight = Field(
-        0.0,
+        default=0.0,
         description="weight of replayed rows in the cross-entropy; 0 = the attention's KL only, as the released code",
     )
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Nothing is replayed at stage 1."""
-        live = super().at(stage)
-        return {key: value for key, value in live.items() if stage > 1 or key not in ("kl_weight", "replay_weight")}
+        return super().inert(stage) | ({"kl_weight", "replay_weight"} if stage == 1 else set())
 
 
-class SaptLora(LoraMethod):
+class SaptLora(LoraMethod[SaptLoraParams]):
     """Branches under one shared attention."""
 
     Params = SaptLoraParams
-    params: SaptLoraParams
     about = About(
         title="one attention over all branches from a shared query net, held by replayed inputs",
         paper="SAPT-LoRA, arXiv 2401.08295",
@@ -102,12 +102,12 @@ class SaptLora(LoraMethod):
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The released scripts for T5-Large and Llama-2; SuperNI orders and the others differ in rank, epochs and lambda."""
-        t5, short = family in ("t5", "mt5"), order.startswith("sni")
+        t5, short = is_t5(family), is_short(order)
         kl_weight = (0.5 if short else 0.1) if t5 else (1.0 if short else 2.0)
         epochs = (100 if short else 10) if t5 else (50 if short else 20)
         rank = 8 if t5 and not short else 4
         return {
-            "model": {"dropout": 0.1 if t5 else 0.0},
+            "model": {"dropout": t5_dropout(family)},
             "method": {"rank": rank, "alpha": 32.0, "dropout": 0.0, "kl_weight": kl_weight},
             "train": {"lr": 3e-4 if t5 else 5e-5, "epochs": epochs, "batch_size": 32, "weight_decay": 0.0},
         }
@@ -153,19 +153,19 @@ class SaptLora(LoraMethod):
     def condition(self, inputs: Inputs) -> None:
         """Compute the attention once, from the prompt; all layers and decoding steps use it."""
         pooled = pool(self.backbone.embed(inputs.ids), inputs.prompt_mask, "max")
-        self.log_weights = self.router(pooled)
+        self.log_weights = log_weights = self.router(pooled)
         if self.mean is not None:
             own = slice(None) if inputs.stages is None else inputs.stages == 0
-            self.mean.add(self.log_weights[own].exp())
+            self.mean.add(log_weights[own].exp())
 
     def penalties(self, step: Step) -> dict[str, Penalty]:
         """KL(stored mean attention || attention) on the replayed rows of the batch."""
         if self.targets is None or self.params.kl_weight == 0:
             return {}
-        stages = step.inputs.stages
-        value = self.log_weights.new_zeros(())
+        stages, log_weights = step.inputs.stages, self._routed()
+        value = log_weights.new_zeros(())
         if stages is not None:
-            value = drift(self.log_weights, self.targets, stages, self.scales.to(stages.device))
+            value = drift(log_weights, self.targets, stages, self.scales.to(stages.device))
         return {"attention": Penalty(value, self.params.kl_weight)}
 
     def consolidate(self, moments: Moments) -> StagePart:
@@ -205,9 +205,13 @@ class SaptLora(LoraMethod):
 
     def _weights(self, layer: nn.Module, old: Tensor | None, new: Tensor) -> Tensor:
         """The attention (B, 1, T): the same in every layer and for every token."""
+        return self._routed().exp()[:, None, :]
+
+    def _routed(self) -> Tensor:
+        """log a (B, T) of the batch at hand."""
         if self.log_weights is None:
             raise RuntimeError("a routed model must be conditioned on its inputs before a forward pass")
-        return self.log_weights.exp()[:, None, :]
+        return self.log_weights
 
 
 def drift(log_weights: Tensor, targets: Tensor, stages: Tensor, scales: Tensor) -> Tensor:

@@ -12,23 +12,23 @@ from typing import Literal
 
 from pydantic import Field
 
-from raycl.methods.base import About
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import FullTrainee, Trainee
+from raycl.methods.common.base import About
+from raycl.methods.common.published import full_settings
+from raycl.methods.common.trained import TrainedMethod
+from raycl.methods.common.weights import FullTrainee
 from raycl.spec import Json, MethodParams
 
 
 class SeqFtParams(MethodParams):
     """SeqFT has no hyper-parameter of its own."""
 
-    name: Literal["seq_ft"] = Field("seq_ft", description="all weights, trained on every task in turn")
+    name: Literal["seq_ft"] = Field(default="seq_ft", description="all weights, trained on every task in turn")
 
 
-class SeqFt(TrainedMethod):
+class SeqFt(TrainedMethod[MethodParams, FullTrainee]):
     """Train all weights at every stage; `TrainedMethod` does all of it."""
 
     Params = SeqFtParams
-    params: SeqFtParams
     about = About(
         title="all weights trained on every task in turn (lower bound)",
         paper="baseline of O-LoRA (arXiv 2310.14152) and AM-LoRA (arXiv 2409.19611)",
@@ -42,7 +42,7 @@ class SeqFt(TrainedMethod):
         ),
     )
 
-    def make_trainee(self) -> Trainee:
+    def make_trainee(self) -> FullTrainee:
         """All weights."""
         return FullTrainee()
 
@@ -50,11 +50,3 @@ class SeqFt(TrainedMethod):
     def settings(cls, family: str, order: str) -> Json:
         """MIGU's learning rate for T5-Large; TRACE's for 7B models."""
         return full_settings(family)
-
-
-def full_settings(family: str) -> Json:
-    """Settings for training all weights: MIGU's re-runs of the suite for T5-Large, TRACE's scripts for 7B chat models."""
-    if family in ("t5", "mt5"):
-        train: Json = {"lr": 1e-4, "epochs": 1, "batch_size": 64, "weight_decay": 0.01}
-        return {"model": {"dropout": 0.1}, "train": train}
-    return {"train": {"lr": 1e-5, "epochs": 1, "batch_size": 16, "schedule": "cosine", "weight_decay": 0.0}}

@@ -27,11 +27,10 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.base import About, Moments
-from raycl.methods.lora import LoraParams
-from raycl.methods.sin_lora import lora_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import LoraTrainee, Trainee
+from raycl.methods.common.base import About, Moments
+from raycl.methods.common.lora import LoraParams
+from raycl.methods.common.published import is_short, is_t5, lora_settings
+from raycl.methods.common.trained import OneLoraMethod
 from raycl.spec import Json
 from raycl.state.stage_state import Branch, StagePart, StageState
 
@@ -45,33 +44,34 @@ INERT_AT_FIRST = {"merges", "merge_schedule", "start_from", "preserve_function"}
 class SlaoParams(LoraParams):
     """SLAO's hyper-parameters."""
 
-    name: Literal["slao"] = Field("slao", description="one LoRA, orthonormal starts, B merged over the tasks")
-    merges: Literal["b", "both"] = Field("b", description="what is averaged over the tasks: B (the paper), or A and B")
+    name: Literal["slao"] = Field(default="slao", description="one LoRA, orthonormal starts, B merged over the tasks")
+    merges: Literal["b", "both"] = Field(
+        default="b", description="what is averaged over the tasks: B (the paper), or A and B"
+    )
     merge_schedule: Literal["inverse_sqrt", "mean", "none"] = Field(
-        "inverse_sqrt", description="lambda(i): 1/sqrt(i) (the paper), 1/i (a plain mean), or 1 (no merging)"
+        default="inverse_sqrt", description="lambda(i): 1/sqrt(i) (the paper), 1/i (a plain mean), or 1 (no merging)"
     )
     start_from: Literal["tuned", "merged", "random"] = Field(
-        "tuned",
+        default="tuned",
         description="where a stage starts: the last fine-tuned factors (the paper), the last merged ones, or a fresh branch",
     )
     preserve_function: bool = Field(
-        False, description="start from B R^T, so that the orthonormal A leaves the function of the last branch alone"
+        default=False,
+        description="start from B R^T, so that the orthonormal A leaves the function of the last branch alone",
     )
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Nothing is merged or taken over at stage 1; without merging, `merges` has no effect, nor `preserve_function`
         on a fresh branch."""
-        dead = INERT_AT_FIRST if stage == 1 else set()
-        dead = dead | ({"merges"} if self.merge_schedule == "none" else set())
-        dead = dead | ({"preserve_function"} if self.start_from == "random" else set())
-        return {key: value for key, value in super().at(stage).items() if key not in dead}
+        unread = {"merges"} if self.merge_schedule == "none" else set()
+        unread |= {"preserve_function"} if self.start_from == "random" else set()
+        return super().inert(stage) | unread | (INERT_AT_FIRST if stage == 1 else set())
 
 
-class Slao(TrainedMethod):
+class Slao(OneLoraMethod[SlaoParams]):
     """Start from an orthonormal basis of the last A, merge B into the running average."""
 
     Params = SlaoParams
-    params: SlaoParams
     about = About(
         title="one LoRA of constant size: orthonormal starts, B merged over the tasks",
         paper="SLAO, arXiv 2512.23017",
@@ -95,30 +95,27 @@ class Slao(TrainedMethod):
         """The paper's for Llama-2-7B-chat; SinLoRA's for T5, for which none are published."""
         settings = lora_settings(family, order)
         settings["method"] |= {"rank": 8}
-        if family not in ("t5", "mt5"):
-            short = order.startswith("sni")
+        if not is_t5(family):
+            short = is_short(order)
             settings["method"] |= {"alpha": 16.0}
             settings["train"] |= {"lr": 5e-5 if short else 1e-4, "epochs": 5 if short else 1, "batch_size": 8}
         return settings
 
-    def make_trainee(self) -> Trainee:
-        """One LoRA branch."""
-        return LoraTrainee(self.params.shape)
-
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Start from the orthonormal basis of the last A and the last B, or fresh."""
         self.last = state.last
-        fresh = self.last is None or self.params.start_from == "random"
-        start = StageState() if fresh else StageState((StagePart(self.last.task, self._start(self.last)),))
+        start = StageState()
+        if self.last is not None and self.params.start_from != "random":
+            start = start.append(StagePart(self.last.task, start_branch(self.last, self.params)))
         super().install(backbone, start)
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The merged branch to serve, and the fine-tuned factors to go on from."""
-        tuned, _ = self.trainee.holdings()
+        tuned = self.trainee.branch()
         tensors = {TUNED_B + path: b for path, b in tuned.b.items()}
         if self.last is None or self.params.merge_schedule == "none":
             return StagePart(self.info.task, tuned, tensors, self.facts())
-        rate, old = merge_rate(self.params.merge_schedule, self.info.stage), self.last.branch
+        rate, old = merge_rate(self.params.merge_schedule, self.info.stage), self.last.pair
         a, b = tuned.a, {path: merge(old.b[path], tuned.b[path], rate) for path in tuned.b}
         if self.params.merges == "both":
             tensors |= {TUNED_A + path: value for path, value in tuned.a.items()}
@@ -129,16 +126,17 @@ class Slao(TrainedMethod):
         """lambda of this stage."""
         return {"merge_rate": merge_rate(self.params.merge_schedule, self.info.stage)}
 
-    def _start(self, last: StagePart) -> Branch:
-        """The branch a stage starts from."""
-        branch, merged = last.branch, self.params.start_from == "merged"
-        a, b = {}, {}
-        for path in branch.a:
-            old_a = branch.a[path] if merged else last.tensors.get(TUNED_A + path, branch.a[path])
-            old_b = branch.b[path] if merged else last.tensors[TUNED_B + path]
-            a[path], r = orthonormal_rows(old_a)
-            b[path] = (old_b.double() @ r.T).float() if self.params.preserve_function else old_b
-        return Branch(branch.rank, branch.alpha, a, b)
+
+def start_branch(last: StagePart, params: SlaoParams) -> Branch:
+    """The branch a stage starts from, unless it starts afresh: A orthonormal, B as it was or turned along with A."""
+    branch, merged = last.pair, params.start_from == "merged"
+    a, b = {}, {}
+    for path in branch.a:
+        old_a = branch.a[path] if merged else last.tensors.get(TUNED_A + path, branch.a[path])
+        old_b = branch.b[path] if merged else last.tensors[TUNED_B + path]
+        a[path], r = orthonormal_rows(old_a)
+        b[path] = (old_b.double() @ r.T).float() if params.preserve_function else old_b
+    return Branch(branch.rank, branch.alpha, a, b)
 
 
 def merge_rate(schedule: str, stage: int) -> float:

@@ -32,11 +32,10 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
-from raycl.methods.base import About, Gradients, Moments, Penalty, Step
-from raycl.methods.lora import LoraParams
-from raycl.methods.sin_lora import lora_settings
-from raycl.methods.trained import TrainedMethod
-from raycl.methods.trainee import LoraTrainee, Trainee
+from raycl.methods.common.base import About, Carries, Gradients, Moments, Penalty, Step
+from raycl.methods.common.lora import LoraParams
+from raycl.methods.common.published import is_t5, lora_settings
+from raycl.methods.common.trained import OneLoraMethod
 from raycl.spec import Json, Weight
 from raycl.state.stage_state import StagePart, StageState
 
@@ -50,35 +49,34 @@ class TreeLoraParams(LoraParams):
     """TreeLoRA's hyper-parameters."""
 
     name: Literal["tree_lora"] = Field(
-        "tree_lora", description="one LoRA, pulled towards similar earlier tasks per layer"
+        default="tree_lora", description="one LoRA, pulled towards similar earlier tasks per layer"
     )
-    weight: Weight = Field(0.5, description="w of reg = w |CE| progress S / |S| (the release's `reg`)")
+    weight: Weight = Field(default=0.5, description="w of reg = w |CE| progress S / |S| (the release's `reg`)")
     vector: Literal["weights", "gradient"] = Field(
-        "weights", description="what describes a task: the mean of A (released code), or of A's gradient (the paper)"
+        default="weights",
+        description="what describes a task: the mean of A (released code), or of A's gradient (the paper)",
     )
     tree_levels: int = Field(
-        1, ge=0, description="depth of the tree's node to which all layers' choices are confined; 0 = no tree"
+        default=1, ge=0, description="depth of the tree's node to which all layers' choices are confined; 0 = no tree"
     )
     choice: Literal["least", "draw"] = Field(
-        "least", description="the least lower bound, or a draw from softmax(-bound), as the release draws"
+        default="least", description="the least lower bound, or a draw from softmax(-bound), as the release draws"
     )
     distance: Literal["relative", "absolute"] = Field(
-        "relative", description="L1 distance over the sum of both norms (in [0, 1], as the bound assumes), or as it is"
+        default="relative",
+        description="L1 distance over the sum of both norms (in [0, 1], as the bound assumes), or as it is",
     )
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """Nothing resembles the first task, and there is nothing to choose among before the third."""
-        dead = {"tree_levels", "choice", "distance"} if stage <= 2 else set()
-        dead = dead | ({"weight"} if stage == 1 else set())
-        return {key: value for key, value in super().at(stage).items() if key not in dead}
+        unread = {"tree_levels", "choice", "distance"} if stage <= 2 else set()
+        return super().inert(stage) | unread | ({"weight"} if stage == 1 else set())
 
 
-class TreeLora(TrainedMethod):
+class TreeLora(OneLoraMethod[TreeLoraParams]):
     """SinLoRA with a bandit that chooses, layer by layer, the earlier task to be pulled to."""
 
     Params = TreeLoraParams
-    params: TreeLoraParams
-    carries = "all"
     about = About(
         title="one LoRA, pulled in every layer towards the most similar earlier task",
         paper="TreeLoRA, arXiv 2506.10355",
@@ -112,7 +110,7 @@ class TreeLora(TrainedMethod):
         """The released TRACE scripts (r 8, alpha 32, dropout 0.1, cosine from 1e-4); SinLoRA's epochs, and its lr on T5."""
         settings = lora_settings(family, order)
         settings["method"] |= {"rank": 8}
-        if family not in ("t5", "mt5"):
+        if not is_t5(family):
             settings["train"] |= {"schedule": "cosine", "batch_size": 32}
         return settings
 
@@ -121,9 +119,10 @@ class TreeLora(TrainedMethod):
         """Only where gradients describe a task."""
         return self.params.vector == "gradient"
 
-    def make_trainee(self) -> Trainee:
-        """One LoRA branch."""
-        return LoraTrainee(self.params.shape)
+    @classmethod
+    def carries(cls, params: TreeLoraParams) -> Carries:
+        """The current task is compared with every earlier one."""
+        return "all"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Train the last branch on; build the tree of the earlier tasks, and a bandit over them."""
@@ -136,7 +135,8 @@ class TreeLora(TrainedMethod):
         self.done = torch.zeros(())
         self.earlier = [{name: part.tensors[name].to(backbone.device) for name in self.sums} for part in state.parts]
         self.kind = kinds[-1]
-        self.nodes = groups(self._tree_vectors(), self.params.tree_levels)
+        vectors = [[part[self.kind + path] for path in self.layers] for part in self.earlier]
+        self.nodes = groups(tree_vectors(vectors, changes=self.params.vector == "weights"), self.params.tree_levels)
         self.bandit = Bandit(len(self.earlier), len(self.layers))
         self.choice: Tensor | None = None
         self.at: float | None = None
@@ -205,10 +205,13 @@ class TreeLora(TrainedMethod):
         apart = [distance(self.sums[name] / steps, self.earlier[task][name], relative) for task, name in chosen]
         self.bandit.observe(self.choice, torch.stack(apart))
 
-    def _tree_vectors(self) -> list[list[Tensor]]:
-        """Per earlier task its vectors layer by layer: of weights, which one task takes over from the other, the change."""
-        vectors = [[part[self.kind + path] for path in self.layers] for part in self.earlier]
-        if self.follows_gradients:
-            return vectors
-        changes = [[v - before for v, before in zip(new, old, strict=True)] for old, new in pairwise(vectors)]
-        return [*vectors[:1], *changes]
+
+def tree_vectors(vectors: list[list[Tensor]], changes: bool) -> list[list[Tensor]]:
+    """What the tree sees of the earlier tasks' vectors, `vectors[task][layer]`: as they are, or what each task changed.
+
+    Weights are taken over from one task to the next, so that of them only the change tells the tasks apart.
+    """
+    if not changes:
+        return vectors
+    changed = [[v - before for v, before in zip(new, old, strict=True)] for old, new in pairwise(vectors)]
+    return [*vectors[:1], *changed]

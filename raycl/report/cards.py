@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from raycl.analysis.published import Borrowed, tables_of
-from raycl.methods.base import Method
+from raycl.methods.common.base import Method
 from raycl.methods.registry import METHODS, method_class
 from raycl.report.fields import kind_of
 

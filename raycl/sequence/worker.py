@@ -15,8 +15,8 @@ from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
 from raycl.events import Phase, Scored, StageEnd, StageEvent, to_json
-from raycl.methods.base import Method, StageInfo
-from raycl.methods.registry import build
+from raycl.methods.common.base import Method, StageInfo
+from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import Cell, StagePlan
@@ -135,7 +135,7 @@ class SequenceWorker:
         end = StageEnd(stage.stage, stage.task, stage.key, False, run.seconds, run.method.measures())
         adapter = None
         if part.branch is not None:
-            adapter = adapter_config(self.model.backbone, self.job.spec.method.shape, self.model.name)
+            adapter = adapter_config(self.model.backbone, part.branch, self.model.name)
         runtime = {
             "workers": self.workers.world,
             "device": self.workers.device,
@@ -153,7 +153,8 @@ class SequenceWorker:
         """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
         known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
         if known[0] != key:
-            last_only = build(self.job.spec.method, self._info(1)).carries == "last"
+            method = method_class(self.job.spec.method.name)
+            last_only = method.carries(self.job.spec.method) == "last"
             if key is None:
                 known = (None, StageState())
             elif self.store.manifest(key).parent == known[0]:

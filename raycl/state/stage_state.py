@@ -35,6 +35,13 @@ class StagePart:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def pair(self) -> Branch:
+        """The part's branch. Raises ValueError where it has none."""
+        if self.branch is None:
+            raise ValueError(f"the part of task {self.task!r} holds no branch")
+        return self.branch
+
 
 @dataclass(frozen=True)
 class StageState:
@@ -51,6 +58,13 @@ class StageState:
     def last(self) -> StagePart | None:
         """The newest part, or none before the first stage."""
         return self.parts[-1] if self.parts else None
+
+    @property
+    def newest(self) -> StagePart:
+        """The newest part. Raises ValueError before the first stage."""
+        if not self.parts:
+            raise ValueError("the stage state is empty: no stage was done yet")
+        return self.parts[-1]
 
     @property
     def branches(self) -> list[Branch]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Row
+from raycl.adapters.backbone import IGNORE, Inputs
+from raycl.methods.common.base import Row
 from raycl.tasks.task import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Encoder:
             joint = self.tokenizer(f"{prompt} {answer}").input_ids
             fits = bool(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
             ids = joint[len(prompt_ids) :] if fits else self._continuation(answer)
-        return [*ids[: (most or self.max_target) - 1], self.tokenizer.eos_token_id]
+        return [*ids[: (most or self.max_target) - 1], _token(self.tokenizer.eos_token_id, "end")]
 
     def _continuation(self, answer: str) -> list[int]:
         """An answer after a space, tokenised alone: used where the joint text splits the prompt differently."""
@@ -100,7 +98,7 @@ class Encoder:
 
     def collate(self, batch: Sequence[Encoded], device: str | torch.device, answers: bool = True) -> Inputs:
         """Pad a batch. Decoder-only rows are padded on the left, so that answers and continuations align on the right."""
-        pad = self.tokenizer.pad_token_id
+        pad = _token(self.tokenizer.pad_token_id, "padding")
         joined = answers and not self.encoder_decoder
         rows = [[*e.prompt, *e.answer] if joined else list(e.prompt) for e in batch]
         width = max(len(row) for row in rows)
@@ -118,6 +116,13 @@ class Encoder:
     def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
         longest = max(1, *(len(e.answer) for e in batch))  # a batch of filler rows only still needs a position
         return torch.tensor([_pad(list(e.answer), longest, IGNORE, False) for e in batch], device=device)
+
+
+def _token(token: Any, kind: str) -> int:
+    """A special token's id: transformers also allows for none and for lists."""
+    if not isinstance(token, int):
+        raise ValueError(f"the tokenizer has no {kind} token of one id (it says {token!r})")
+    return token
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raycl.methods.base import Method, Sampling
+from raycl.methods.common.base import Method, Sampling
 from raycl.models.load import LoadedModel
 from raycl.tasks.scoring import score
 from raycl.tasks.task import Task
@@ -94,7 +94,7 @@ def write_texts(
     sampling: Sampling,
     generator: torch.Generator,
 ) -> list[str]:
-    """Continuations of raw prompts by the method as it is installed (see `raycl.methods.base.Write`).
+    """Continuations of raw prompts by the method as it is installed (see `raycl.methods.common.base.Write`).
 
     Every worker writes all of them with the same draws, so that what is made up does not depend on their number.
     """

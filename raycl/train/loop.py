@@ -10,8 +10,8 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
 from raycl.events import Step
-from raycl.methods.base import Gradients, Method
-from raycl.methods.base import Step as TrainingPass
+from raycl.methods.common.base import Gradients, Method
+from raycl.methods.common.base import Step as TrainingPass
 from raycl.spec import TrainSpec, at_stage
 from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches
 from raycl.train.checkpoints import Checkpoints

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raycl.events import Term
-from raycl.methods.base import Penalty
+from raycl.methods.common.base import Penalty
 from raycl.train.workers import Workers
 
 

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.soft_prompts import soften
-from raycl.methods.base import Method
-
-IGNORE = -100
+from raycl.methods.common.base import Method
 
 
 class StageModule(nn.Module):
@@ -37,9 +35,11 @@ class StageModule(nn.Module):
         return (each * inputs.weights[:, None]).sum(), logits, labels
 
     def predict(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Logits and the labels they predict, both (B, L, ...)."""
+        """Logits and the labels they predict, both (B, L, ...). Raises ValueError for a batch without labels."""
         self.method.condition(inputs)
         fed, mask, labels = feed(self.backbone, self.method, inputs)
+        if labels is None:
+            raise ValueError("a training batch needs labels")
         if self.backbone.encoder_decoder:
             return self.model(**fed, labels=labels, use_cache=False).logits, labels
         answer = max(1, int((labels != IGNORE).any(dim=0).sum()))

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Moments
+from raycl.methods.common.base import Moments
 from raycl.train.batches import Encoded, Encoder, by_length
 from raycl.train.module import StageModule, precision
 from raycl.train.workers import Workers

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raycl.events import Phase, StageEvent, StageStart, Step
-from raycl.methods.base import Method, Moments, When
+from raycl.methods.common.base import Method, Moments, When
 from raycl.models.load import LoadedModel
 from raycl.spec import RunSpec, at_stage
 from raycl.state.stage_state import StagePart, StageState

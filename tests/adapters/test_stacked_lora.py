@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from raycl.adapters.branches import Branches, LoraShape, adapter_config, kaiming
-from raycl.adapters.stacked_lora import CURRENT
+from raycl.adapters.branches import Branches, LoraShape, adapter_config, kaiming, take_layer
+from raycl.adapters.stacked_lora import CURRENT, StackedLora
 from raycl.state.stage_state import Branch
 
 SHAPE = LoraShape(rank=3, alpha=6.0)
@@ -200,7 +201,7 @@ def test_peft_alone_computes_the_same_branch(tiny, tmp_path):
     """The written PEFT config with a branch's matrices gives, in PEFT without raycl, the stacked layer's outputs."""
     linears = targets_of(tiny)
     branch = random_branch(linears, SHAPE.rank, SHAPE.alpha, 5)
-    config = LoraConfig(**adapter_config(tiny.backbone, SHAPE, tiny.name))
+    config = LoraConfig(**adapter_config(tiny.backbone, branch, tiny.name))
     assert (config.r, config.lora_alpha, config.lora_dropout, config.bias) == (3, 6.0, 0.0, "none")
     plain = get_peft_model(copy.deepcopy(tiny.backbone.model), config)
     state = {}
@@ -235,3 +236,17 @@ def test_frozen_branches_take_the_base_dtype_and_current_stays_fp32(tiny_bf16):
                 assert layer(torch.randn(1, 2, layer.in_features).bfloat16()).dtype == torch.bfloat16
     finally:
         branches.remove()
+
+
+def test_peft_still_takes_our_layer(tiny, monkeypatch):
+    """raycl's layer reaches PEFT through one experimental method of its configuration: this fails when PEFT moves it."""
+    assert hasattr(LoraConfig, "_register_custom_module"), f"peft {peft.__version__}: find a new way for `take_layer`"
+    branches = Branches(tiny.backbone, SHAPE, [])
+    try:
+        assert branches.layers.keys() == targets_of(tiny).keys(), f"peft {peft.__version__} put its own layers in"
+        assert all(layer.active_adapters == [CURRENT] for layer in branches.layers.values())
+    finally:
+        branches.remove()
+    monkeypatch.delattr(LoraConfig, "_register_custom_module")
+    with pytest.raises(RuntimeError, match=r"peft .* has no LoraConfig._register_custom_module"):
+        take_layer(LoraConfig(), StackedLora)

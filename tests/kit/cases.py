@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Method, StageInfo
+from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.batches import Encoder

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from raycl.methods.base import StageInfo
+from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.models.load import LoadedModel, load_model
 from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec

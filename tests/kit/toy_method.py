@@ -13,7 +13,7 @@ from torch import nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.soft_prompts import SoftPrompt
-from raycl.methods.base import About, Method, Moments
+from raycl.methods.common.base import About, Carries, Method, Moments
 from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 
@@ -21,17 +21,20 @@ from raycl.state.stage_state import StagePart, StageState
 class ToyParams(MethodParams):
     """The toy's hyper-parameters."""
 
-    name: Literal["toy"] = Field("toy", description="one vector before every prompt")
-    size: float = Field(0.5, ge=0, description="standard deviation of the vector at the start")
+    name: Literal["toy"] = Field(default="toy", description="one vector before every prompt")
+    size: float = Field(default=0.5, ge=0, description="standard deviation of the vector at the start")
 
 
-class ToyMethod(Method):
+class ToyMethod(Method[ToyParams]):
     """Train one vector."""
 
     Params = ToyParams
-    params: ToyParams
-    carries = "last"
     about = About("one vector before every prompt", "none", "one vector", "none", state={"vector": "(1, d)"})
+
+    @classmethod
+    def carries(cls, params: ToyParams) -> Carries:
+        """The last part holds the vector."""
+        return "last"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Continue the vector, or draw one."""
@@ -40,7 +43,7 @@ class ToyMethod(Method):
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """The last vector."""
-        self._put(backbone, state.last.tensors["vector"], train=False)
+        self._put(backbone, state.newest.tensors["vector"], train=False)
 
     def soft_prompt(self) -> SoftPrompt:
         """The vector, for every example."""

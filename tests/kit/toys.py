@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.kit.tiny import LABELS, WORDS
 
 if TYPE_CHECKING:
-    from raycl.methods.base import Method
+    from raycl.methods.common.base import Method
     from raycl.models.load import LoadedModel
     from raycl.state.stage_state import StagePart, StageState
     from raycl.tasks.task import Task
@@ -72,7 +72,7 @@ def run_stage_in_memory(
     """
     import torch
 
-    from raycl.methods.base import StageInfo
+    from raycl.methods.common.base import StageInfo
     from raycl.methods.registry import build, method_params
     from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
     from raycl.state.stage_state import StageState

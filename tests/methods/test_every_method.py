@@ -186,7 +186,7 @@ def test_parts_come_back_from_the_store_bit_for_bit(trained, case, tiny, toy_tas
     store, keys = Store(str(tmp_path / "store")), []
     for stage, result in enumerate(trained[:2], start=1):
         recipe = {"stage": stage, "method": result.method.params.at(stage)}
-        config = adapter_config(tiny.backbone, result.method.params.shape, tiny.name) if result.part.branch else None
+        config = adapter_config(tiny.backbone, result.part.branch, tiny.name) if result.part.branch else None
         parent = keys[-1] if keys else None
         keys.append(store.publish(result.part, Provenance(recipe, stage, parent, config)).key)
     state = Store(str(tmp_path / "store")).read_state(keys[-1])
@@ -330,6 +330,15 @@ def test_what_the_stage_key_leaves_out_has_no_effect(trained, case, tiny, toy_ta
     state = trained[stage - 2].state if stage > 1 else StageState()
     if dead:
         assert same_part(run_stage(tiny, case.params | changed, toy_tasks, state).part, trained[stage - 1].part)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inert_settings_are_fields_and_never_the_name(name):
+    """A misspelt name in `inert` would leave the field in the key without anyone noticing."""
+    params = method_params(CASES[name].params["name"]).model_validate(CASES[name].params)
+    for stage in (1, 2, 3):
+        assert params.inert(stage) <= type(params).model_fields.keys() - {"name"}
+        assert params.at(stage).keys() == type(params).model_fields.keys() - params.inert(stage)
 
 
 def test_a_list_of_weights_counts_only_at_its_stage(tiny, toy_tasks, run_stage, trained, case):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raycl.adapters.importance import MeanSquare
-from raycl.methods.base import Gradients
+from raycl.methods.common.base import Gradients
 from raycl.methods.ewc import FISHER, Ewc
 from raycl.train.module import StageModule
 from tests.kit.cases import CASES, batch_of, make_method

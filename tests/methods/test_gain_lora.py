@@ -14,7 +14,7 @@ import torch
 
 from raycl.adapters.branches import kaiming
 from raycl.adapters.gates import pool
-from raycl.methods.base import StageInfo
+from raycl.methods.common.base import StageInfo
 from raycl.methods.gain_lora import GATE, GainLora, GainLoraParams
 from raycl.methods.inf_lora import BASIS, stored_basis
 from raycl.state.stage_state import StagePart, StageState

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from raycl.adapters.stacked_lora import CURRENT
+from raycl.methods.common.lora import LoraMethod
 from raycl.methods.inf_lora import BASIS, stored_basis, threshold
-from raycl.methods.lora import LoraMethod
 from raycl.state.stage_state import StageState
 from raycl.train.module import StageModule
 from raycl.train.passes import data_pass

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
-from raycl.methods.base import Step
+from raycl.methods.common.base import Step
 from raycl.methods.l2p import KEYS, PICKED, PROMPTS, L2p, L2pParams
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.module import StageModule

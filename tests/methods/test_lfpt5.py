@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.base import Step
-from raycl.methods.lfpt5 import VALUE, Lfpt5, divergence
-from raycl.methods.pseudo_text import Layout, Pair, layout_of
+from raycl.methods.common.base import Step
+from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
+from raycl.methods.lfpt5 import VALUE, Lfpt5, Lfpt5Params, divergence
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
 from raycl.train.module import StageModule
@@ -215,4 +215,4 @@ def test_a_stage_goes_on_with_the_last_prompt(tiny, toy_tasks, run_sequence):
     """P_(t-1) is where stage t starts, and the only tensor that is handed on."""
     first, second = run_sequence(tiny, CASES["lfpt5"].params, toy_tasks[:2])
     assert torch.equal(second.before["extra.prompt.value"], first.part.tensors[VALUE])
-    assert second.part.tensors.keys() == {VALUE} and Lfpt5.carries == "last"
+    assert second.part.tensors.keys() == {VALUE} and Lfpt5.carries(Lfpt5Params()) == "last"

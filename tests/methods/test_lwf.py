@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from raycl.methods.base import Step
+from raycl.methods.common.base import Step
 from raycl.methods.lwf import distillation, resting, without_current
 from tests.kit.cases import CASES, answer_logits, batch_of, largest_difference, make_method, same_part, served_logits
 

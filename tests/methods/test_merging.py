@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
+from raycl.methods.common.weights import WEIGHTS
 from raycl.methods.merging import Merging, MergingParams
-from raycl.methods.trainee import WEIGHTS
 from raycl.state.stage_state import Branch, StagePart, StageState
 from tests.kit.cases import CASES, largest_difference, make_method, probe_logits, same_part, served_logits
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.magnitudes import Magnitudes, loudest
-from raycl.methods.base import Gradients
+from raycl.methods.common.base import Gradients
 from raycl.methods.migu import MiguParams
 from raycl.state.stage_state import StageState
 from tests.kit.cases import CASES, batch_of, make_method, same_part
@@ -68,7 +68,8 @@ def test_the_mask_by_hand(toy):
     model, method = toy
     method.magnitudes.inputs = toy_batch()
     model(toy_batch().ids)
-    assert method.magnitudes._sums["up"].tolist() == [2.0, 9.0, 3.0]
+    assert method.magnitudes.take()["up"].tolist() == [2.0, 9.0, 3.0]
+    model(toy_batch().ids)
     found = masked(method, model)
     assert found["up.weight"].tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     assert found["up.bias"].tolist() == [0.0, 1.0, 1.0]
@@ -80,9 +81,11 @@ def test_micro_batches_add_up_and_workers_too(toy):
     """Two micro-batches are one; the sum over workers decides the mask; the next global batch starts from nothing."""
     model, method = toy
     method.magnitudes.inputs = toy_batch()
-    model(toy_batch().ids)
-    model(toy_batch().ids)
-    assert method.magnitudes._sums["up"].tolist() == [4.0, 18.0, 6.0]
+    for _ in range(2):
+        model(toy_batch().ids)
+    assert method.magnitudes.take()["up"].tolist() == [4.0, 18.0, 6.0]
+    for _ in range(2):
+        model(toy_batch().ids)
     found = {}
 
     def other_worker(tensors):
@@ -172,12 +175,13 @@ def test_masked_rows_stay_where_they_are_in_one_step(tiny, toy_tasks, run_stage,
 def test_every_linear_module_counts_its_own_tokens(tiny, toy_tasks):
     """Encoder-side modules read the prompt, decoder-side ones the answer; a tied embedding is left out."""
     method = make_method({"name": "migu", "over": "seq_ft"}, 2)
-    state_before = dict(tiny.backbone.model.state_dict())
+    state_before, hooks = dict(tiny.backbone.model.state_dict()), []
     method.install(tiny.backbone, StageState())
     try:
         seen = {}
         for path, module in method.magnitudes.modules.items():
-            module.register_forward_hook(lambda m, a, out, path=path: seen.update({path: out.detach().abs()}))
+            look = lambda m, a, out, path=path: seen.update({path: out.detach().abs()})  # noqa: E731
+            hooks.append(module.register_forward_hook(look))
         inputs = batch_of(tiny, toy_tasks[0].train[:3])
         method.condition(replace(inputs))
         model = tiny.backbone.model.train()
@@ -194,8 +198,8 @@ def test_every_linear_module_counts_its_own_tokens(tiny, toy_tasks):
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert tied != ("lm_head" in sums)
     finally:
-        for module in method.magnitudes.modules.values():
-            module._forward_hooks.clear()
+        for hook in hooks:
+            hook.remove()
         method.remove()
         tiny.backbone.model.eval()
     assert all(torch.equal(value, state_before[name]) for name, value in tiny.backbone.model.state_dict().items())

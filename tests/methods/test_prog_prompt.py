@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.methods.prog_prompt import VALUE, ProgPrompt, Progressive
+from raycl.methods.prog_prompt import VALUE, ProgPrompt, Progressive, residual_mlp
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.module import StageModule
 from tests.kit.cases import CASES, answer_logits, batch_of, largest_difference, make_method, served_logits
@@ -61,8 +61,7 @@ def test_only_the_new_prompt_has_a_gradient(tiny, toy_tasks):
 
 def test_the_mlp_by_hand():
     """Z = (1, 0), W_1 = (1 2), b_1 = 1, W_2 = (3 0)^T, b_2 = (0 5): P = Z + W_2 tanh(2) + b_2."""
-    method = ProgPrompt(make_method(MLP | {"bottleneck": 1}).params, make_method(MLP).info)
-    mlp = method._mlp(2)
+    mlp = residual_mlp(2, 1, torch.Generator())
     values = [[[1.0, 2.0]], [1.0], [[3.0], [0.0]], [0.0, 5.0]]
     for parameter, value in zip(mlp.parameters(), values, strict=True):
         parameter.data = torch.tensor(value)

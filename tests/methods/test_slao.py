@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from raycl.adapters.branches import LoraShape
-from raycl.methods.slao import TUNED_A, TUNED_B, Slao, merge, merge_rate, orthonormal_rows
-from raycl.methods.trainee import LoraTrainee
+from raycl.methods.common.weights import LoraTrainee
+from raycl.methods.slao import TUNED_A, TUNED_B, Slao, SlaoParams, merge, merge_rate, orthonormal_rows, start_branch
 from raycl.state.stage_state import Branch, StagePart
 from tests.kit.cases import (
     CASES,
-    SHAPE,
     largest_difference,
     make_method,
     probe_logits,
@@ -147,10 +146,9 @@ def test_without_merging_the_trained_branch_is_served(tiny, toy_tasks, run_seque
 
 def test_a_tuned_a_of_its_own_is_the_start():
     """With both factors merged, the start is read from the fine-tuned A, not from the served one."""
-    method = make_method(SHAPE | {"name": "slao", "rank": 1}, 2)
     branch = Branch(1, 1.0, {"m": torch.tensor([[1.0, 0.0]])}, {"m": torch.tensor([[5.0]])})
     tensors = {TUNED_A + "m": torch.tensor([[0.0, 2.0]]), TUNED_B + "m": torch.tensor([[7.0]])}
-    start = method._start(StagePart("t", branch, tensors))
+    start = start_branch(StagePart("t", branch, tensors), SlaoParams())
     assert start.a["m"].tolist() == [[0.0, 1.0]] and start.b["m"].tolist() == [[7.0]]
 
 

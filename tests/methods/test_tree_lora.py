@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
-from raycl.methods.base import Gradients
-from raycl.methods.tree_lora import MEAN_A, MEAN_GRADIENT, TreeLora
+from raycl.methods.common.base import Gradients
+from raycl.methods.tree_lora import MEAN_A, MEAN_GRADIENT, TreeLora, tree_vectors
 from raycl.state.stage_state import StagePart
 from tests.kit.cases import CASES, make_method, same_part
 from tests.kit.rank_stages import Killed, Memory, run_one
@@ -175,11 +175,9 @@ def test_a_killed_third_stage_goes_on_where_it_was(tiny, toy_tasks, run_sequence
 
 def test_the_tree_sees_changes_of_weights_and_gradients_as_they_are():
     """Of means 1, 3, 8 the tree gets 1, 2, 5."""
-    means = [[[1.0]], [[3.0]], [[8.0]]]
-    method, _ = by_hand(means, [[0.0]])
-    assert [arm[0].item() for arm in method._tree_vectors()] == [1.0, 2.0, 5.0]
-    method, _ = by_hand(means, [[0.0]], GRADIENT, MEAN_GRADIENT)
-    assert [arm[0].item() for arm in method._tree_vectors()] == [1.0, 3.0, 8.0]
+    means = [[torch.tensor(1.0)], [torch.tensor(3.0)], [torch.tensor(8.0)]]
+    assert tree_vectors(means, changes=True) == [[1.0], [2.0], [5.0]]
+    assert tree_vectors(means, changes=False) == means
 
 
 def test_published_settings():

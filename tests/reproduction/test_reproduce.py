@@ -119,7 +119,7 @@ def test_parameters_of_the_papers_models() -> None:
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_the_formula_counts_what_a_method_trains(family: str, tmp_path: Path) -> None:
     """On a tiny model of the family, the formula gives the trainable numbers of the installed method."""
-    from raycl.methods.base import StageInfo
+    from raycl.methods.common.base import StageInfo
     from raycl.methods.registry import build
     from raycl.state.stage_state import StageState
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,15 @@ def test_a_new_method_is_one_file_and_one_line(
     assert result.trained == [1, 2] and math.isfinite(result.matrix.ap())
     assert "toy" in [row[0] for row in listing()]
     assert "`method.size`" in card("toy", [])
+
+
+def test_a_branch_describes_itself(flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hyper-parameters need not know a branch's shape: the stored PEFT configuration is made from the branch."""
+    monkeypatch.setitem(METHODS, "fixed", "toy_branch:FixedBranch")
+    result = run(flags, tmp_path, {"name": "fixed"})
+    assert result.trained == [1, 2]
+    store = Store(str(tmp_path / "store"))
+    key = result.plan.stages[0].key
+    config = json.loads((Path(store.folder(key)) / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["task_type"]) == (2, 4, "CAUSAL_LM")
+    assert config["target_modules"] == sorted(store.read(key).branch.a)

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycl.methods.base import Row
+from raycl.adapters.backbone import IGNORE
+from raycl.methods.common.base import Row
 from raycl.tasks.task import Example
-from raycl.train.batches import IGNORE, Encoded, Encoder, MicroBatch, by_length, global_batches
+from raycl.train.batches import Encoded, Encoder, MicroBatch, by_length, global_batches
 
 
 def example(body: str, answer: str = "very bad", head: str = "t1head ", tail: str = " t1tail") -> Example:

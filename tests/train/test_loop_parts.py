@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycl.methods.base import Penalty, StageInfo
+from raycl.methods.common.base import Penalty, StageInfo
 from raycl.train.loop import lr_factor
 from raycl.train.meter import Meter
 from raycl.train.selection import Best

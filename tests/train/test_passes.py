@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raycl.adapters.moments import SecondMoment
-from raycl.methods.base import Method, StageInfo
+from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StageState
 from raycl.train.batches import Encoder

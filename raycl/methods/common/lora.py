@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
-from raycl.methods.base import Method, Moments
+from raycl.methods.common.base import Method, Moments
 from raycl.spec import Json, MethodParams, PositiveInt
 from raycl.state.stage_state import Branch, StagePart, StageState
 
@@ -17,11 +18,11 @@ from raycl.state.stage_state import Branch, StagePart, StageState
 class LoraParams(MethodParams):
     """Hyper-parameters of a LoRA branch: W x + (alpha / rank) B A x."""
 
-    rank: PositiveInt = Field(8, description="rank r of a branch")
-    alpha: float = Field(32.0, gt=0, description="LoRA's alpha; the branch is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the branch's input while training")
+    rank: PositiveInt = Field(default=8, description="rank r of a branch")
+    alpha: float = Field(default=32.0, gt=0, description="LoRA's alpha; the branch is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the branch's input while training")
     targets: list[str] | None = Field(
-        None, description="names of the linear modules to adapt; none = q and v of the model's family"
+        default=None, description="names of the linear modules to adapt; none = q and v of the model's family"
     )
 
     @property
@@ -38,7 +39,7 @@ class MixParams(LoraParams):
     """
 
     mix: list[float] | None = Field(
-        None,
+        default=None,
         description="c_1, c_2, ...: weight of each task's branch in the served model, first task first; after stage t the "
         "first t count; training does not see them; none = all 1",
     )
@@ -48,9 +49,9 @@ class MixParams(LoraParams):
         """Every stage adds a branch, so there is one weight per stage."""
         return super().per_stage_fields() | {"mix"}
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """The weights act on the served model only."""
-        return {name: value for name, value in super().at(stage).items() if name != "mix"}
+        return super().inert(stage) | {"mix"}
 
     def serving(self) -> Json:
         """The weights, unless they change nothing."""
@@ -58,11 +59,12 @@ class MixParams(LoraParams):
         return super().serving() | ({} if plain else {"mix": self.mix})
 
 
-class LoraMethod(Method):
+L = TypeVar("L", bound=LoraParams)
+
+
+class LoraMethod(Method[L]):
     """A method whose stage is one LoRA branch. Subclasses say what is stacked frozen and what trains."""
 
-    Params = LoraParams
-    params: LoraParams
     branches: Branches
 
     def install(self, backbone: Backbone, state: StageState) -> None:

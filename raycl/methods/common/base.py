@@ -23,7 +23,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,9 @@ When = Literal["before", "after"]
 Observes = Literal["inputs", "layers", "gradients"]
 """What a data pass must run: only `condition`; a forward pass; forward and backward pass, example by example."""
 Replays = Literal["no", "real", "pseudo", "all data"]
+Carries = Literal["all", "last"]
+"""Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
+P = TypeVar("P", bound=MethodParams)
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,12 @@ class Gradients:
     """Adds tensors up over the data-parallel workers, in place."""
 
 
-class Method(ABC):
-    """Base class of all methods. Subclasses set `Params` and `about`, and implement install, consolidate, serve, remove."""
+class Method(ABC, Generic[P]):
+    """Base class of all methods, over the model of its hyper-parameters.
+
+    Subclasses set `Params` and `about`, and implement install, consolidate, serve, remove. What is the same for all settings
+    is declared on the class; what depends on them is a property, and `carries`, which is asked without a method object.
+    """
 
     Params: ClassVar[type[MethodParams]]
     about: ClassVar[About]
@@ -180,12 +187,8 @@ class Method(ABC):
     """Task id at test: task i is always scored with the state as it was after its own stage i."""
     joint: ClassVar[bool] = False
     """One stage on the union of all tasks in place of a sequence."""
-    carries: Literal["all", "last"] = "all"
-    """Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
-    follows_gradients: bool = False
-    """Whether `gradients` wants to see every optimizer step."""
 
-    def __init__(self, params: MethodParams, info: StageInfo) -> None:
+    def __init__(self, params: P, info: StageInfo) -> None:
         self.params = params
         self.info = info
 
@@ -193,6 +196,11 @@ class Method(ABC):
     def settings(cls, family: str, order: str) -> Json:
         """The paper's settings for a model family and an order, as a nested mapping of run-spec fields; {} if none."""
         return {}
+
+    @classmethod
+    def carries(cls, params: P) -> Carries:
+        """Whose tensors a stage with these hyper-parameters needs."""
+        return "all"
 
     @abstractmethod
     def install(self, backbone: Backbone, state: StageState) -> None:
@@ -232,6 +240,11 @@ class Method(ABC):
     def penalties(self, step: Step) -> dict[str, Penalty]:
         """Extra loss terms after a training forward pass, by name."""
         return {}
+
+    @property
+    def follows_gradients(self) -> bool:
+        """Whether `gradients` wants to see every optimizer step of this stage."""
+        return False
 
     def gradients(self, gradients: Gradients) -> None:
         """Read or change the gradients of a global batch. Called only where `follows_gradients`."""

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.full_weights import FullWeights
-from raycl.methods.lora import LoraParams
-from raycl.spec import Json
+from raycl.methods.common.lora import LoraParams
 from raycl.state.stage_state import Branch, StagePart
 
 WEIGHTS = "weights/"
@@ -28,12 +27,11 @@ LORA_FIELDS = frozenset(LoraParams.model_fields) - {"name"}
 class TrainedParams(LoraParams):
     """Hyper-parameters of a method that trains a LoRA branch or all weights."""
 
-    trains: Literal["lora", "full"] = Field("lora", description="what trains: one LoRA branch, or all weights")
+    trains: Literal["lora", "full"] = Field(default="lora", description="what trains: one LoRA branch, or all weights")
 
-    def at(self, stage: int) -> Json:
+    def inert(self, stage: int) -> frozenset[str]:
         """With all weights trained, the branch's shape has no effect."""
-        live = super().at(stage)
-        return live if self.trains == "lora" else {name: live[name] for name in live.keys() - LORA_FIELDS}
+        return super().inert(stage) | (LORA_FIELDS if self.trains == "full" else set())
 
 
 class Trainee(Protocol):
@@ -41,21 +39,27 @@ class Trainee(Protocol):
 
     def start(self, backbone: Backbone, last: StagePart | None, generator: torch.Generator) -> None:
         """Put trainable weights on the backbone: a copy of those in `last`, or fresh ones."""
+        ...
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What trains, by a name that is the same at every stage."""
+        ...
 
     def holdings(self) -> tuple[Branch | None, dict[str, Tensor]]:
         """Branch and named tensors for the stage's part."""
+        ...
 
     def values(self, part: StagePart) -> dict[str, Tensor]:
         """The weights in a part, under the names of `parameters`."""
+        ...
 
     def serve(self, backbone: Backbone, last: StagePart, generator: torch.Generator) -> None:
         """Put the weights in `last` on the backbone, nothing trainable."""
+        ...
 
     def remove(self) -> None:
         """Take them off again."""
+        ...
 
 
 class LoraTrainee:
@@ -66,7 +70,7 @@ class LoraTrainee:
 
     def start(self, backbone: Backbone, last: StagePart | None, generator: torch.Generator) -> None:
         """Continue the last branch, or start one: A Kaiming-uniform, B = 0."""
-        branch = last.branch if last else None
+        branch = last.pair if last else None
         self.branches = Branches(backbone, self.shape, [])
         self.branches.start(branch and branch.a, branch and branch.b, generator)
 
@@ -77,18 +81,22 @@ class LoraTrainee:
 
     def holdings(self) -> tuple[Branch, dict[str, Tensor]]:
         """The branch."""
+        return self.branch(), {}
+
+    def branch(self) -> Branch:
+        """The branch, copied out."""
         a, b = self.branches.current()
-        return Branch(self.shape.rank, self.shape.alpha, a, b), {}
+        return Branch(self.shape.rank, self.shape.alpha, a, b)
 
     def values(self, part: StagePart) -> dict[str, Tensor]:
         """A and B of the part's branch."""
-        branch = part.branch
+        branch = part.pair
         return {f"a {path}": a for path, a in branch.a.items()} | {f"b {path}": b for path, b in branch.b.items()}
 
     def serve(self, backbone: Backbone, last: StagePart, generator: torch.Generator) -> None:
         """The branch, frozen."""
         self.branches = Branches(backbone, self.shape, [])
-        self.branches.start(last.branch.a, last.branch.b, generator, train="")
+        self.branches.start(last.pair.a, last.pair.b, generator, train="")
 
     def remove(self) -> None:
         """Take the adapters off, if there are any."""
