@@ -107,7 +107,7 @@ def test_an_unknown_field_is_an_error_that_names_it(changes: dict[str, Any], fie
     """Also a field that only another method has; the message says where to find the known ones."""
     text = problems_of(**changes)
     assert f"{field}: unknown field" in text
-    assert "--fields" in text
+    assert "raycl fields" in text
 
 
 def test_all_problems_are_reported_at_once_with_field_value_and_what_is_allowed() -> None:
@@ -128,7 +128,7 @@ def test_all_problems_are_reported_at_once_with_field_value_and_what_is_allowed(
     for word in ("train.lr", "'bf16' or 'fp32'", "'constant', 'linear' or 'cosine'", "method.rank", "only once", "0.5"):
         assert word in text
     assert "sede: unknown field" in text
-    assert text.splitlines()[-1].startswith("Run `python jobs/sequence.py --fields`")
+    assert text.splitlines()[-1].startswith("Run `raycl fields`")
 
 
 @pytest.mark.parametrize("method", [None, {}, "o_lora", {"rank": 8}, {"name": 3}])

@@ -20,6 +20,7 @@ DEFECT = (
     "error: this is a defect of raycl, not of what you gave it. Please open an issue (CONTRIBUTING.md says where) with the "
     "command, the lines above, and the output of `raycl version`. Finished stages are in the store."
 )
+INTERRUPT_CODE = 130
 INTERRUPTED = "interrupted: finished stages are in the store; the same command continues from there"
 
 app = typer.Typer(
@@ -53,12 +54,13 @@ def main(*verb: str) -> None:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print(INTERRUPTED, file=sys.stderr)
-        code = 130
+        code = INTERRUPT_CODE
     except Exception:
         traceback.print_exc()
         print(DEFECT, file=sys.stderr)
         code = 1
+    if code == INTERRUPT_CODE:  # typer may have caught the interrupt itself
+        print(INTERRUPTED, file=sys.stderr)
     sys.exit(code or 0)
 
 

@@ -29,47 +29,47 @@ def run_on_ray(jobs: Sequence[CellJob], most: int | None, handle: Handle) -> Non
     start_cluster()
     share = share_out(nodes(), len(jobs), most)
     actor = ray.remote(CellRunner).options(num_cpus=share.cpus, num_gpus=share.gpus)
-    pool = _Pool(lambda: actor.remote(share.cpus), jobs, handle)
+    pool = Pool(lambda: actor.remote(share.cpus), jobs, handle)
     try:
         pool.run(share.processes)
     finally:
         pool.close()
 
 
-class _Pool:
+class Pool:
     """Gives jobs to processes that are up, stage by stage; a process that dies fails its job and is replaced."""
 
     def __init__(self, start: Callable[[], ActorHandle], jobs: Sequence[CellJob], handle: Handle) -> None:
         self._start, self._handle = start, handle
-        self._left = deque(jobs)
-        self._calls: dict[Any, tuple[ActorHandle, CellJob | None, Any]] = {}
+        self.left = deque(jobs)
+        self.calls: dict[Any, tuple[ActorHandle, CellJob | None, Any]] = {}
         """Call under way -> process, its job and the job's place in Ray's memory; no job = a process that starts."""
-        self._dead_starts = 0
+        self.dead_starts = 0
 
     def run(self, processes: int) -> None:
         """Until no job is left."""
         for _ in range(processes):
             self._hire()
-        while self._left or any(job for _, job, _ in self._calls.values()):
-            done, _ = ray.wait(list(self._calls), timeout=WAITING_NOTE_SECONDS)
+        while self.left or any(job for _, job, _ in self.calls.values()):
+            done, _ = ray.wait(list(self.calls), timeout=WAITING_NOTE_SECONDS)
             for call in done:
-                self._answer(call)
-            if not done and not any(job for _, job, _ in self._calls.values()):
-                self._handle(PoolWaiting(f"{len(self._calls)} processes wait for room on the cluster"))
+                self.answer(call)
+            if not done and not any(job for _, job, _ in self.calls.values()):
+                self._handle(PoolWaiting(f"{len(self.calls)} processes wait for room on the cluster"))
 
     def close(self) -> None:
         """End all processes; leases of stages they were making are free at once."""
-        for actor, _, _ in self._calls.values():
+        for actor, _, _ in self.calls.values():
             ray.kill(actor)
-        self._calls.clear()
+        self.calls.clear()
 
     def _hire(self) -> None:
         actor = self._start()
-        self._calls[actor.where.remote()] = (actor, None, None)
+        self.calls[actor.where.remote()] = (actor, None, None)
 
-    def _answer(self, call: Any) -> None:
+    def answer(self, call: Any) -> None:
         """Take what a call returned, give the process its next work, and only then hand the event on."""
-        actor, job, stored = self._calls.pop(call)
+        actor, job, stored = self.calls.pop(call)
         try:
             event: CellStep | CellFailed = ray.get(call)
         except RayError as error:
@@ -78,30 +78,30 @@ class _Pool:
         if job is None or isinstance(event, CellFailed) or event.finished:
             self._give(actor)
         else:
-            self._calls[actor.advance.remote(stored)] = (actor, job, stored)
+            self.calls[actor.advance.remote(stored)] = (actor, job, stored)
         if job is not None:
             self._handle(event)
 
     def _give(self, actor: ActorHandle) -> None:
         """The next job for a process, or its end."""
-        if not self._left:
+        if not self.left:
             ray.kill(actor)
             return
-        job = self._left.popleft()
+        job = self.left.popleft()
         stored = ray.put(job)
-        self._calls[actor.advance.remote(stored)] = (actor, job, stored)
+        self.calls[actor.advance.remote(stored)] = (actor, job, stored)
 
     def _bury(self, actor: ActorHandle, job: CellJob | None, error: RayError) -> None:
         """Replace a process that is gone; its job has failed."""
         ray.kill(actor)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if job is None:
-            self._dead_starts += 1
-            if self._dead_starts >= MAX_DEAD_STARTS:
+            self.dead_starts += 1
+            if self.dead_starts >= MAX_DEAD_STARTS:
                 raise SetupError(
                     f"processes of the comparison die as they start ({reason}); try --workers 0"
                 ) from error
-        if self._left:
+        if self.left:
             self._hire()
         if job is not None:
             text = (

@@ -73,7 +73,7 @@ class CellRunner:
         """Do the sequence's next stage, its first if it is new here. Any error is returned: one must not cost the others."""
         try:
             if self._stepper is None or self._number != cell.number:
-                self._stepper = self._open(cell)
+                self._stepper = self.open(cell)
             step = self._stepper.step()
             return CellStep(cell.number, step, self._stepper.finished)
         except UserError as error:
@@ -83,7 +83,7 @@ class CellRunner:
             self._drop()
             return CellFailed(cell.number, f"{type(error).__name__}: {error}".strip(), traceback.format_exc())
 
-    def _open(self, cell: CellJob) -> Stepper:
+    def open(self, cell: CellJob) -> Stepper:
         """Prepare a sequence from its first stage; what is in the store is found there."""
         check_workers(cell.job.spec, 1)
         cell.job.store.check_usable()

@@ -41,9 +41,13 @@ class Options:
     output: str | None = None
     """Folder for matrix, plots and spec; none = a folder under `runs` in raycl's home folder."""
 
+    def place(self) -> Store:
+        """The store; nothing is read or made yet."""
+        return Store(self.store or str(home() / "store"))
+
     def open_store(self) -> Store:
         """The store, found usable. Raises StoreError if it cannot be read or written."""
-        store = Store(self.store or str(home() / "store"))
+        store = self.place()
         store.check_usable()
         return store
 
@@ -75,10 +79,13 @@ def run_sequence(
     the data, the model, the store or the machine do not fit.
     """
     options = options or Options()
-    job = make_job(spec, options.open_store())
+    if spec.workers is not None:
+        check_workers(spec, spec.workers)
+    job = make_job(spec, options.place())
+    records = Records(job, options, options.folder("runs", run_name(spec)))
+    job.store.check_usable()
     missing = Missing.of(job.plan, job.store)
     host, workers = _host(job, missing) if missing else (run_here, 0)
-    records = Records(job, options, options.folder("runs", run_name(spec)))
     heard = [*([Terminal()] if listeners is None else listeners), *([records] if missing or not records.whole else [])]
     chronicle = Chronicle(job, heard)
     started = time.time()
@@ -122,14 +129,12 @@ def _host(job: SequenceJob, missing: Missing) -> tuple[Host, int]:
     """Who does the work, in how many workers, after a look at all that can be wrong. Raises UserError."""
     check_model(job.spec)
     check_states(job.plan, job.store, missing.stages, missing.cells)
-    wanted = job.spec.workers
-    if wanted == 0:
-        check_workers(job.spec, 0)
+    if job.spec.workers == 0:
         return run_here, 0
     from raycl.cluster import default_workers  # brings Ray, which a stored or local sequence does without
     from raycl.sequence.group import run_group
 
-    workers = wanted or default_workers()
+    workers = job.spec.workers or default_workers()
     check_workers(job.spec, workers)
     return run_group, workers
 

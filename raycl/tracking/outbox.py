@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """Tries of a call before the service counts as away."""
-FIRST_PAUSE = 30.0
+FIRST_PAUSE_SECONDS = 30.0
 """Seconds until the next try of a service that is away; doubled at each failure."""
-LONGEST_PAUSE = 600.0
-LONGEST_LINE = 20_000
+LONGEST_PAUSE_SECONDS = 600.0
+MAX_QUEUED_CALLS = 20_000
 """Calls kept through an outage; later ones are lost."""
 
 
@@ -38,13 +38,18 @@ class Outbox:
         self._closed_until = 0.0
 
     @property
+    def waiting(self) -> int:
+        """Number of calls that are kept."""
+        return len(self._line)
+
+    @property
     def undelivered(self) -> int:
         """Number of calls not made: waiting, or lost because the line was full."""
-        return len(self._line) + self._lost
+        return self.waiting + self._lost
 
     def send(self, what: str, call: Callable[[], object]) -> None:
         """Make `call` now, or as soon as the calls before it are made; `what` names it in a warning."""
-        if len(self._line) < LONGEST_LINE:
+        if len(self._line) < MAX_QUEUED_CALLS:
             self._line.append((what, call))
         else:
             self._lost += 1
@@ -72,7 +77,7 @@ class Outbox:
         if not self._pause:
             reason = _first_line(error)
             log.warning("%s: no answer, the run goes on and %s waits (%s)", self.service, what, reason)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) or FIRST_PAUSE
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
         self._closed_until = time.monotonic() + self._pause
 
     def _retrying(self) -> Retrying:

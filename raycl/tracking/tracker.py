@@ -121,7 +121,7 @@ class _Runs:
 
     def _open_parent(self, tags: Mapping[str, str]) -> None:
         """Connect, then resume the run or make one."""
-        self._client, self._experiment_id = _connect(self.uri, self.experiment)
+        self._client, self._experiment_id = connect(self.uri, self.experiment)
         parent, run_id = self._resumed.parent, self._resumed.run_id
         if run_id and _exists(self._client, run_id):
             self._resume(self._parent, run_id)
@@ -308,7 +308,7 @@ class GroupTracker(_Runs):
 # --- MLflow's side -------------------------------------------------------------------------------------------------
 
 
-def _connect(uri: str, experiment: str) -> tuple[Any, str]:
+def connect(uri: str, experiment: str) -> tuple[Any, str]:
     """A client and the experiment's id; a missing database or experiment is made, by one process at a time."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

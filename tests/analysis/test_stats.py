@@ -131,7 +131,7 @@ def test_a_difference_whose_interval_holds_0_is_not_claimed(monkeypatch: pytest.
     assert test.low < 0 < test.high
     assert not test.claimed
     # The test is the stricter of the two on all scores that were tried, so the interval is put in by hand.
-    monkeypatch.setattr("raycl.stats.interval", lambda values: (-0.5, 2.5))
+    monkeypatch.setattr("raycl.analysis.stats.interval", lambda values: (-0.5, 2.5))
     (test,) = compare({"a": base, "b": {i: value + 1 for i, value in base.items()}})
     assert test.corrected < 0.05
     assert not test.claimed

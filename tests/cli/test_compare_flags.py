@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from raycl.cli.compare import app
+from tests.kit.cli import invoke
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "mlflow", "peft", "pandas", "matplotlib", "scipy")
@@ -26,12 +25,12 @@ def loud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """It answers before any library is loaded."""
+    """Every verb answers before any library is loaded."""
     code = f"""
 import sys
-from typer.testing import CliRunner
-from raycl.cli.compare import app
-assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+from tests.kit.cli import invoke
+for verb in ("run", "sweep", "compare", "reproduce", "methods", "fields", "store", "version"):
+    assert invoke(verb, ["--help"]).code == 0
 assert not [name for name in {HEAVY!r} if name in sys.modules]
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
@@ -45,7 +44,7 @@ assert not [name for name in {HEAVY!r} if name in sys.modules]
         (["--method", "o_lora", "--method", "o_lora"], "o_lora stands twice"),
         (["--method", "o_lora", "--seed", "1", "--seed", "1"], "--seed: 1 stands twice"),
         (["--method", "o_lora", "--order", "no-such"], "no-such"),
-        (["--method", "o_lora", "--workers", "4"], "jobs/sequence.py on the same store"),
+        (["--method", "o_lora", "--workers", "4"], "`raycl run` on the same store"),
         (["--method", "o_loar"], "did you mean 'o_lora'"),
         (["--method", "o_lora", "--set", "method.rang=2"], "method.rang: no method of the comparison"),
     ],
@@ -53,15 +52,15 @@ assert not [name for name in {HEAVY!r} if name in sys.modules]
 def test_what_cannot_be_used_is_one_message(arguments: list[str], words: str, tmp_path: Path) -> None:
     """Exit code 2, the text on standard error, no table."""
     places = ["--preset", "laptop", "--store", str(tmp_path / "store"), "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*arguments, *places])
-    assert result.exit_code == 2, result.output
+    result = invoke("compare", [*arguments, *places])
+    assert result.code == 2, result.output
     assert words in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "out" / "compare.json").exists()
 
 
 def test_a_comparison_leaves_all_its_files(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
-    """From the command line in this process, with a failed method: exit code 1, the table stands."""
+    """From the command line in this process, with a method that the user can mend: exit code 2, the table stands."""
     data = {"source": "demo", "train_examples": 4, "test_examples": 2, "max_source_tokens": 32, "max_target_tokens": 4}
     config = {
         "model": {"name": str(tiny_folders["llama"]), "precision": "fp32"},
@@ -79,8 +78,8 @@ def test_a_comparison_leaves_all_its_files(tiny_folders: dict[str, Path], tmp_pa
     ]
     methods = ["--method", "sin_lora:rank=2", "--method", "bad=sin_lora:rank=0"]
     flags = [*methods, "--config", tmp_path / "run.yaml", "--preset", "laptop", *places]
-    result = CliRunner().invoke(app, list(map(str, flags)))
-    assert result.exit_code == 1, result.output
+    result = invoke("compare", flags)
+    assert result.code == 2, result.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
     files = {
         "leaderboard.csv",

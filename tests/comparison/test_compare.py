@@ -22,14 +22,15 @@ from raycl.comparison import driver as compare
 from raycl.comparison.driver import ComparisonResult, HowToRun, run_comparison
 from raycl.comparison.grid import GridSpec
 from raycl.comparison.runner import CellJob, CellRunner
-from raycl.report import files, html
+from raycl.report import html, plots
 from raycl.report.comparison import ComparisonTerminal
 from raycl.sequence.driver import Options
+from raycl.sequence.local import Stepper
 from raycl.state.store import Store
 from tests.kit.runs import MakeFlags
 
 ORDERS = ["roget,snippets", "snippets,roget"]
-PATIENCE = 240
+START_SECONDS = 240
 METHODS = ["o_lora", "gain=gain_lora:over=o_lora,gate_hidden=[8]", "sin_lora", "per_task"]
 
 
@@ -56,9 +57,8 @@ class Place:
 def quick() -> Iterator[None]:
     """No figures, one thread: they take most of the time of tiny sequences."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "plots", MagicMock(save=lambda figure, path: path.touch()))
+        patch.setattr(plots, "save", lambda figure, path: path.touch())
         patch.setattr(html, "write_html", lambda path, *parts: path.write_text(str(parts)) and path)
-        patch.setattr(compare, "cores", lambda: 1)
         yield
 
 
@@ -73,21 +73,17 @@ def settings(flags: MakeFlags) -> dict[str, Any]:
 @contextmanager
 def broken(method: str, order: str, seed: int) -> Iterator[None]:
     """One cell fails at its second stage with an error that nobody foresaw."""
-    advance = CellRunner.advance
+    opened = CellRunner.open
 
-    def fails(self: CellRunner, job: CellJob) -> dict[str, Any]:
-        spec = job.spec
-        if (spec["method"]["name"], spec["order"], spec["seed"]) == (
-            method,
-            order,
-            seed,
-        ) and self._number == job.number:
-            assert self._stepper is not None
-            self._stepper.step = MagicMock(side_effect=ZeroDivisionError("cut off"))  # type: ignore[method-assign]
-        return advance(self, job)
+    def opens(self: CellRunner, cell: CellJob) -> Stepper:
+        stepper, spec = opened(self, cell), cell.job.spec
+        if (spec.method.name, spec.order, spec.seed) == (method, order, seed):
+            first = stepper.step
+            stepper.step = MagicMock(side_effect=[first(), ZeroDivisionError("cut off")])
+        return stepper
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CellRunner, "advance", fails)
+        patch.setattr(CellRunner, "open", opens)
         yield
 
 
@@ -200,7 +196,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from ray._private import services
 
     def patient(*arguments: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 return get_node(*arguments)
@@ -228,16 +224,16 @@ def test_a_pool_of_processes_survives_a_death(
     from raycl.comparison import pool
 
     killed: list[int] = []
-    answer = pool._Pool._answer
+    answer = pool.Pool.answer
 
-    def kills(self: pool._Pool, call: Any) -> None:
+    def kills(self: pool.Pool, call: Any) -> None:
         answer(self, call)
-        started = [(actor, job) for actor, job, _ in self._calls.values() if job is not None]
+        started = [(actor, job) for actor, job, _ in self.calls.values() if job is not None]
         if not killed and started:
             killed.append(started[0][1].number)
             ray.kill(started[0][0])
 
-    monkeypatch.setattr(pool._Pool, "_answer", kills)
+    monkeypatch.setattr(pool.Pool, "answer", kills)
     place = Place(tmp_path, settings)
     grid = {"methods": ["o_lora", "sin_lora"], "orders": ["roget,snippets"], "seeds": [0, 1]}
     result, shown = place.run(grid, workers=None, most=2)

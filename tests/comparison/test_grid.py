@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from raycl.cluster import Share, share_out
 from raycl.comparison.grid import GridSpec, make_entries, make_grid, make_grid_spec, parse_entry
-from raycl.comparison.pool import Share, share_out
 from raycl.errors import SpecError
+from raycl.state.store import Store
 
 
 def test_a_method_is_named_with_its_settings() -> None:
@@ -57,16 +58,16 @@ def test_cells_are_planned_and_bad_ones_fail_alone(settings: dict[str, Any]) -> 
     grid = GridSpec(
         methods=methods, orders=["roget,snippets", "snippets"], seeds=[0, 1], preset="laptop", settings=settings
     )
-    cells = make_grid(grid, 0)
+    cells = make_grid(grid, 0, Store("/nowhere"))
     assert len(cells) == 16
     assert [cell.entry.label for cell in cells[:4]] == methods
     assert len({(cell.order, cell.seed) for cell in cells[:4]}) == 1
     good = [cell for cell in cells if cell.error is None]
     assert {cell.entry.label for cell in good} == {"o_lora", "inf_lora"}
-    specs = {cell.entry.label: cell.spec.method for cell in good if cell.spec}
+    specs = {cell.entry.label: cell.job.spec.method for cell in good if cell.job}
     assert specs["o_lora"].rank == specs["inf_lora"].rank == 2
     assert specs["inf_lora"].epsilon == 0.9
-    assert {len(cell.plan.stages) for cell in good if cell.plan} == {1, 2}
+    assert {len(cell.job.plan.stages) for cell in good if cell.job} == {1, 2}
     errors = {cell.entry.label: cell.error for cell in cells if cell.error}
     assert "method.over" in errors["gain_lora:over=none_such"]
     assert "unknown method" in errors["no_lora"]
@@ -75,11 +76,15 @@ def test_cells_are_planned_and_bad_ones_fail_alone(settings: dict[str, Any]) -> 
 def test_what_is_wrong_with_the_whole_grid_is_refused(settings: dict[str, Any]) -> None:
     """A pair named twice, a setting no method knows, an error that all cells share, a wrong type."""
     with pytest.raises(SpecError, match="stands twice"):
-        make_grid(GridSpec(methods=["o_lora"], orders=["1", "std-1"], settings=settings), 0)
+        make_grid(GridSpec(methods=["o_lora"], orders=["1", "std-1"], settings=settings), 0, Store("/nowhere"))
     with pytest.raises(SpecError, match=r"method\.rang: no method"):
-        make_grid(GridSpec(methods=["o_lora"], settings=settings | {"method": {"rang": 2}}), 0)
+        make_grid(GridSpec(methods=["o_lora"], settings=settings | {"method": {"rang": 2}}), 0, Store("/nowhere"))
     with pytest.raises(SpecError, match="no sequence of the comparison can run"):
-        make_grid(GridSpec(methods=["inf_lora"], preset="laptop", settings=settings | {"train": {"lr": -1}}), 0)
+        make_grid(
+            GridSpec(methods=["inf_lora"], preset="laptop", settings=settings | {"train": {"lr": -1}}),
+            0,
+            Store("/nowhere"),
+        )
     with pytest.raises(SpecError, match=r"seeds\.0"):
         make_grid_spec({"methods": ["o_lora"], "seeds": [-1]})
 

@@ -9,10 +9,10 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from raycl.comparison import pool
-from raycl.comparison.runner import CellJob
+from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellStep, PoolWaiting
 from raycl.errors import SetupError
+from raycl.sequence.local import StepResult
 
-Event = dict[str, Any]
 STAGES = 2
 
 
@@ -63,12 +63,13 @@ class FakeProcess:
         if (job, stage) in self.dies_at:
             raise ActorDiedError()
 
-    def _advance(self, job: CellJob) -> Event:
+    def _advance(self, job: CellJob) -> CellStep | CellFailed:
         stage = self.done[job.number] = self.done.get(job.number, 0) + 1
         self._live(job.number, stage)
-        if job.spec.get("bad"):
-            return {"cell": job.number, "error": "bad", "trace": None}
-        return {"cell": job.number, "stage": stage, "by": self.number, "finished": stage == STAGES}
+        if job.job == "bad":
+            return CellFailed(job.number, "bad")
+        # The task's name says who did it.
+        return CellStep(job.number, StepResult(stage, f"by {self.number}", "", True, {}), stage == STAGES)
 
 
 class Remote:
@@ -92,17 +93,17 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 def run(
     jobs: int, processes: int, dies_at: set[tuple[int, int]] | None = None, bad: int | None = None
-) -> tuple[list[Event], list[FakeProcess]]:
+) -> tuple[list[CellEvent], list[FakeProcess]]:
     """Run a pool; the events, and the processes that were started."""
     started: list[FakeProcess] = []
-    events: list[Event] = []
+    events: list[CellEvent] = []
 
     def start() -> Any:
         started.append(FakeProcess(dies_at or set(), len(started)))
         return started[-1]
 
-    all_jobs = [CellJob(n, {"bad": n == bad}, {}, []) for n in range(jobs)]
-    one = pool._Pool(start, all_jobs, events.append)
+    all_jobs = [CellJob(n, "bad" if n == bad else "good") for n in range(jobs)]
+    one = pool.Pool(start, all_jobs, events.append)
     try:
         one.run(processes)
     finally:
@@ -110,9 +111,10 @@ def run(
     return events, started
 
 
-def ended(events: list[Event]) -> dict[int, str]:
+def ended(events: list[CellEvent]) -> dict[int, str]:
     """How each cell ended."""
-    return {e["cell"]: "failed" if "error" in e else "done" for e in events if e.get("finished") or "error" in e}
+    steps = {one.number: "done" for one in events if isinstance(one, CellStep) and one.finished}
+    return dict(sorted((steps | {one.number: "failed" for one in events if isinstance(one, CellFailed)}).items()))
 
 
 def test_all_jobs_end_and_all_processes_too(fake: FakeRay) -> None:
@@ -120,7 +122,7 @@ def test_all_jobs_end_and_all_processes_too(fake: FakeRay) -> None:
     events, started = run(5, 2)
     assert ended(events) == dict.fromkeys(range(5), "done")
     assert len(events) == 5 * STAGES
-    by = {n: {e["by"] for e in events if e["cell"] == n} for n in range(5)}
+    by = {n: {one.step.task for one in events if one.number == n} for n in range(5)}
     assert all(len(processes) == 1 for processes in by.values())
     assert len(started) == 2
     assert set(fake.killed) == set(started)
@@ -138,9 +140,9 @@ def test_a_death_fails_one_cell_and_is_replaced(fake: FakeRay) -> None:
     events, started = run(4, 1, {(1, 2), (3, 1)})
     assert ended(events) == {0: "done", 1: "failed", 2: "done", 3: "failed"}
     assert len(started) == 2
-    (failure,) = [e for e in events if e["cell"] == 1 and "error" in e]
-    assert "its process died" in failure["error"]
-    assert "--max-concurrent" in failure["error"]
+    (failure,) = [one for one in events if isinstance(one, CellFailed) and one.number == 1]
+    assert "its process died" in failure.error
+    assert "--max-concurrent" in failure.error
 
 
 def test_processes_that_never_start_end_the_run(fake: FakeRay) -> None:
@@ -153,5 +155,5 @@ def test_waiting_for_room_is_said(fake: FakeRay) -> None:
     """A cluster that others fill: a line, then it goes on."""
     fake.placed = False
     events, _ = run(1, 1)
-    assert events[0] == {"waiting": "1 processes wait for room on the cluster"}
+    assert events[0] == PoolWaiting("1 processes wait for room on the cluster")
     assert ended(events) == {0: "done"}

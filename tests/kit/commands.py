@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 LIBRARIES = [
     "deepspeed",
@@ -25,7 +25,7 @@ LIBRARIES = [
     "peft",
     "matplotlib.backends.backend_agg",
     "mlflow.store.tracking.sqlalchemy_store",
-    "raycl.cli.run",
+    "raycl.cli.app",
     "raycl.report.terminal",
     "raycl.sequence.group",
     "raycl.sequence.resolve",
@@ -156,29 +156,22 @@ def _redirect(folder: Path, environment: Mapping[str, str]) -> None:
 
 def _called(function: Any, folder: Path, environment: Mapping[str, str], arguments: tuple[Any, ...]) -> None:
     _redirect(folder, environment)
-    one_thread()
     function(folder, *arguments)
-
-
-def one_thread() -> None:
-    """One CPU thread: tiny matrices gain nothing from more, and lose much where cores are shared."""
-    from raycl.sequence import group as host
-
-    host._threads = lambda workers: 1
 
 
 def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None, whole: bool) -> None:
     """What such a process does: the command line, watched."""
+    from raycl.cli.app import main
+
     before = set(sys.modules)
     _record_events(folder / "events.jsonl")
     if stop_at:
         _die_at(*stop_at)
     if not whole:
         _leave_out_records()
-    from raycl.cli.run import app
-
+    sys.argv = ["sequence.py", *arguments]
     try:
-        app(arguments, prog_name="sequence.py")
+        main("run")
     finally:
         (folder / "modules.json").write_text(json.dumps(sorted(set(sys.modules) - before)))
         sys.stdout.flush()
@@ -187,45 +180,56 @@ def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None
 
 def _leave_out_records() -> None:
     """No MLflow and no figures."""
-    from unittest.mock import MagicMock
+    from raycl.sequence import driver
 
-    from raycl.report import files
-    from raycl.sequence import driver as sequence
+    class NoRecords:
+        """Records nothing, remembers nothing."""
 
-    sequence.Tracker = lambda *arguments: MagicMock(uri="sqlite:///none.db", start=lambda *known: "run", run_id="run")
-    files.plots = MagicMock(save=lambda figure, path: path.touch())
+        whole: ClassVar[dict[str, Path]] = {}
+        places: ClassVar[dict[str, str]] = {}
+
+        def __init__(self, *arguments: Any) -> None:
+            """Takes what `Records` takes."""
+
+        def handle(self, event: Any) -> None:
+            """Nothing."""
+
+    driver.Records = NoRecords
 
 
 def _record_events(path: Path) -> None:
-    """Write every event the driver handles to a file, with the time and the memory in use."""
+    """Write every event that the terminal hears, and a worker reported, to a file, with the time and the memory in use."""
     import psutil
 
-    from raycl.sequence.driver import Driver
+    from raycl.events import NAMES, to_json
+    from raycl.report.terminal import Terminal
 
-    handle = Driver.handle
+    handle = Terminal.handle
     path.touch()
     process = psutil.Process()
 
-    def recorded(self: Driver, event: dict[str, Any]) -> None:
-        with path.open("a") as stream:
-            stream.write(json.dumps(event | {"at": time.time(), "memory": process.memory_info().rss}) + "\n")
+    def recorded(self: Terminal, event: Any) -> None:
+        if type(event) in NAMES:
+            with path.open("a") as stream:
+                seen = {"at": time.time(), "memory": process.memory_info().rss}
+                stream.write(json.dumps(to_json(event) | seen) + "\n")
         handle(self, event)
 
-    Driver.handle = recorded
+    Terminal.handle = recorded
 
 
 def _die_at(stage: int, step: int) -> None:
     """Let this process end by SIGKILL just before an optimizer step."""
     from raycl.train.loop import TrainLoop
 
-    take_step = TrainLoop._step
+    take_step = TrainLoop.train_step
 
     def fatal(self: TrainLoop, micro_batches: Any) -> None:
         if (self.stage, self.step) == (stage, step):
             os.kill(os.getpid(), signal.SIGKILL)
         take_step(self, micro_batches)
 
-    TrainLoop._step = fatal
+    TrainLoop.train_step = fatal
 
 
 if __name__ == "__main__":  # the process of `Commands.cold`

@@ -1,4 +1,4 @@
-"""Sequences run by one of several data-parallel processes: Ray Train's local mode under torchrun's environment."""
+"""Sequences run by one of several data-parallel processes, under torchrun's environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_cases(scratch: Path, cases: list[Case], rank: int, world: int, ports: li
         place = case.place(world)
         place.mkdir(parents=True, exist_ok=True)
         try:
-            events = run_case(case, place / "store")
+            events = run_case(case, place / "store", rank, world)
         except Exception:
             (place / f"error-{rank}").write_text(traceback.format_exc())
             os._exit(3)  # the other process waits for this one and would wait for ever
@@ -44,18 +44,23 @@ def run_cases(scratch: Path, cases: list[Case], rank: int, world: int, ports: li
             (place / "events.json").write_text(json.dumps(events))
 
 
-def run_case(case: Case, folder: Path) -> list[dict[str, Any]]:
-    """Run one case in this process and return its events."""
-    from raycl.models.load import fingerprint
-    from raycl.sequence.group import run_workers
-    from raycl.sequence.plan import make_plan
-    from raycl.sequence.resolve import resolve
-    from raycl.state.store import Store
-    from raycl.tasks.load import load_tasks
+def run_case(case: Case, folder: Path, rank: int, world: int) -> list[dict[str, Any]]:
+    """Run one case as one of `world` processes and return its events."""
+    import torch.distributed as dist
 
-    spec = resolve("laptop", case.layers, 0)
-    tasks = load_tasks(spec.tasks, spec.data)
-    plan = make_plan(spec, tasks, fingerprint(spec.model))
-    events: list[dict[str, Any]] = []
-    run_workers(spec, plan, tasks, Store(str(folder)), 0, {}, events.append)
-    return events
+    from raycl.events import StageEvent, to_json
+    from raycl.sequence.job import make_job
+    from raycl.sequence.resolve import resolve
+    from raycl.sequence.worker import SequenceWorker
+    from raycl.state.store import Store
+    from raycl.train.workers import Workers, set_threads
+
+    set_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo")
+    events: list[StageEvent] = []
+    job = make_job(resolve("laptop", case.layers), Store(str(folder)))
+    SequenceWorker(job, Workers(rank, world), events.append).run()
+    if world > 1:
+        dist.destroy_process_group()
+    return [to_json(event) for event in events]

@@ -52,7 +52,7 @@ class MakeFlags:
             },
             "method": METHODS[method],
             "train": {"lr": 1e-2, "batch_size": 4, "log_every": 1},
-            "eval": {"batch_size": 8},
+            "eval": {"batch_size": 8, "forward": True},
             "workers": 0,
         }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.kit.tiny import LABELS, WORDS
 
 if TYPE_CHECKING:
+    from raycl.events import StageEvent
     from raycl.methods.common.base import Method
     from raycl.models.load import LoadedModel
     from raycl.state.stage_state import StagePart, StageState
@@ -81,12 +82,12 @@ def run_stage_in_memory(
     from raycl.train.workers import Workers
 
     class WatchedRun(StageRun):
-        def _train(self, module, train, held_out):
+        def train(self, module, train, held_out):
             self.probes = []
             self.trainable_names = sorted(name for name, p in module.named_parameters() if p.requires_grad)
             self._look(module)
             self.before = copies(module)
-            super()._train(module, train, held_out)
+            super().train(module, train, held_out)
             self.after = copies(module)
             self._look(module)
 
@@ -114,11 +115,19 @@ def run_stage_in_memory(
         workers=0,
     )
     encoder = Encoder(model.tokenizer, model.backbone.encoder_decoder, 64, 8)
-    events: list[dict[str, Any]] = []
+    events: list[StageEvent] = []
     run = WatchedRun(model, method, state, task, spec, encoder, Workers(), events.append)
     part = run.run()
     return StageResult(
-        part, state.append(part), method, run.log, events, run.trainable_names, run.before, run.after, run.probes
+        part,
+        state.append(part),
+        method,
+        in_json(run.log),
+        in_json(events),
+        run.trainable_names,
+        run.before,
+        run.after,
+        run.probes,
     )
 
 
@@ -131,6 +140,13 @@ def run_sequence_in_memory(
         state = results[-1].state if results else None
         results.append(run_stage_in_memory(model, method, tasks, state, **settings))
     return results
+
+
+def in_json(events: Sequence[StageEvent]) -> list[dict[str, Any]]:
+    """Events in their JSON form, which tests look at."""
+    from raycl.events import to_json
+
+    return [to_json(event) for event in events]
 
 
 def copies(module: Any) -> dict[str, Any]:

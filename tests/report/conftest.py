@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import PlannedStage
 
 
 def matrix_of(tasks: list[str], stages: int | None = None) -> AccuracyMatrix:
@@ -39,11 +38,9 @@ def stopped() -> AccuracyMatrix:
 
 
 @pytest.fixture
-def plan(four: AccuracyMatrix) -> list[dict[str, Any]]:
-    """Stage 2 is stored; its number of test examples is not known."""
-    rows = [
-        {"stage": i, "task": task, "key": f"a{i - 1}" * 32, "stored": i == 2, "train": 1000, "test": 100}
+def plan(four: AccuracyMatrix) -> tuple[PlannedStage, ...]:
+    """Stage 2 is stored."""
+    return tuple(
+        PlannedStage(i, task, f"a{i - 1}" * 32, stored=i == 2, train=1000, test=100)
         for i, task in enumerate(four.tasks, start=1)
-    ]
-    del rows[1]["test"]
-    return rows
+    )

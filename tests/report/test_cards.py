@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from raycl.analysis.published import TABLES, tables_of
-from raycl.cli.run import tools
 from raycl.methods.registry import METHODS, method_class
 from raycl.report.cards import card, cards, listing, markdown_table
+from tests.kit.cli import invoke
 
 ROOT = Path(__file__).parents[2]
 WANTED = (
@@ -35,7 +34,7 @@ def test_every_promised_method_is_there() -> None:
 
 def test_the_listing_names_every_method_with_all_it_should_say() -> None:
     """`python -m raycl methods`: paper, what trains, growth, task id at test, replayed data."""
-    shown = CliRunner().invoke(tools, ["methods"]).output
+    shown = invoke("methods").output
     for name, title, paper, trains, growth, task_id, replays in listing():
         assert all((title, paper, trains, growth, replays)) and task_id in ("yes", "no")
         assert name in shown and title in shown and paper in shown

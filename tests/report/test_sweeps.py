@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from raycl.report.sweeps import SweepTerminal
-from raycl.report.terminal import WIDE, standard_output
+from raycl.report.terminal import LOG_WIDTH, standard_output
 
 COUNTS = {"needed": 6, "distinct": 5, "stored": 0, "trained": 5, "shared": 1, "saved": 1}
 
@@ -46,7 +46,7 @@ def shown(width: int) -> list[str]:
 
 def test_a_wide_terminal_shows_one_table() -> None:
     """Best first, the settings that differ, none that is the same in all trials."""
-    head, *lines = [line for line in shown(WIDE) if line]
+    head, *lines = [line for line in shown(LOG_WIDTH) if line]
     assert head.split()[:6] == ["rank", "trial", "AP", "FT", "stages", "status"]
     assert "gate_pooling" in head
     assert not head.split().count("8")
@@ -70,6 +70,6 @@ def test_a_log_is_as_wide_as_the_tables_need(monkeypatch: pytest.MonkeyPatch) ->
     """Where there is no terminal its width is no limit, unless the user says so."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr("sys.stdout", io.StringIO())
-    assert standard_output().width == WIDE
+    assert standard_output().width == LOG_WIDTH
     monkeypatch.setenv("COLUMNS", "100")
     assert standard_output().width == 100

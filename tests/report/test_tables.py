@@ -58,7 +58,7 @@ def test_plan_shows_key_state_and_counts(plan: list[dict]) -> None:
     console.print(plan_table(plan))
     first, second = (line.split() for line in console.file.getvalue().splitlines()[1:3])
     assert first == ["1", "dbpedia", "a0" * 6, "to", "run", "1,000", "100"]
-    assert second == ["2", "amazon", "a1" * 6, "stored", "1,000", "-"]
+    assert second == ["2", "amazon", "a1" * 6, "stored", "1,000", "100"]
 
 
 def test_short() -> None:

@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import (
+    Phase,
+    PlannedStage,
+    RowDone,
+    Scored,
+    SequenceEnd,
+    SequenceStart,
+    StageEnd,
+    StageStart,
+    Status,
+    Step,
+)
 from raycl.report.terminal import Terminal
 
 SECONDS = {"train": 10.0, "pass": 2.0, "evaluation": 0.0, "other": 1.0}
 
 
-def run(console: Console, matrix: AccuracyMatrix, plan: list[dict[str, Any]]) -> str:
+def run(console: Console, matrix: AccuracyMatrix, plan: tuple[PlannedStage, ...]) -> str:
     """The output of a sequence whose stage 2 is stored."""
-    with Terminal(console) as terminal:
-        terminal.plan(plan)
-        terminal.handle({"event": "phase", "stage": 0, "phase": "evaluation", "done": 1, "total": 4})
-        for stage, task in enumerate(matrix.tasks, start=1):
-            if stage != 2:
-                train(terminal, stage, task)
-            ended = {"event": "stage_end", "stage": stage, "task": task, "key": "ab" * 32, "cached": stage == 2}
-            terminal.handle({**ended, "seconds": SECONDS, "gauges": {}})
-            for done in range(3):
-                terminal.handle({"event": "phase", "stage": stage, "phase": "evaluation", "done": done, "total": 2})
-            terminal.handle(
-                {"event": "scores", "stage": stage, "task": task, "score": 1.0, "examples": 1, "seen": True}
-            )
-            terminal.row(matrix, stage)
-        terminal.summary(matrix, {"folder": "/some/where", "store": "s3://bucket/x"}, "mlflow ui --port 5000")
+    terminal = Terminal(console)
+    terminal.handle(SequenceStart({}, plan))
+    terminal.handle(Phase(0, "evaluation", 1, 4))
+    for stage, task in enumerate(matrix.tasks, start=1):
+        if stage != 2:
+            train(terminal, stage, task)
+        terminal.handle(StageEnd(stage, task, "ab" * 32, stage == 2, SECONDS, {}))
+        for done in range(3):
+            terminal.handle(Phase(stage, "evaluation", done, 2))
+        terminal.handle(Scored(stage, task, "exact_match", 1.0, 1, 0.1, True))
+        terminal.handle(RowDone(stage, matrix.seen(stage), matrix.summary(stage)))
+    places = {"folder": "/some/where", "store": "s3://bucket/x", "MLflow": "mlflow ui --port 5000"}
+    terminal.handle(SequenceEnd("FINISHED", matrix.to_json(), {}, places))
     return console.file.getvalue()
 
 
 def train(terminal: Terminal, stage: int, task: str, steps: int = 40) -> None:
     """The events of a training with a log line every step."""
-    terminal.handle({"event": "stage_start", "stage": stage, "task": task, "steps": steps})
-    terminal.handle({"event": "phase", "stage": stage, "phase": "data pass", "done": 1, "total": 4})
+    terminal.handle(StageStart(stage, task, steps))
+    terminal.handle(Phase(stage, "data pass", 1, 4))
     for number in range(1, steps + 1):
-        base = {"event": "step", "stage": stage, "step": number, "steps": steps, "loss": 1.2345, "lr": 0.1}
-        terminal.handle({**base, "tokens_per_s": 1234.5, "terms": {}, "gauges": {}})
+        terminal.handle(Step(stage, number, steps, 0.1, 1.2345, 1234.5))
 
 
-def test_a_log_gets_a_few_plain_lines_per_stage(four: AccuracyMatrix, plan: list[dict[str, Any]]) -> None:
+def test_a_log_gets_a_few_plain_lines_per_stage(four: AccuracyMatrix, plan: tuple[PlannedStage, ...]) -> None:
     lines = run(Console(file=io.StringIO(), width=80), four, plan).splitlines()
     assert lines[0] == "Plan: 4 stages, 1 in the store, 3 to run"
     assert [line for line in lines if line.startswith("stage 1/4 dbpedia")] == [
@@ -58,7 +66,9 @@ def test_a_log_gets_a_few_plain_lines_per_stage(four: AccuracyMatrix, plan: list
     assert "\x1b" not in "".join(lines)
 
 
-def test_the_summary_has_matrix_measures_paths_and_command(four: AccuracyMatrix, plan: list[dict[str, Any]]) -> None:
+def test_the_summary_has_matrix_measures_paths_and_command(
+    four: AccuracyMatrix, plan: tuple[PlannedStage, ...]
+) -> None:
     lines = run(Console(file=io.StringIO(), width=80), four, plan).splitlines()
     assert lines[-4:] == [
         "After stage 4/4: AP 84.00  FT 4.00  BWT -4.00  FWT 10.00",
@@ -68,7 +78,7 @@ def test_the_summary_has_matrix_measures_paths_and_command(four: AccuracyMatrix,
     ]
 
 
-def test_a_terminal_gets_a_bar_with_loss_and_speed(four: AccuracyMatrix, plan: list[dict[str, Any]]) -> None:
+def test_a_terminal_gets_a_bar_with_loss_and_speed(four: AccuracyMatrix, plan: tuple[PlannedStage, ...]) -> None:
     text = run(Console(file=io.StringIO(), width=110, force_terminal=True), four, plan)
     assert "loss 1.234  1,234 tokens/s" in text
     assert "stage 1/4 dbpedia: done in 13.0 s" in text
@@ -77,24 +87,27 @@ def test_a_terminal_gets_a_bar_with_loss_and_speed(four: AccuracyMatrix, plan: l
 
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("width", [1, 8, 20, 40])
-def test_narrow_terminals(fifteen: AccuracyMatrix, plan: list[dict[str, Any]], width: int, terminal: bool) -> None:
+def test_narrow_terminals(fifteen: AccuracyMatrix, plan: tuple[PlannedStage, ...], width: int, terminal: bool) -> None:
     assert run(Console(file=io.StringIO(), width=width, force_terminal=terminal), fifteen, plan)
 
 
 def test_names_with_markup_are_shown_as_they_are() -> None:
     matrix = AccuracyMatrix(["[red]a[/b]"])
     matrix.set(1, "[red]a[/b]", 50.0)
-    plan = [{"stage": 1, "task": "[red]a[/b]", "key": "ab" * 32, "stored": False}]
+    plan = (PlannedStage(1, "[red]a[/b]", "ab" * 32, stored=False, train=1, test=1),)
     for terminal in (True, False):
         text = run(Console(file=io.StringIO(), width=120, force_terminal=terminal), matrix, plan)
         assert "stage 1/1 [red]a[/b]" in text
         assert "to run" in text
 
 
-def test_a_failure_inside_a_stage_leaves_the_cursor_visible() -> None:
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_failure_inside_a_stage_leaves_the_cursor_visible(four: AccuracyMatrix, status: Status) -> None:
+    """And nothing is summed up."""
     console = Console(file=io.StringIO(), width=80, force_terminal=True)
-    with pytest.raises(KeyboardInterrupt), Terminal(console) as terminal:
-        train(terminal, 1, "reviews")
-        raise KeyboardInterrupt
+    terminal = Terminal(console)
+    train(terminal, 1, "reviews")
+    terminal.handle(SequenceEnd(status, four.to_json()))
     text = console.file.getvalue()
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+    assert "Accuracy matrix" not in text

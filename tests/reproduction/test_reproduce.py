@@ -24,6 +24,7 @@ from raycl.reproduction.status import row_status, status_page
 from raycl.reproduction.tables.counts import gate_parameters, trained_parameters
 from raycl.spec import ModelSpec, RunSpec
 from raycl.tasks.orders import ORDERS
+from tests.kit.cli import invoke
 from tests.kit.tiny_texts import write_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -285,22 +286,17 @@ def test_paper_scale_goes_through_the_driver(model_folders: dict[str, Path], tmp
 
 def test_the_command_lists_plans_and_refuses() -> None:
     """Without a name it lists; a wrong name is one message and exit code 2."""
-    from typer.testing import CliRunner
-
-    from raycl.cli.reproduce import app
-
-    runner = CliRunner()
-    listed = runner.invoke(app, [])
-    assert listed.exit_code == 0 and all(f"| {name} |" in listed.output for name in ALL)
-    planned = runner.invoke(app, ["slao/main", "--plan", "--scale", "paper", "--row", "slao", "--seeds", "1"])
-    assert planned.exit_code == 0 and "| slao | standard | std-1 | 0 | 4 |" in planned.output
-    wrong = runner.invoke(app, ["slao/mian"])
-    assert wrong.exit_code == 2 and "did you mean 'slao/main'" in wrong.output + wrong.stderr
+    listed = invoke("reproduce")
+    assert listed.code == 0 and all(f"| {name} |" in listed.stdout for name in ALL)
+    planned = invoke("reproduce", ["slao/main", "--plan", "--scale", "paper", "--row", "slao", "--seeds", "1"])
+    assert planned.code == 0 and "| slao | standard | std-1 | 0 | 4 |" in planned.stdout
+    wrong = invoke("reproduce", ["slao/mian"])
+    assert wrong.code == 2 and "did you mean 'slao/main'" in wrong.stderr
 
 
 def test_ids_are_unique_and_forms_are_checked() -> None:
     """The registry loses none; a form with an unknown field is refused."""
-    from raycl.reproduction.catalogue import am_lora, gain_lora, slao
+    from raycl.reproduction.tables import am_lora, gain_lora, slao
 
     assert len(ALL) == sum(len(paper.REPRODUCTIONS) for paper in (am_lora, gain_lora, slao))
     with pytest.raises(ValueError):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from raycl.methods.registry import METHODS, method_class, method_params
-from raycl.report.terminal import Terminal
 from raycl.sequence.driver import Options, SequenceResult, run_sequence
 from raycl.sequence.resolve import resolve
 from raycl.state.store import Store
@@ -27,7 +26,7 @@ def run(flags: MakeFlags, tmp_path: Path, method: dict[str, Any], order: str = "
     fields = flags.spec("sin_lora", "llama") | {"method": method, "order": order, "workers": 0}
     spec = resolve("laptop", [fields], gpus=0)
     options = Options(str(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}", "test", str(tmp_path / "out"))
-    return run_sequence(spec, options, Terminal())
+    return run_sequence(spec, options)
 
 
 @pytest.mark.parametrize("name", sorted(ONE_EACH))
@@ -82,7 +81,7 @@ def test_a_new_method_is_one_file_and_one_line(
 
 def test_a_branch_describes_itself(flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hyper-parameters need not know a branch's shape: the stored PEFT configuration is made from the branch."""
-    monkeypatch.setitem(METHODS, "fixed", "toy_branch:FixedBranch")
+    monkeypatch.setitem(METHODS, "fixed", "tests.kit.toy_branch:FixedBranch")
     result = run(flags, tmp_path, {"name": "fixed"})
     assert result.trained == [1, 2]
     store = Store(str(tmp_path / "store"))

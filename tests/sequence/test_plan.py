@@ -65,7 +65,7 @@ TASKS = [toy(name) for name in ("a", "b", "c", "d", "e")]
 def plan_of(tasks: list[Task] = TASKS, fingerprint: str = MODEL, **changes: Any) -> Plan:
     """The plan of a sequence with some fields changed."""
     names = [task.name for task in tasks]
-    values = {"order": "custom", "tasks": names, "method": {"name": "o_lora"}}
+    values = {"order": "custom", "tasks": names, "method": {"name": "o_lora"}, "eval": {"forward": True}}
     return make_plan(parse(values | changes, method_params), tasks, fingerprint)
 
 

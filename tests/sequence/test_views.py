@@ -7,37 +7,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycl.models.load import fingerprint
-from raycl.sequence.local import Stepper
-from raycl.sequence.plan import make_plan
+from raycl.sequence.job import make_job
+from raycl.sequence.local import Stepper, worker_here
 from raycl.sequence.resolve import resolve
 from raycl.sequence.views import view_of, with_angles
 from raycl.state.store import Store
-from raycl.tasks.load import load_tasks
 
 
 def test_a_view_grows_with_the_store(flags, tmp_path: Path) -> None:
     """Before, in the middle and at the end of a sequence of two stages; nothing is written by looking."""
     layer = flags.spec("gain_o", "llama") | {"order": "roget,snippets"}
     spec = resolve("laptop", [layer], 0)
-    tasks = load_tasks(spec.tasks, spec.data)
-    plan = make_plan(spec, tasks, fingerprint(spec.model))
     store = Store(str(tmp_path / "store"))
-    fresh = view_of(spec, tasks, plan, store)
+    job = make_job(spec, store)
+    fresh = view_of(job)
     assert (fresh.status, fresh.last, fresh.stages, fresh.angles) == ("0 of 2 stages", 0, [], None)
 
-    stepper = Stepper(spec, tasks, plan, store, {})
+    stepper = Stepper(job, worker_here(job))
     stepper.step()
-    half = view_of(spec, tasks, plan, store, label="half", status="stopped")
+    half = view_of(job, label="half", status="stopped")
     assert (half.label, half.status, half.last, half.angles) == ("half", "stopped", 1, None)
 
     stepper.step()
     files = sorted(tmp_path.rglob("*"))
-    whole = view_of(spec, tasks, plan, store, angles=False)
+    whole = view_of(job, angles=False)
     assert whole.label == f"gain_lora over o_lora, {spec.order}, seed 0"
     assert (whole.status, whole.last) == ("finished", 2)
     assert whole.matrix == stepper.matrix
-    assert whole.keys == [stage.key for stage in plan.stages]
+    assert whole.keys == [stage.key for stage in job.plan.stages]
     assert [len(stage.steps) for stage in whole.stages] == [4, 4]
     assert {"gate_mean/1", "gate_mean/2"} <= set(whole.stages[1].gauges)
     assert whole.seconds > 0 and whole.trainable > 0 and whole.bytes > 0

@@ -17,7 +17,8 @@ from raycl.report.sweeps import SweepTerminal
 from raycl.sequence.driver import Options
 from raycl.state.store import Store
 from raycl.sweep import tune as tune_host
-from raycl.sweep.plan import SweepSettings
+from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
+from raycl.sweep.plan import SweepRequest, SweepSettings
 from raycl.sweep.run import SweepResult, run_sweep
 from raycl.sweep.spaces import Point, Space
 from raycl.sweep.trials import TrialSettings, open_trial
@@ -49,24 +50,24 @@ class Loop:
         points: list[Point] | None,
         tasks: list[Task],
         folder: str,
-        handle: Callable[[dict[str, Any]], None],
+        handle: Callable[[TrialEvent], None],
     ) -> None:
         """What `run_trials` does."""
         done = 0
         for number, point in enumerate(points or space.samples()[: settings.trials], start=1):
-            facts = {"trial": f"t{number}", "point": point}
-            if facts["trial"] in self.ended:
+            name = f"t{number}"
+            if name in self.ended:
                 continue
-            handle({"event": "trial_start"} | facts)
+            handle(TrialStart(name, point))
             stepper = open_trial(trial, point, tasks)
             while not stepper.finished and stepper.done < self.stages.get(number, 99):
                 row = stepper.step()
-                handle({"event": "trial_stage", "stage": row["stage"], "trained": row["trained"], "failed": ""} | facts)
+                handle(TrialStage(name, point, row.stage, row.trained, ""))
                 done += 1
                 if done == self.dies_after:
                     raise Stop
-            self.ended.add(facts["trial"])
-            handle({"event": "trial_end", "failed": ""} | facts)
+            self.ended.add(name)
+            handle(TrialEnd(name, point, ""))
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def sweep(flags: MakeFlags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     def run(resume: bool = False, **settings: object) -> SweepResult:
         chosen = SweepSettings(space=str(tmp_path / "space.py"), **settings)
         terminal = SweepTerminal(Console(width=140, highlight=False))
-        return run_sweep(chosen, "laptop", layers, 0, options, terminal, resume)
+        return run_sweep(SweepRequest(chosen, "laptop", layers, resume=resume), options, terminal)
 
     return run
 

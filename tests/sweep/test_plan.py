@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from raycl.cluster import capacity
 from raycl.errors import SpecError
+from raycl.sequence import job
 from raycl.sequence.sharing import sharing, spread
-from raycl.sweep import trials
-from raycl.sweep.plan import SweepPlan, SweepSettings, plan_sweep, sweep_settings
+from raycl.sweep.plan import SweepPlan, SweepRequest, SweepSettings, plan_sweep, sweep_settings
 from raycl.sweep.record import SweepRecord, TrialRecord
-from raycl.sweep.trials import capacity
 
 SPACES = Path(__file__).parents[2] / "tune_spaces"
 
@@ -19,13 +19,13 @@ SPACES = Path(__file__).parents[2] / "tune_spaces"
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fingerprint without a model."""
-    monkeypatch.setattr(trials, "known_fingerprint", lambda model: "0" * 64)
+    monkeypatch.setattr(job, "known_fingerprint", lambda model: "0" * 64)
 
 
 def planned(space: Path, order: str, data: Path, **settings: object) -> SweepPlan:
     """A sweep's plan on small data."""
     layers = [{"order": order, "data": {"source": str(data), "train_examples": 6, "test_examples": 2}}]
-    return plan_sweep(SweepSettings(space=str(space), **settings), "laptop", layers, 0, "/nowhere")
+    return plan_sweep(SweepRequest(SweepSettings(space=str(space), **settings), "laptop", layers), "/nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_settings_are_chosen_on_rows_outside_the_test_split(five: Path) -> None:
     tests = {example.id for task in plan.tasks for example in task.test}
     assert tests and not tests & {example.id for task in plan.tasks for example in task.train}
     layers = [{"order": "agnews", "data": {"source": str(five), "test_split": "test", "train_examples": 6}}]
-    said = plan_sweep(SweepSettings(space=str(SPACES / "o_lora.py")), "laptop", layers, 0, "/nowhere")
+    said = plan_sweep(SweepRequest(SweepSettings(space=str(SPACES / "o_lora.py")), "laptop", layers), "/nowhere")
     assert said.example.data.test_split == "test"
     assert [keys[0] for keys in said.keys] == [keys[0] for keys in plan.keys]
 
@@ -111,7 +111,7 @@ def test_wrong_settings_are_named(five: Path, tmp_path: Path) -> None:
         planned(path, "agnews", five)
     layers = [{"order": "demo", "method": {"lambda1": 1.0}}]
     with pytest.raises(SpecError, match=r"method.lambda1: set to 1.0 by a flag or --config, and varied by"):
-        plan_sweep(SweepSettings(space=str(SPACES / "o_lora.py")), "laptop", layers, 0, "/nowhere")
+        plan_sweep(SweepRequest(SweepSettings(space=str(SPACES / "o_lora.py")), "laptop", layers), "/nowhere")
     with pytest.raises(SpecError, match=r"(?s)--scheduler.*'best'.*--max-concurrent"):
         sweep_settings({"space": "x", "scheduler": "best", "max_concurrent": "all"})
 

@@ -13,10 +13,23 @@ import pytest
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
+from raycl.events import (
+    Phase,
+    PlannedStage,
+    RowDone,
+    Scored,
+    SequenceEnd,
+    SequenceStart,
+    StageEnd,
+    StageStart,
+    Status,
+    Step,
+    Term,
+)
 from raycl.tracking import outbox
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import LONGEST_PARAM, flat
-from raycl.tracking.tracker import GroupTracker, Tracker, default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking.tracker import GroupTracker, Resumed, Tracker, default_uri, mlflow_ui_command, resolve_uri
 
 SPEC: dict[str, Any] = {
     "order": "demo",
@@ -27,33 +40,30 @@ SPEC: dict[str, Any] = {
     "seed": 3,
     "preset": "smoke",
 }
-PLAN = [
-    {"stage": 1, "task": "reviews", "key": "a" * 64, "stored": False, "train": 100, "test": 20},
-    {"stage": 2, "task": "plots (long)", "key": "b" * 64, "stored": True, "train": 90, "test": 10},
-]
+PLAN = (
+    PlannedStage(1, "reviews", "a" * 64, stored=False, train=100, test=20),
+    PlannedStage(2, "plots (long)", "b" * 64, stored=True, train=90, test=10),
+)
 
 
-def step(stage: int, number: int, loss: float) -> dict[str, Any]:
-    """A `step` event."""
-    terms = {"orthogonal": {"raw": 2.0, "weighted": 1.0, "ratio": 0.5}}
-    base = {"event": "step", "stage": stage, "step": number, "steps": 3, "loss": loss, "lr": 0.001}
-    return base | {"tokens_per_s": 100.0, "terms": terms, "gauges": {"overlap": 0.1}}
+def step(stage: int, number: int, loss: float) -> Step:
+    """A log record."""
+    return Step(stage, number, 3, 0.001, loss, 100.0, {"orthogonal": Term(2.0, 1.0, 0.5)}, {"overlap": 0.1})
 
 
-def end(stage: int, cached: bool, **more: Any) -> dict[str, Any]:
-    """A `stage_end` event."""
-    row = PLAN[stage - 1]
+def end(stage: int, cached: bool, log: tuple[Step, ...] = ()) -> StageEnd:
+    """The end of a stage."""
+    planned = PLAN[stage - 1]
     seconds = {"train": 4.0, "pass": 0.0, "evaluation": 1.0, "other": 0.5}
-    base = {"event": "stage_end", "stage": stage, "task": row["task"], "key": row["key"], "cached": cached}
-    return base | {"seconds": seconds, "gauges": {"overlap": 0.2}} | more
+    return StageEnd(stage, planned.task, planned.key, cached, seconds, {"overlap": 0.2}, log)
 
 
 def first_stage(tracker: Tracker) -> None:
     """The events of stage 1, trained here."""
-    tracker.handle({"event": "stage_start", "stage": 1, "task": "reviews", "steps": 3})
+    tracker.handle(StageStart(1, "reviews", 3))
     for number in (1, 2, 3):
         tracker.handle(step(1, number, 1.0 / number))
-    tracker.handle({"event": "phase", "stage": 1, "phase": "evaluation", "done": 1, "total": 2})
+    tracker.handle(Phase(1, "evaluation", 1, 2))
     tracker.handle(end(1, cached=False))
 
 
@@ -62,11 +72,20 @@ def scores(tracker: Tracker, matrix: AccuracyMatrix) -> None:
     for stage, row in enumerate([(10.0, 20.0), (80.0, 30.0), (70.0, 60.0)]):
         for task, score in zip(SPEC["tasks"], row, strict=True):
             matrix.set(stage, task, score)
-            tracker.handle(
-                {"event": "scores", "stage": stage, "task": task, "score": score, "examples": 5, "seen": True}
-            )
+            tracker.handle(Scored(stage, task, "exact_match", score, 5, 0.1, True))
         if stage:
-            tracker.row(matrix, stage)
+            tracker.handle(RowDone(stage, matrix.seen(stage), matrix.summary(stage)))
+
+
+def start(tracker: Tracker, spec: dict[str, Any] = SPEC) -> str:
+    """Begin a sequence; the id of its run."""
+    tracker.handle(SequenceStart(spec, PLAN))
+    return tracker.run_id
+
+
+def finish(tracker: Tracker, matrix: AccuracyMatrix | None = None, status: Status = "FINISHED") -> None:
+    """End a sequence."""
+    tracker.handle(SequenceEnd(status, (matrix or AccuracyMatrix(SPEC["tasks"])).to_json()))
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +112,13 @@ def finished(uri: str, folder: Path) -> Tracker:
     figure = folder / "matrix.png"
     figure.write_bytes(b"a figure")
     tracker = Tracker(uri, "finished", "my run")
-    assert tracker.start(SPEC, PLAN) == tracker.run_id != ""
+    assert start(tracker) == tracker.run_id != ""
     first_stage(tracker)
-    tracker.handle(end(2, cached=True, log=[step(2, 1, 0.9), step(2, 3, 0.3)]))
+    tracker.handle(end(2, cached=True, log=(step(2, 1, 0.9), step(2, 3, 0.3))))
     matrix = AccuracyMatrix(SPEC["tasks"])
     scores(tracker, matrix)
-    tracker.finish(matrix, [figure])
+    tracker.artifacts = [figure]
+    finish(tracker, matrix)
     return tracker
 
 
@@ -156,20 +176,20 @@ def test_artifacts_lie_beside_the_database(client: Any, finished: Tracker, folde
 
 def test_resume_adds_to_the_same_runs_without_doubling_points(client: Any, uri: str) -> None:
     first = Tracker(uri, "resumed", "run")
-    first.start(SPEC, PLAN)
-    first.handle({"event": "stage_start", "stage": 1, "task": "reviews", "steps": 3})
+    start(first)
+    first.handle(StageStart(1, "reviews", 3))
     first.handle(step(1, 1, 1.0))
-    first.handle({"event": "scores", "stage": 0, "task": "reviews", "score": 10.0, "examples": 5, "seen": False})
-    first.finish(AccuracyMatrix(SPEC["tasks"]), [], "FAILED")
+    first.handle(Scored(0, "reviews", "exact_match", 10.0, 5, 0.1, False))
+    finish(first, status="FAILED")
     assert [run.info.status for run in children(client, first)] == ["FAILED"]
 
-    again = Tracker(uri, "resumed", "run")
-    assert again.start(SPEC, PLAN, first.run_id) == first.run_id
+    again = Tracker(uri, "resumed", "run", Resumed(run_id=first.run_id))
+    assert start(again) == first.run_id
     assert client.get_run(first.run_id).info.status == "RUNNING"
     first_stage(again)
     matrix = AccuracyMatrix(SPEC["tasks"])
     scores(again, matrix)
-    again.finish(matrix, [])
+    finish(again, matrix)
     (child,) = children(client, again)
     assert [point[0] for point in history(client, child.info.run_id, "loss")] == [1, 2, 3]
     assert [point[0] for point in history(client, again.run_id, "acc/reviews")] == [0, 1, 2]
@@ -179,21 +199,21 @@ def test_resume_adds_to_the_same_runs_without_doubling_points(client: Any, uri: 
 def test_a_changed_param_is_a_warning_and_keeps_its_first_value(
     client: Any, finished: Tracker, uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    again = Tracker(uri, "finished", "my run")
-    again.start({**SPEC, "seed": 4}, PLAN, finished.run_id)
-    again.finish(AccuracyMatrix(SPEC["tasks"]), [])
+    again = Tracker(uri, "finished", "my run", Resumed(run_id=finished.run_id))
+    start(again, {**SPEC, "seed": 4})
+    finish(again)
     assert client.get_run(finished.run_id).data.params["seed"] == "3"
     assert [record.message for record in caplog.records if "keeps its first value of seed" in record.message]
 
 
 def test_a_run_or_experiment_that_was_removed_does_not_stop_tracking(client: Any, uri: str) -> None:
-    tracker = Tracker(uri, "removed", "run")
-    tracker.start(SPEC, PLAN, "0" * 32)
+    tracker = Tracker(uri, "removed", "run", Resumed(run_id="0" * 32))
+    start(tracker)
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
-    tracker.finish(AccuracyMatrix(SPEC["tasks"]), [], "KILLED")
+    finish(tracker, status="KILLED")
     client.delete_experiment(client.get_experiment_by_name("removed").experiment_id)
     again = Tracker(uri, "removed", "run")
-    assert client.get_run(again.start(SPEC, PLAN)).info.lifecycle_stage == "active"
+    assert client.get_run(start(again)).info.lifecycle_stage == "active"
 
 
 def test_a_server_that_is_down_costs_one_warning_and_no_error(
@@ -202,11 +222,11 @@ def test_a_server_that_is_down_costs_one_warning_and_no_error(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = Tracker("http://127.0.0.1:9", "away", "run")
     with caplog.at_level(logging.WARNING, "raycl"):
-        assert tracker.start(SPEC, PLAN) == ""
+        assert start(tracker) == ""
         first_stage(tracker)
         scores(tracker, AccuracyMatrix(SPEC["tasks"]))
         assert len(caplog.records) == 1
-        tracker.finish(AccuracyMatrix(SPEC["tasks"]), [])
+        finish(tracker)
     assert [("no answer, the run goes on" in r.message, "are lost" in r.message) for r in caplog.records] == [
         (True, False),
         (False, True),
@@ -220,13 +240,13 @@ def test_after_an_outage_nothing_is_missing(client: Any, uri: str, monkeypatch: 
         raise ConnectionError("refused")
 
     with monkeypatch.context() as outage:
-        outage.setattr(tracking, "_connect", away)
+        outage.setattr(tracking, "connect", away)
         tracker = Tracker(uri, "outage", "run")
-        assert tracker.start(SPEC, PLAN) == ""
+        assert start(tracker) == ""
         first_stage(tracker)
     matrix = AccuracyMatrix(SPEC["tasks"])
     scores(tracker, matrix)
-    tracker.finish(matrix, [])
+    finish(tracker, matrix)
     (child,) = children(client, tracker)
     assert [point[0] for point in history(client, child.info.run_id, "loss")] == [1, 2, 3]
     assert history(client, tracker.run_id, "AP") == [(1, 80.0), (2, 65.0)]
@@ -234,9 +254,9 @@ def test_after_an_outage_nothing_is_missing(client: Any, uri: str, monkeypatch: 
 
 def test_two_processes_may_make_one_database_and_experiment_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from raycl.tracking.tracker import Tracker\n"
+        "import sys; from raycl.events import SequenceStart; from raycl.tracking.tracker import Tracker\n"
         "tracker = Tracker(sys.argv[1], 'shared', 'run'); sys.stdin.readline()\n"
-        f"print(tracker.start({SPEC!r}, []), tracker._experiment_id)"
+        f"tracker.handle(SequenceStart({SPEC!r}, ())); print(tracker.run_id)"
     )
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -246,9 +266,12 @@ def test_two_processes_may_make_one_database_and_experiment_at_once(tmp_path: Pa
         process.stdin.flush()
     results = [process.communicate(timeout=120) for process in running]
     assert [errors for _, errors in results] == ["", ""], "MLflow's and alembic's chatter is silenced"
-    (first, experiment), (second, same) = (output.split() for output, _ in results)
-    assert experiment == same
-    assert first != second
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=command[-1])
+    runs = [output.strip() for output, _ in results]
+    assert len({client.get_run(run).info.experiment_id for run in runs}) == 1
+    assert len(set(runs)) == 2
 
 
 # --- no MLflow from here on ------------------------------------------------------------------------------------------
@@ -257,7 +280,7 @@ def test_two_processes_may_make_one_database_and_experiment_at_once(tmp_path: Pa
 def test_outbox_keeps_order_through_an_outage(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outbox, "FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_SECONDS", 1000.0)
     box = Outbox("service", lambda error: isinstance(error, ConnectionError))
     made: list[int] = []
     tries: list[int] = []
@@ -291,13 +314,12 @@ def test_outbox_drops_what_is_refused_and_goes_on(caplog: pytest.LogCaptureFixtu
 
 
 def test_outbox_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "LONGEST_LINE", 2)
+    monkeypatch.setattr(outbox, "MAX_QUEUED_CALLS", 2)
     monkeypatch.setattr(outbox, "ATTEMPTS", 1)
     box = Outbox("service", lambda error: True)
     for _ in range(5):
         box.send("a call", lambda: 1 / 0)
-    assert len(box._line) == 2
-    assert box.undelivered == 5
+    assert (box.waiting, box.undelivered) == (2, 5)
 
 
 def test_long_params_are_shown_by_their_hash() -> None:
@@ -335,12 +357,12 @@ def test_a_group_stands_above_its_sequences(uri: str, folder: Path) -> None:
     table.write_text("| a |")
     group = GroupTracker(uri, "groups", "all methods")
     run_id = group.start("comparison", {"orders": ["demo"], "seeds": [0, 1]})
-    sequence = Tracker(uri, "groups", "one", parent=run_id)
-    sequence.start(SPEC, PLAN)
-    sequence.finish(AccuracyMatrix(SPEC["tasks"]), [])
-    group.finish({"AP/a b:c": 1.5, "FT/x": None, "BWT/x": float("nan")}, 1, [table])
-    again = GroupTracker(uri, "groups", "all methods")
-    assert again.start("comparison", {"orders": ["demo"], "seeds": [0, 1]}, run_id) == run_id
+    sequence = Tracker(uri, "groups", "one", Resumed(parent=run_id))
+    start(sequence)
+    finish(sequence)
+    group.finish({"AP/a b:c": 1.5, "BWT/x": float("nan")}, 1, [table])
+    again = GroupTracker(uri, "groups", "all methods", Resumed(run_id=run_id))
+    assert again.start("comparison", {"orders": ["demo"], "seeds": [0, 1]}) == run_id
     again.finish({"AP/a b:c": 2.5}, 2, [table])
     from mlflow import MlflowClient
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raycl.events import Term
 from raycl.methods.common.base import Penalty, StageInfo
 from raycl.train.loop import lr_factor
 from raycl.train.meter import Meter
@@ -43,10 +44,10 @@ def test_meter_gives_means_since_the_last_reading():
     for loss, raw in ((1.0, 4.0), (3.0, 8.0)):
         meter.add(torch.tensor(loss), {"norm": Penalty(torch.tensor(raw), 0.5)}, 100)
     read = meter.read()
-    assert read["loss"] == 2.0 and read["tokens_per_s"] > 0
-    assert read["terms"] == {"norm": {"raw": 6.0, "weighted": 3.0, "ratio": 1.5}}
+    assert read.loss == 2.0 and read.tokens_per_s > 0
+    assert read.terms == {"norm": Term(raw=6.0, weighted=3.0, ratio=1.5)}
     meter.add(torch.tensor(7.0), {}, 1)
-    assert meter.read()["loss"] == 7.0
+    assert meter.read().loss == 7.0
 
 
 def test_best_keeps_the_weights_of_the_lowest_loss():

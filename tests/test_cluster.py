@@ -11,7 +11,6 @@ import ray
 
 from raycl import cluster
 from raycl.errors import SetupError
-from raycl.sequence import group as host
 
 
 class Starts:
@@ -57,7 +56,7 @@ def test_another_programs_cluster_is_never_joined(monkeypatch: pytest.MonkeyPatc
     """Without RAY_ADDRESS and `ray start` a run has a cluster of its own; `auto` would find any other on the machine."""
     starts = replaced(monkeypatch, 0, RuntimeError())
     assert not cluster.attach()
-    host.start_cluster()
+    cluster.start_cluster()
     assert [call["address"] for call in starts.calls] == ["local"]
     assert starts.calls[0]["include_dashboard"] is False
 
@@ -86,11 +85,11 @@ def test_a_slow_start_is_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may need more than Ray's 30 s; after two tries the message names a way without Ray's workers."""
     slow = Exception("The current node timed out during startup. ...")
     starts = replaced(monkeypatch, 1, slow)
-    host.start_cluster()
+    cluster.start_cluster()
     assert len(starts.calls) == 2
     starts = replaced(monkeypatch, 2, slow)
     with pytest.raises(SetupError, match="--workers 0"):
-        host.start_cluster()
+        cluster.start_cluster()
     assert len(starts.calls) == 2
 
 
@@ -98,5 +97,5 @@ def test_another_failure_to_start_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
     """Only a timeout is tried again."""
     starts = replaced(monkeypatch, 1, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
-        host.start_cluster()
+        cluster.start_cluster()
     assert len(starts.calls) == 1
