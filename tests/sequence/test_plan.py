@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raycl.methods.registry import method_params
+from raycl.presets import merge
 from raycl.sequence.plan import Plan, make_plan
 from raycl.spec import RunSpec, parse
 from raycl.tasks.task import Example, Task
@@ -66,7 +67,7 @@ def plan_of(tasks: list[Task] = TASKS, fingerprint: str = MODEL, **changes: Any)
     """The plan of a sequence with some fields changed."""
     names = [task.name for task in tasks]
     values = {"order": "custom", "tasks": names, "method": {"name": "o_lora"}, "eval": {"forward": True}}
-    return make_plan(parse(values | changes, method_params), tasks, fingerprint)
+    return make_plan(parse(merge(values, changes), method_params), tasks, fingerprint)
 
 
 def stage_keys(plan: Plan) -> list[str]:
