@@ -16,7 +16,7 @@ from raycl.cli.shared import (
     TrackingFlag,
     gpus_at_hand,
     make_layers,
-    quiet,
+    prepare,
 )
 
 Methods = Annotated[
@@ -61,7 +61,7 @@ def compare(
     and stops nothing; the exit code then says whose fault it was: 2 if the user can mend all of them, else 1.
     """
     layers = make_layers(config, sets, {"model": model, "data": data, "workers": workers})
-    quiet()
+    prepare()
     from raycl.comparison.driver import HowToRun, run_comparison
     from raycl.comparison.grid import grid_of
     from raycl.sequence.driver import Options

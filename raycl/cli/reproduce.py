@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raycl.cli.shared import quiet
+from raycl.cli.shared import prepare
 
 Name = Annotated[str | None, typer.Argument(help="paper/table, a paper, or `all`; none = list them")]
 Scale = Annotated[str, typer.Option(help="smoke: a tiny random model, minutes on a laptop | paper: the real thing")]
@@ -51,7 +51,7 @@ def reproduce(
 
     Finished stages are kept in the store: the same command again continues where it stopped.
     """
-    quiet()
+    prepare()
     from raycl.reproduction.catalogue import find
     from raycl.reproduction.driver import Part, Where, make_place, plan_text, prepared, run_all
     from raycl.reproduction.status import listing

@@ -19,7 +19,7 @@ from raycl.cli.shared import (
     TrackingFlag,
     gpus_at_hand,
     make_layers,
-    quiet,
+    prepare,
 )
 from raycl.cli.show import fields as show_fields
 
@@ -54,7 +54,7 @@ def run(
         return show_fields(method or "gain_lora")
     flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed, "workers": workers}
     layers = make_layers(config, sets, flags)
-    quiet()
+    prepare()
     from raycl.sequence.driver import Options, run_sequence
     from raycl.sequence.resolve import resolve
 

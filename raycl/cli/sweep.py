@@ -18,7 +18,7 @@ from raycl.cli.shared import (
     StoreFlag,
     TrackingFlag,
     make_layers,
-    quiet,
+    prepare,
 )
 
 Space = Annotated[str, typer.Option(help="a space file: tune_spaces/*.py, or one of your own")]
@@ -72,7 +72,7 @@ def sweep(
     chosen |= {"cpus_per_trial": cpus, "gpus_per_trial": gpus}
     flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed}
     layers = make_layers(config, sets, flags)
-    quiet()
+    prepare()
     from raycl.cluster import cluster_gpus
     from raycl.sequence.driver import Options
     from raycl.sweep.plan import SweepRequest, sweep_settings
