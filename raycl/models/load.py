@@ -196,8 +196,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(state)
     plain.save_pretrained(folder)

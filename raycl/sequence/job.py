@@ -43,7 +43,8 @@ def make_job(spec: RunSpec, store: Store, tasks: list[Task] | None = None) -> Se
     Raises UserError for data or a model that cannot be read.
     """
     tasks = load_tasks(spec.tasks, spec.data) if tasks is None else tasks
-    plan = make_plan(spec, tasks, known_fingerprint(spec.model))
+    model = known_fingerprint(spec.model)  # pyright: ignore[reportArgumentType]  # a frozen model has a hash
+    plan = make_plan(spec, tasks, model)
     return SequenceJob(spec, plan, tasks, store, known_environment())
 
 

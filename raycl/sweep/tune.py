@@ -30,7 +30,7 @@ Event = dict[str, Any]
 RETRIES = 2
 """How often a trial whose process died is taken up again; it continues from the store."""
 FILE = "stage.json"
-TRIAL_OVERHEAD = {"memory": 50 * 2**20}
+TRIAL_OVERHEAD: dict[str, float] = {"memory": 50 * 2**20}
 """What a trial with a worker group asks for itself: the group has the CPUs or GPUs. Tune wants more than nothing."""
 METRIC = "AP"
 
@@ -38,7 +38,8 @@ METRIC = "AP"
 class SequenceTrial(Trainable):
     """A Tune trial over a `Stepper`."""
 
-    def setup(self, config: dict[str, Any], tasks: list[Task]) -> None:
+    # `with_parameters` adds the tasks.
+    def setup(self, config: dict[str, Any], tasks: list[Task]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Called once in a process."""
         self._tasks = tasks
         self.reset_config(config)
@@ -79,7 +80,8 @@ class SequenceTrial(Trainable):
         done = self.stepper.done if self.stepper else 0
         Path(checkpoint_dir, FILE).write_text(json.dumps({"stage": done}), encoding="utf-8")
 
-    def load_checkpoint(self, checkpoint: str) -> None:
+    # Tune hands over the folder that `save_checkpoint` has filled.
+    def load_checkpoint(self, checkpoint: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read the stages it had done from the store; one that is lost is made again."""
         done = json.loads(Path(checkpoint, FILE).read_text(encoding="utf-8"))["stage"]
         while self.stepper and self.stepper.done < done:
