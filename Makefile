@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: setup      ## four small real tasks on the packaged 135M model, no downloads from any hub
-	$(BIN)/python jobs/sequence.py --order demo
+	$(BIN)/raycl run --order demo
 
 check: setup     ## style, complexity and types, without running anything
 	$(BIN)/ruff check .
@@ -40,11 +40,11 @@ test-fast: setup ## all tests but the slow ones
 	$(BIN)/python -m pytest -x -q -m "not slow"
 
 cards: setup     ## the pages about the methods, from code and measurements
-	$(BIN)/python -m raycl cards
+	$(BIN)/raycl cards
 
 reproduce-smoke: setup  ## every published table with a tiny random model, and the page that says what was run
-	$(BIN)/python jobs/reproduce.py all --scale smoke --output benchmarks/results/reproductions
-	$(BIN)/python -m raycl reproductions
+	$(BIN)/raycl reproduce all --scale smoke --output benchmarks/results/reproductions
+	$(BIN)/raycl reproductions
 
 lock: setup      ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --universal --python-version 3.11 \

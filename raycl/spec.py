@@ -8,9 +8,11 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from raycl.errors import SpecError, one_message, problems
 
@@ -18,6 +20,26 @@ Json = dict[str, Any]
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Weight = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class NotInKey:
+    """Marks a field of a spec model that has no effect of its own on results, so that it is left out of every key.
+
+    What carries no mark is in the keys: a new field can be left out only on purpose.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True)
+class InKeyUnlessDefault:
+    """Marks a field that is in the keys only where it differs from its default: older keys were made without it."""
+
+
+@dataclass(frozen=True)
+class PerStage:
+    """Marks a field that takes one value, or a list with one value per stage."""
 
 
 FIELDS_HINT = "Run `raycl fields` to list every field with its meaning and allowed values."
@@ -29,6 +51,32 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    def keyed(self, stage: int) -> Json:
+        """The fields that belong into the keys of `stage` (1-based), lists per stage reduced to that stage's value."""
+        fields = type(self).model_fields
+        return {
+            name: at_stage(value, stage) if _marked(info, PerStage) else value
+            for name, info in fields.items()
+            if not self._left_out(name) and not isinstance(value := getattr(self, name), Strict)
+        }
+
+    def _left_out(self, name: str) -> bool:
+        """Whether a field stays out of the keys as it is now."""
+        info = type(self).model_fields[name]
+        if _marked(info, NotInKey) or name in self.without_effect():
+            return True
+        is_default = getattr(self, name) == info.get_default(call_default_factory=True)
+        return is_default and _marked(info, InKeyUnlessDefault)
+
+    def without_effect(self) -> frozenset[str]:
+        """The names of the fields that have no effect because of what other fields say."""
+        return frozenset()
+
+
+def _marked(info: FieldInfo, mark: type) -> bool:
+    """Whether a field carries a mark."""
+    return any(isinstance(one, mark) for one in info.metadata)
 
 
 def at_stage(value: Any, stage: int) -> Any:
@@ -77,17 +125,19 @@ class MethodParams(Strict):
 class ModelSpec(Strict):
     """The base model."""
 
-    name: str = Field(
+    name: Annotated[str, NotInKey("the fingerprint of the model's files is in the keys")] = Field(
         default="packaged",
         description="`packaged` (SmolLM2-135M-Instruct from the package index), a local folder, or a hub id",
     )
-    revision: str | None = Field(default=None, description="commit, tag or branch of a hub model")
+    revision: Annotated[str | None, NotInKey("the fingerprint of the model's files is in the keys")] = Field(
+        default=None, description="commit, tag or branch of a hub model"
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="bf16",
         description="base weights and matrix products; everything trainable stays in fp32; `auto` = bf16 where the CPU or "
         "GPU multiplies bf16 natively, else fp32, decided before any stage is named",
     )
-    dropout: float = Field(
+    dropout: Annotated[float, InKeyUnlessDefault()] = Field(
         default=0.0,
         ge=0,
         lt=1,
@@ -95,23 +145,30 @@ class ModelSpec(Strict):
     )
 
 
+EXAMPLES = "the fingerprint of the rendered examples is in the keys"
+
+
 class DataSpec(Strict):
     """Where the tasks come from and how much of them is used."""
 
-    source: str = Field(
+    source: Annotated[str, NotInKey(EXAMPLES)] = Field(
         default="hub",
         description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout",
     )
-    train_examples: PositiveInt | None = Field(
+    train_examples: Annotated[PositiveInt | None, NotInKey(EXAMPLES)] = Field(
         default=None, description="examples per task drawn from train; none = all"
     )
-    test_examples: PositiveInt | None = Field(default=None, description="examples per task drawn from test; none = all")
-    test_split: Literal["test", "validation"] = Field(
+    test_examples: Annotated[PositiveInt | None, NotInKey(EXAMPLES)] = Field(
+        default=None, description="examples per task drawn from test; none = all"
+    )
+    test_split: Annotated[Literal["test", "validation"], NotInKey(EXAMPLES)] = Field(
         default="test",
         description="what scores are made on: the test split, or train rows that training does not use (to choose settings)",
     )
-    seed: int = Field(default=42, ge=0, description="seed of the draw, apart from the run's seed")
-    reveal_task: bool = Field(
+    seed: Annotated[int, NotInKey(EXAMPLES)] = Field(
+        default=42, ge=0, description="seed of the draw, apart from the run's seed"
+    )
+    reveal_task: Annotated[bool, NotInKey(EXAMPLES)] = Field(
         default=False,
         description="put `Task:` and `Dataset:` lines into the prompt, as O-LoRA's scripts do (leaks the task)",
     )
@@ -127,10 +184,12 @@ class DataSpec(Strict):
 class TrainSpec(Strict):
     """Optimisation of one stage. Fields marked per stage take one value, or a list with one value per stage."""
 
-    lr: Rate | list[Rate] = Field(default=5e-4, description="learning rate of AdamW; per stage")
-    epochs: PositiveInt | list[PositiveInt] = Field(default=1, description="passes over the training set; per stage")
+    lr: Annotated[Rate | list[Rate], PerStage()] = Field(default=5e-4, description="learning rate of AdamW; per stage")
+    epochs: Annotated[PositiveInt | list[PositiveInt], PerStage()] = Field(
+        default=1, description="passes over the training set; per stage"
+    )
     batch_size: PositiveInt = Field(default=8, description="global batch: examples per optimizer step over all workers")
-    micro_batch_size: PositiveInt | None = Field(
+    micro_batch_size: Annotated[PositiveInt | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="learning-rate schedule")
@@ -142,18 +201,28 @@ class TrainSpec(Strict):
         default="last",
         description="which epoch's weights end the stage; `best` = lowest loss on the held-out part of train",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage")
-    checkpoint_every: int = Field(
+    zero_stage: Annotated[Literal[0, 1, 2, 3], NotInKey("says where numbers lie, not what they are")] = Field(
+        default=0, description="DeepSpeed ZeRO stage"
+    )
+    checkpoint_every: Annotated[int, NotInKey("a stage that was killed goes on bit for bit")] = Field(
         default=0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none"
     )
-    log_every: PositiveInt = Field(default=5, description="optimizer steps between log lines")
+    log_every: Annotated[PositiveInt, NotInKey("only observes")] = Field(
+        default=5, description="optimizer steps between log lines"
+    )
+
+    def without_effect(self) -> frozenset[str]:
+        """A held-out share counts only if it selects something."""
+        return frozenset() if self.keep == "best" else frozenset({"holdout"})
 
 
 class EvalSpec(Strict):
     """Scoring of every task seen so far after each stage, by greedy generation."""
 
-    batch_size: PositiveInt = Field(default=32, description="prompts per generation batch and worker")
-    forward: bool = Field(
+    batch_size: Annotated[PositiveInt, NotInKey("answers do not depend on it")] = Field(
+        default=32, description="prompts per generation batch and worker"
+    )
+    forward: Annotated[bool, NotInKey("says which cells there are, not what is in them")] = Field(
         default=False,
         description="also score each next task before its stage and, at the end, the untrained model; needed for FWT",
     )
@@ -162,20 +231,24 @@ class EvalSpec(Strict):
 class RunSpec(Strict):
     """A sequence: one model, one order of tasks, one method, one seed."""
 
-    order: str = Field(
+    order: Annotated[str, NotInKey("the tasks are in the keys")] = Field(
         description="id of a task order (std-1..3, long-4..6, sni-1..2, demo), or 1..6, or task,task,..."
     )
-    tasks: list[str] = Field(description="the tasks of the order, first to last", min_length=1)
+    tasks: Annotated[list[str], NotInKey("each task is in the keys of its stage and cells")] = Field(
+        description="the tasks of the order, first to last", min_length=1
+    )
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     method: SerializeAsAny[MethodParams]
     train: TrainSpec = TrainSpec()
     eval: EvalSpec = EvalSpec()
     seed: int = Field(default=0, ge=0, description="seed of initialisation, data order and dropout")
-    workers: int | None = Field(
+    workers: Annotated[int | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
     )
-    preset: str = Field(default="none", description="the preset these values started from")
+    preset: Annotated[str, NotInKey("the fields that it set are in the keys")] = Field(
+        default="none", description="the preset these values started from"
+    )
 
     @field_validator("method", mode="before")
     @classmethod
@@ -196,7 +269,11 @@ class RunSpec(Strict):
 
     def per_stage_problems(self) -> list[str]:
         """One line for each per-stage list whose length is not the number of stages."""
-        fields = [("train.lr", self.train.lr), ("train.epochs", self.train.epochs)]
+        fields = [
+            (f"train.{name}", getattr(self.train, name))
+            for name, info in TrainSpec.model_fields.items()
+            if _marked(info, PerStage)
+        ]
         fields += [(f"method.{name}", getattr(self.method, name)) for name in sorted(self.method.per_stage_fields())]
         wanted = len(self.tasks)
         return [

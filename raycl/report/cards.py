@@ -66,7 +66,7 @@ def index() -> str:
     return "\n\n".join(["# Methods", markdown_table(head, rows), LEFT_OUT]) + "\n"
 
 
-LEFT_OUT = """Made by `python -m raycl cards`; a test checks that these pages are current.
+LEFT_OUT = """Made by `raycl cards`; a test checks that these pages are current.
 
 Left out on purpose, with the reason:
 

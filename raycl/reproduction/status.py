@@ -18,13 +18,13 @@ NOT_RUN = "not run"
 SCALES: tuple[Scale, ...] = ("smoke", "paper")
 HEAD = """# Reproductions of published tables and figures
 
-Made by `python -m raycl reproductions` from `raycl/reproduction/` and the reports in
+Made by `raycl reproductions` from `raycl/reproduction/` and the reports in
 `benchmarks/results/reproductions/`; a test checks that this page is current.
 
-    python jobs/reproduce.py                                          what there is
-    python jobs/reproduce.py am_lora/table1 --plan --scale paper      what would run, and its cost
-    python jobs/reproduce.py all --scale smoke                        every cell with a tiny random model, in minutes
-    python jobs/reproduce.py slao/main --scale paper --data FOLDER    the real thing, on a Ray cluster with GPUs
+    raycl reproduce                                          what there is
+    raycl reproduce am_lora/table1 --plan --scale paper      what would run, and its cost
+    raycl reproduce all --scale smoke                        every cell with a tiny random model, in minutes
+    raycl reproduce slao/main --scale paper --data FOLDER    the real thing, on a Ray cluster with GPUs
 
 What the words mean:
 

@@ -5,11 +5,11 @@ Everything is computed from the spec, the tasks' fingerprints and the model's fi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from raycl.methods.registry import method_class
-from raycl.spec import RunSpec, at_stage
+from raycl.spec import RunSpec
 from raycl.state.keys import SCHEMA, content_key
 from raycl.tasks.task import Task, union
 
@@ -54,15 +54,6 @@ class Plan:
         """The cells of one row of the matrix."""
         return [cell for cell in self.cells if cell.stage == row]
 
-    def to_json(self) -> Json:
-        """Plain data, for the workers."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Json) -> Plan:
-        """The inverse of `to_json`."""
-        return cls([StagePlan(**stage) for stage in values["stages"]], [Cell(**cell) for cell in values["cells"]])
-
 
 def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
     """Chain the stage keys, and name the cells: all tasks seen, and with `eval.forward` the untrained row and each next
@@ -96,17 +87,14 @@ def stage_tasks(spec: RunSpec, tasks: list[Task]) -> list[Task]:
 
 def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, parent: str | None) -> Json:
     """All that determines the state after `stage`, and nothing else: no world size, no path, no logging."""
-    model: Json = {"fingerprint": model_fingerprint, "precision": spec.model.precision}
-    if spec.model.dropout:
-        model["dropout"] = spec.model.dropout
     return {
         "schema": SCHEMA,
-        "model": model,
+        "model": {"fingerprint": model_fingerprint, **spec.model.keyed(stage)},
         "task": {"name": task.name, "train": task.train_fingerprint},
-        "lengths": _lengths(spec),
+        "lengths": _lengths(spec, stage),
         "method": _method_recipe(spec, stage),
-        "train": train_recipe(spec, stage),
-        "seed": spec.seed,
+        "train": spec.train.keyed(stage),
+        **spec.keyed(stage),
         "stage": stage,
         "parent": parent,
     }
@@ -118,22 +106,11 @@ def _method_recipe(spec: RunSpec, stage: int) -> Json:
     return spec.method.at(stage) | ({"version": version} if version > 1 else {})
 
 
-def train_recipe(spec: RunSpec, stage: int) -> Json:
-    """The optimisation settings that are live at `stage`; a held-out share only counts if it selects something."""
-    train = spec.train
-    recipe: Json = {name: at_stage(getattr(train, name), stage) for name in ("lr", "epochs")}
-    for name in ("batch_size", "schedule", "warmup", "weight_decay", "max_grad_norm", "keep"):
-        recipe[name] = getattr(train, name)
-    if train.keep == "best":
-        recipe["holdout"] = train.holdout
-    return recipe
-
-
 def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:
     """All that determines a cell's score: the state, the test split and how answers are generated."""
-    serving = spec.method.serving()
+    acting = {"serving": spec.method.serving(), "eval": spec.eval.keyed(1)}
     return {
-        **({"serving": serving} if serving else {}),
+        **{name: settings for name, settings in acting.items() if settings},
         "schema": SCHEMA,
         "state": state,
         "task": {
@@ -142,10 +119,12 @@ def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:
             "metric": task.metric,
             "labels": list(task.labels or []),
         },
-        "lengths": _lengths(spec),
+        "lengths": _lengths(spec, 1),
         "decoding": "greedy",
     }
 
 
-def _lengths(spec: RunSpec) -> Json:
-    return {"source": spec.data.max_source_tokens, "target": spec.data.max_target_tokens}
+def _lengths(spec: RunSpec, stage: int) -> Json:
+    """The data settings that the examples' fingerprints do not cover: `max_source_tokens` as `source`, and so on."""
+    keyed = spec.data.keyed(stage)
+    return {name.removeprefix("max_").removesuffix("_tokens"): value for name, value in keyed.items()}

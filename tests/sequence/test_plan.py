@@ -202,12 +202,6 @@ def test_each_stage_names_its_parent() -> None:
     assert [stage.recipe["parent"] for stage in plan.stages] == [None, *stage_keys(plan)[:-1]]
 
 
-def test_a_plan_survives_its_journey_to_the_workers() -> None:
-    """JSON there and back is the same plan."""
-    plan = plan_of()
-    assert Plan.from_json(plan.to_json()) == plan
-
-
 def test_a_weight_without_effect_at_stage_1_is_not_in_its_key() -> None:
     """Runs that differ in lambda1 alone share stage 1 and nothing else; also as a list."""
     keys = [stage_keys(plan_of(method={"name": "o_lora", "lambda1": value})) for value in (0.1, 0.5, [7, 0.5, 1, 1, 1])]
