@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from raycl.models.load import fingerprint
+from raycl.models.fingerprint import fingerprint
 from raycl.sequence.plan import Plan, make_plan, stage_tasks
 from raycl.spec import ModelSpec, RunSpec
 from raycl.state.environment import describe_environment

@@ -171,9 +171,7 @@ def _show(
     if (folder / "best.yaml").is_file():
         order, config = shlex.quote(order_words(plan.example.order)), shlex.quote(str(folder / "best.yaml"))
         where = shlex.quote(store.uri)
-        paths["best on test"] = (
-            f"raycl run --order {order} --preset laptop --config {config} --store {where}"
-        )
+        paths["best on test"] = f"raycl run --order {order} --preset laptop --config {config} --store {where}"
     if plan.example.data.test_split == "validation":
         terminal.note("Scores are on rows kept out of training and test; `best on test` scores the best trial on test.")
     terminal.summary(leaderboard_rows(record), record.sharing.to_json(), paths)
