@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.9
 
-.PHONY: help setup demo test test-fast cards reproduce-smoke lint lock check-tools clean
+.PHONY: help setup demo check test test-fast cards reproduce-smoke lock check-tools clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,11 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup      ## four small real tasks on the packaged 135M model, no downloads from any hub
 	$(BIN)/raycl run --order demo
 
+check: setup     ## style, complexity and types, without running anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
 test: setup      ## all tests
 	$(BIN)/python -m pytest -x -q
 
@@ -40,9 +45,6 @@ cards: setup     ## the pages about the methods, from code and measurements
 reproduce-smoke: setup  ## every published table with a tiny random model, and the page that says what was run
 	$(BIN)/raycl reproduce all --scale smoke --output benchmarks/results/reproductions
 	$(BIN)/raycl reproductions
-
-lint: setup      ## ruff
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 lock: setup      ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --universal --python-version 3.11 \

@@ -141,7 +141,7 @@ def _sequence(name: str, order: str, seed: int, lr: float, data: str, *layers: d
     said = {"order": order, "method": variant.settings, "seed": seed, "workers": 0}
     said |= {"data": {"source": data}, "train": {"lr": lr}}
     spec = resolve("laptop", [SHARED, said, {"data": variant.data}, *layers], gpus=0)
-    return run_sequence(spec, Options(None, None, "raycl-quality", None), Terminal())
+    return run_sequence(spec, Options(None, None, "raycl-quality", None), [Terminal()])
 
 
 def _cell(name: str, order: str, seed: int, lr: float, data: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ ROOMS = {
     ],
     "optuna": ["raycl/sweep/optuna_search.py"],
     "deepspeed": ["raycl/train/engine.py"],
-    "mlflow": ["raycl/tracking/tracker.py"],
+    "mlflow": ["raycl/tracking/server.py", "raycl/tracking/runs.py"],
     "peft": ["raycl/adapters/"],
     "safetensors": ["raycl/state/"],
     "fsspec": ["raycl/state/"],
@@ -163,7 +163,7 @@ def test_nothing_can_run_code_of_strangers(name: str) -> None:
         called = ast.unparse(node.func)
         assert not CALLS.match(called), f"{name}:{node.lineno} calls {called}"
         trust = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
-        if "transformers" in ROOMS and called.endswith(".from_pretrained") and name == "raycl/models/load.py":
+        if "transformers" in ROOMS and called.endswith(".from_pretrained") and name.startswith("raycl/models/"):
             local = any(word.arg is None for word in node.keywords)
             assert local or (isinstance(trust, ast.Constant) and trust.value is False), f"{name}:{node.lineno}"
         assert trust is None or (isinstance(trust, ast.Constant) and trust.value is False)
@@ -202,15 +202,11 @@ def definitions(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_functions_are_short_and_lines_fit(name: str) -> None:
-    """Below 40 lines without the docstring, 125 columns, files below 400 lines."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 400
-    assert max((len(line) for line in text.splitlines()), default=0) <= 125
-    for node, _ in definitions(ast.parse(text), True):
-        if not isinstance(node, ast.ClassDef):
-            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-            assert (node.end_lineno or 0) - first.lineno < 40, f"{name}:{node.lineno} {node.name} is too long"
+def test_files_are_short_and_lines_fit(name: str) -> None:
+    """Files below 350 lines of at most 125 columns. Functions are bounded by ruff: branches and arguments, not lines."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 350
+    assert max(map(len, lines), default=0) <= 125
 
 
 def test_a_job_is_only_an_entry_point() -> None:

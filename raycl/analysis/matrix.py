@@ -69,8 +69,6 @@ class AccuracyMatrix:
             return NotImplemented
         return self.tasks == other.tasks and np.array_equal(self.cells, other.cells, equal_nan=True)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         return f"AccuracyMatrix({len(self.tasks)} tasks, scored up to stage {self.last_stage})"
 

@@ -19,13 +19,16 @@ Correction: Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedur
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
 
+Pair = TypeVar("Pair")
+"""What two methods are compared on: an order and a seed."""
 CONFIDENCE = 0.95
 LEVEL = 0.05
 """Corrected p below which a difference counts."""
@@ -128,7 +131,7 @@ class PairTest:
     """Why, or why not."""
 
 
-def compare(scores: Mapping[str, Mapping[Hashable, float]]) -> list[PairTest]:
+def compare(scores: Mapping[str, Mapping[Pair, float]]) -> list[PairTest]:
     """Test every two methods on their common pairs. `scores` is method -> (order, seed) -> score, higher = better.
 
     Two methods with fewer than `FEWEST` common pairs are not tested; the pairs they need are told for all comparisons.
@@ -154,7 +157,7 @@ class _Common:
         return [a - b for a, b in self.values]
 
 
-def _common(scores: Mapping[str, Mapping[Hashable, float]], one: str, other: str) -> _Common:
+def _common(scores: Mapping[str, Mapping[Pair, float]], one: str, other: str) -> _Common:
     keys = [key for key in scores[one] if key in scores[other]]
     known = [(scores[one][key], scores[other][key]) for key in keys]
     values = [(a, b) for a, b in known if math.isfinite(a) and math.isfinite(b)]

@@ -29,7 +29,9 @@ from raycl.state.keys import content_key
 from raycl.state.store import Store
 from raycl.tasks.orders import order_words
 from raycl.tracking.memory import RunMemory
-from raycl.tracking.tracker import GroupTracker, Resumed, mlflow_ui_command
+from raycl.tracking.runs import Resumed
+from raycl.tracking.server import mlflow_ui_command
+from raycl.tracking.tracker import GroupTracker
 from raycl.train.workers import cores
 
 SCHEMA = 1

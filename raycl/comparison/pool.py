@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -14,7 +14,7 @@ from raycl.cluster import nodes, share_out, start_cluster
 from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellRunner, CellStep, PoolWaiting
 from raycl.errors import SetupError
 
-Handle = Callable[[CellEvent], None]
+Handle = Callable[[CellEvent], object]
 MAX_DEAD_STARTS = 3
 """Processes that may die before their first answer until the pool gives up."""
 WAITING_NOTE_SECONDS = 60.0
@@ -29,7 +29,8 @@ def run_on_ray(jobs: Sequence[CellJob], most: int | None, handle: Handle) -> Non
     start_cluster()
     share = share_out(nodes(), len(jobs), most)
     actor = ray.remote(CellRunner).options(num_cpus=share.cpus, num_gpus=share.gpus)
-    pool = Pool(lambda: actor.remote(share.cpus), jobs, handle)
+    # Ray types the handle of an actor also as the actor's class, so that its methods can be completed.
+    pool = Pool(lambda: cast(ActorHandle, actor.remote(share.cpus)), jobs, handle)
     try:
         pool.run(share.processes)
     finally:

@@ -6,8 +6,9 @@ A method keeps its colour, dash and marker in all charts of a report; no meaning
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from raycl.analysis.views import SequenceView, TrialView
-from raycl.report.plots import AS_TEXT, OKABE_ITO
+from raycl.report.plots import AS_TEXT, OKABE_ITO, ap_points, measured
 from raycl.report.tables import number, short
 
 DASHES = ("-", "--", ":", "-.")
@@ -43,7 +44,7 @@ class Style:
     marker: str
 
     @property
-    def line(self) -> dict[str, object]:
+    def line(self) -> dict[str, Any]:
         """The keywords of a matplotlib line."""
         marker = {"marker": self.marker, "ms": 4}
         return {"color": OKABE_ITO[self.colour], "ls": self.dash, "lw": 1.3, **marker}
@@ -72,7 +73,7 @@ def sheet(charts: Sequence[Chart], styles: Mapping[str, Style], legend: bool = T
     columns = min(PER_ROW, len(charts))
     rows = math.ceil(len(charts) / columns)
     width, height = charts[0].size
-    with mpl.rc_context(AS_TEXT | {"font.size": 9}):
+    with mpl.rc_context({**AS_TEXT, "font.size": 9}):
         key = 0.25 * math.ceil(len(styles) / (2 * columns)) if legend else 0
         figure = Figure(figsize=(width * columns, height * rows + key), layout="constrained")
         FigureCanvasAgg(figure)
@@ -101,7 +102,7 @@ def ap_chart(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> 
 
     def draw(axes: Axes) -> None:
         for one in sequences:
-            _line(axes, one.matrix.curves()["AP"].items(), styles[one.method])
+            _line(axes, ap_points(one.matrix), styles[one.method])
         _stages(axes, 1, len(sequences[0].matrix.tasks))
 
     return Chart("AP after every stage", draw, (6.8, 4.4))
@@ -186,7 +187,7 @@ def sweep_chart(trials: Sequence[TrialView]) -> Chart:
     return Chart("Settings of every trial, and its AP", draw, (max(5.0, 1.5 * (len(names) + 1)), 3.6))
 
 
-def _trial_line(trial: TrialView, best: bool, heights: Sequence[float]) -> dict[str, object]:
+def _trial_line(trial: TrialView, best: bool, heights: Sequence[float]) -> dict[str, Any]:
     """The best trial thick, others the fainter the lower they end; early ends dashed, no score dotted."""
     style = ":" if trial.ap is None else "-" if trial.status == "finished" else "--"
     if best:
@@ -210,8 +211,9 @@ class _Scale:
     def of(cls, values: Sequence[object], levels: int = LEVELS) -> _Scale:
         """Few values, or words: in even steps. Many numbers: to scale, with the ends and the middle named."""
         distinct = list(dict.fromkeys(values))
-        if len(distinct) > max(levels, 1) and all(_is_number(value) for value in distinct):
-            return cls._to_scale([float(value) for value in distinct], distinct)  # type: ignore[arg-type]
+        numbers = [float(value) for value in distinct if _is_number(value)]
+        if len(numbers) == len(distinct) > max(levels, 1):
+            return cls._to_scale(numbers, distinct)
         distinct.sort(key=lambda value: (not _is_number(value), value if _is_number(value) else 0, str(value)))
         places = {value: (i + 0.5) / len(distinct) for i, value in enumerate(distinct)}
         step = math.ceil(len(distinct) / 12)
@@ -235,10 +237,9 @@ class _Scale:
 # --- parts of a chart --------------------------------------------------------------------------------------------
 
 
-def _line(axes: Axes, points: object, style: Style) -> None:
+def _line(axes: Axes, points: Iterable[tuple[int, float]], style: Style) -> None:
     """A line through the points that are measured."""
-    known = [(stage, score) for stage, score in points if not math.isnan(score)]  # type: ignore[attr-defined]
-    if known:
+    if known := measured(points):
         axes.plot(*zip(*known, strict=True), **style.line)
 
 
@@ -259,7 +260,7 @@ def _wide(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) / min(values) >= DECADE
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

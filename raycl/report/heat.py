@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import colors
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.views import SequenceView
@@ -100,7 +101,7 @@ def _cell(value: float, top: float, digits: int, faint: bool = False) -> Cell:
     if faint:
         return Cell(text, faint=True)
     share = min(max(value / top, 0), 1)
-    background = mpl.colors.to_hex(mpl.colormaps["cividis"](share))
+    background = colors.to_hex(mpl.colormaps["cividis"](share))
     return Cell(text, f"background:{background};color:{'#000' if share > 0.47 else '#fff'}")
 
 

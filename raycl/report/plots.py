@@ -7,10 +7,12 @@ kinds of colour blindness (cividis; the palette of Okabe and Ito), and no meanin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
+from matplotlib import cm, colors
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,6 +21,9 @@ from matplotlib.patches import Patch, Rectangle
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.report.tables import number, short
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Without the palette's yellow, which is too pale for a line on white."""
 DASHES = ("-", "--", ":")
@@ -26,9 +31,9 @@ MARKERS = ("o", "s", "^")
 LONGEST_NAME = 28
 """Characters of a task's name a label shows."""
 DPI = 150
-REPRODUCIBLE = {"svg.hashsalt": "raycl", "svg.fonttype": "none"}
+REPRODUCIBLE: dict[RcKeyType, object] = {"svg.hashsalt": "raycl", "svg.fonttype": "none"}
 """The same matrix gives the same SVG, with text as text."""
-AS_TEXT = {"text.parse_math": False}
+AS_TEXT: dict[RcKeyType, object] = {"text.parse_math": False}
 """A task's name with dollar signs is no formula."""
 
 
@@ -37,6 +42,16 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with mpl.rc_context(REPRODUCIBLE):
         figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.15, metadata=metadata)
+
+
+def measured(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points (stage, score) whose score is known."""
+    return [(stage, score) for stage, score in points if not math.isnan(score)]
+
+
+def ap_points(matrix: AccuracyMatrix) -> list[tuple[int, float]]:
+    """AP (0 to 100) after every stage that has one."""
+    return measured((stage, matrix.ap(stage)) for stage in range(1, len(matrix.tasks) + 1))
 
 
 @mpl.rc_context(AS_TEXT)
@@ -66,7 +81,7 @@ def heat_map(matrix: AccuracyMatrix) -> Figure:
     axes.set_yticks(stages, [_stage_label(matrix, stage) for stage in stages])
     axes.set(xlabel="score on task", ylabel="after stage")
     axes.spines[:].set_visible(False)
-    bar = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 100), colours)
+    bar = cm.ScalarMappable(colors.Normalize(0, 100), colours)
     figure.colorbar(bar, ax=axes, label="score (0 to 100)", fraction=0.05, pad=0.02, aspect=30)
     _title(axes, matrix)
     if _has_forward(matrix):
@@ -82,8 +97,7 @@ def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
     axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str]] = []
     for i, task in enumerate(matrix.tasks):
-        points = [(stage, matrix.get(stage, task)) for stage in range(i + 1, matrix.last_stage + 1)]
-        points = [(stage, score) for stage, score in points if not math.isnan(score)]
+        points = measured((stage, matrix.get(stage, task)) for stage in range(i + 1, matrix.last_stage + 1))
         if points:
             colour = OKABE_ITO[i % len(OKABE_ITO)]
             kind = i // len(OKABE_ITO) % len(DASHES)
@@ -101,7 +115,7 @@ def ap_curve(matrix: AccuracyMatrix) -> Figure:
     """AP after every stage, with its value at each point."""
     figure = _figure(6.5, 3.6)
     axes = figure.add_subplot()
-    points = [(stage, value) for stage, value in matrix.curves()["AP"].items() if not math.isnan(value)]
+    points = ap_points(matrix)
     if points:
         axes.plot(*zip(*points, strict=True), color=OKABE_ITO[0], marker="o", ms=4, lw=1.6)
     for stage, value in points:
@@ -118,7 +132,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _draw_cell(axes: Axes, matrix: AccuracyMatrix, stage: int, column: int, colours: mpl.colors.Colormap) -> None:
+def _draw_cell(axes: Axes, matrix: AccuracyMatrix, stage: int, column: int, colours: colors.Colormap) -> None:
     """One cell with its score."""
     value = float(matrix.cells[stage, column])
     corner, text = (column - 0.5, stage - 0.5), number(value)

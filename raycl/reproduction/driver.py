@@ -195,7 +195,8 @@ def plan_text(one: Reproduction, place: Place, part: Part) -> str:
 
 
 def _last_key(spec: RunSpec) -> str:
-    from raycl.models.load import fingerprint, locate
+    from raycl.models.fingerprint import fingerprint
+    from raycl.models.places import locate
     from raycl.sequence.plan import make_plan
     from raycl.tasks.load import load_tasks
 

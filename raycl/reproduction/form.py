@@ -49,7 +49,7 @@ class Column(Strict):
     label: str = Field(description="name of the column; the one in the borrowed table, if there is one")
     model: str = Field(description="name of the base model in MODELS")
     orders: tuple[str, ...] = Field(description="ids of the orders that the column averages", min_length=1)
-    measures: tuple[Measure, ...] = Field(("AP",), description="what each cell of the column holds")
+    measures: tuple[Measure, ...] = Field(default=("AP",), description="what each cell of the column holds")
 
 
 class Row(Strict):
@@ -57,8 +57,10 @@ class Row(Strict):
 
     label: str = Field(description="name of the row; the one in the borrowed table, if there is one")
     settings: Json = Field(description="run-spec fields, with at least method.name; they win over all published ones")
-    own: bool = Field(False, description="keep the method's own published settings where the table has a protocol")
-    note: str = Field("", description="what is special or not known about this row")
+    own: bool = Field(
+        default=False, description="keep the method's own published settings where the table has a protocol"
+    )
+    note: str = Field(default="", description="what is special or not known about this row")
 
 
 class Reproduction(Strict):
@@ -72,12 +74,12 @@ class Reproduction(Strict):
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     protocol: str | None = Field(
-        None, description="a method whose published optimisation, lengths and LoRA shape hold for every row"
+        default=None, description="a method whose published optimisation, lengths and LoRA shape hold for every row"
     )
-    seeds: int = Field(3, ge=1, description="runs that a cell averages: seeds 0, 1, ...")
+    seeds: int = Field(default=3, ge=1, description="runs that a cell averages: seeds 0, 1, ...")
     tolerance: float = Field(gt=0, description="points by which a measured cell may differ from the published one")
     tolerance_reason: str
-    unknown: tuple[str, ...] = Field((), description="what no source says, or says only second hand")
+    unknown: tuple[str, ...] = Field(default=(), description="what no source says, or says only second hand")
 
     @property
     def trains(self) -> bool:

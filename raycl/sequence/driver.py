@@ -22,7 +22,9 @@ from raycl.spec import RunSpec
 from raycl.state.keys import content_key
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
-from raycl.tracking.tracker import Resumed, Tracker, mlflow_ui_command
+from raycl.tracking.runs import Resumed
+from raycl.tracking.server import mlflow_ui_command
+from raycl.tracking.tracker import Tracker
 
 Host = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
 """Runs what the store lacks of a job in so many workers, and hands every event on."""

@@ -39,7 +39,8 @@ GROUP_RESTARTS = 2
 class GroupStart:
     """The first message of a nested group: what `end_group` takes."""
 
-    group: PlacementGroup
+    group: PlacementGroup | None
+    """None where Ray Train has placed the workers outside a group: then there is nothing to end."""
 
 
 Message = StageEvent | GroupStart
@@ -72,7 +73,7 @@ def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | N
     def handle(message: Message) -> None:
         if not isinstance(message, GroupStart):
             report(message)
-        elif nested is not None:
+        elif nested is not None and message.group is not None:
             nested.started(message.group)
 
     try:

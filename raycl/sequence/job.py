@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from raycl.models.load import fingerprint
+from raycl.models.fingerprint import fingerprint
 from raycl.sequence.plan import Plan, make_plan, stage_tasks
 from raycl.spec import ModelSpec, RunSpec
 from raycl.state.environment import describe_environment
@@ -43,7 +43,8 @@ def make_job(spec: RunSpec, store: Store, tasks: list[Task] | None = None) -> Se
     Raises UserError for data or a model that cannot be read.
     """
     tasks = load_tasks(spec.tasks, spec.data) if tasks is None else tasks
-    plan = make_plan(spec, tasks, known_fingerprint(spec.model))
+    model = known_fingerprint(spec.model)  # pyright: ignore[reportArgumentType]  # a frozen model has a hash
+    plan = make_plan(spec, tasks, model)
     return SequenceJob(spec, plan, tasks, store, known_environment())
 
 

@@ -34,7 +34,12 @@ def keep_model(spec: ModelSpec, device: str) -> LoadedModel:
 def worker_here(job: SequenceJob, threads: int = 1, device: str = "cpu") -> SequenceWorker:
     """A worker of its own for one sequence among many in this process; the base model is kept for the next one."""
     set_threads(threads)
-    return SequenceWorker(job, Workers(device=device), lambda event: None, load=keep_model)
+    return SequenceWorker(
+        job,
+        Workers(device=device),
+        report=lambda event: None,
+        load=keep_model,  # pyright: ignore[reportArgumentType]  # a frozen model has a hash
+    )
 
 
 @dataclass(frozen=True)

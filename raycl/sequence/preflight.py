@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from raycl.errors import SpecError
-from raycl.models.load import TARGETS, family
+from raycl.models.families import TARGETS, family
 from raycl.sequence.plan import Plan
 from raycl.spec import RunSpec
 from raycl.state.store import Store

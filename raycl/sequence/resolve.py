@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raycl.errors import SpecError
 from raycl.methods.registry import method_class, method_params
-from raycl.models.load import family
+from raycl.models.families import family
 from raycl.presets import PRESETS, merge
 from raycl.spec import Json, ModelSpec, RunSpec, parse
 from raycl.tasks.orders import CUSTOM, DEFAULT_ORDER, resolve_order

@@ -25,7 +25,7 @@ from raycl.state.manifest import Provenance
 from raycl.state.stage_state import StagePart, StageState
 from raycl.state.store import Store
 from raycl.train.batches import Encoder
-from raycl.train.generation import score_task
+from raycl.train.generation import Decoder
 from raycl.train.stage import StageRun
 from raycl.train.workers import Workers
 
@@ -200,7 +200,8 @@ class SequenceWorker:
     def _score_cell(self, cell: Cell, method: Method | None) -> None:
         started = time.perf_counter()
         task = self.job.task(cell.task)
-        scored = score_task(self.model, method, self.encoder, task, self.job.spec.eval.batch_size, self.workers)
+        decoder = Decoder(self.model, method, self.encoder, self.job.spec.eval.batch_size, self.workers)
+        scored = decoder.score(task)
         if self.workers.rank != 0:
             return
         record = {

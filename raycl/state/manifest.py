@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,9 @@ from raycl.state.keys import canonical_json, content_key
 from raycl.state.records import FileRecord, Hex64, Json, Record
 from raycl.state.stage_state import StagePart
 
-ADAPTER_CONFIG = "adapter/adapter_config.json"
-ADAPTER_MODEL = "adapter/adapter_model.safetensors"
-TENSORS = "tensors.safetensors"
+ADAPTER_CONFIG: Final = "adapter/adapter_config.json"
+ADAPTER_MODEL: Final = "adapter/adapter_model.safetensors"
+TENSORS: Final = "tensors.safetensors"
 ContentName = Literal["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "tensors.safetensors"]
 """The only files a stage can consist of: a manifest has no way to name a path elsewhere."""
 
@@ -72,7 +72,7 @@ class Manifest(Record):
         return self
 
 
-def content_digest(task: str, facts: Json, files: Mapping[str, FileRecord]) -> str:
+def content_digest(task: str, facts: Json, files: Mapping[ContentName, FileRecord]) -> str:
     """SHA-256 (64 hex digits) over a stage part: the sorted names and hashes of its files, its task and its facts."""
     hashes = sorted([name, record.sha256] for name, record in files.items())
     return hashlib.sha256(canonical_json([hashes, task, facts])).hexdigest()
@@ -102,13 +102,13 @@ class Provenance:
         return content_key(self.recipe)
 
 
-def describe_stage(part: StagePart, contents: Mapping[str, bytes], provenance: Provenance) -> Manifest:
+def describe_stage(part: StagePart, contents: Mapping[ContentName, bytes], provenance: Provenance) -> Manifest:
     """The manifest of a part with these content files, as of now.
 
     NaN and infinity in `runtime` and `log`, which only observe, become null: they must not cost a trained stage.
     Raises TypeError or ValueError for a field that is wrong or that JSON cannot hold.
     """
-    files = {name: FileRecord.of(data) for name, data in contents.items()}
+    files: dict[ContentName, FileRecord] = {name: FileRecord.of(data) for name, data in contents.items()}
     digest = content_digest(part.task, part.facts, files)
     return Manifest(
         key=provenance.key,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raycl.errors import StoreError
 from raycl.state.keys import canonical_json
-from raycl.state.manifest import ADAPTER_CONFIG, ADAPTER_MODEL, TENSORS
+from raycl.state.manifest import ADAPTER_CONFIG, ADAPTER_MODEL, TENSORS, ContentName
 from raycl.state.sealed import parse_json
 from raycl.state.stage_state import Branch, StagePart
 from raycl.state.tensor_files import decode_tensors, encode_tensors, require_finite
@@ -22,14 +23,14 @@ _LORA_NAME = re.compile(r"base_model\.model\.(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9
 _CHANGES_MEANING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
 
 
-def encode_part(part: StagePart, adapter_config: dict[str, Any] | None) -> dict[str, bytes]:
+def encode_part(part: StagePart, adapter_config: dict[str, Any] | None) -> dict[ContentName, bytes]:
     """The content files of a part by name; equal parts give equal bytes.
 
     `adapter_config` holds further fields for the branch's PEFT config (base model, task type, ...); rank, alpha and the
     target modules are the branch's own. Raises StoreError for NaN and infinities, ValueError for what has no valid
     form on disk: a branch without pairs, a wrong shape or name, a config that contradicts the branch.
     """
-    contents = {}
+    contents: dict[ContentName, bytes] = {}
     if part.branch is not None:
         config = _peft_config(part.branch, adapter_config or {})
         tensors = _peft_tensors(part.branch)
@@ -48,7 +49,7 @@ def encode_part(part: StagePart, adapter_config: dict[str, Any] | None) -> dict[
     return contents
 
 
-def decode_part(task: str, facts: dict[str, Any], contents: dict[str, bytes], where: str) -> StagePart:
+def decode_part(task: str, facts: dict[str, Any], contents: Mapping[ContentName, bytes], where: str) -> StagePart:
     """The part in content files, tensors on the CPU, names sorted; `where` is the content folder, for messages.
 
     Raises StoreError naming the file: not safetensors or JSON, a missing or unpaired LoRA matrix, a wrong shape,
@@ -132,6 +133,6 @@ def _rank_and_alpha(config: Any, file: str) -> tuple[int, float]:
     rank, alpha = (config.get("r"), config.get("lora_alpha")) if isinstance(config, dict) else (None, None)
     if type(rank) is not int or rank < 1:
         raise StoreError(f"{file}: r is {rank!r}, expected a positive integer")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if type(alpha) is bool or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise StoreError(f"{file}: lora_alpha is {alpha!r}, expected a finite number")
     return rank, float(alpha)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from raycl.state import partial, scores
 from raycl.state.files import Files
 from raycl.state.keys import is_key, require_key
 from raycl.state.lease import Lease
-from raycl.state.manifest import Manifest, Provenance, describe_stage
+from raycl.state.manifest import ContentName, Manifest, Provenance, describe_stage
 from raycl.state.part_files import decode_part, encode_part
 from raycl.state.records import Json
 from raycl.state.root import MARKER, prepare_root
@@ -190,7 +190,7 @@ class Store:
         if not self._usable:
             self.check_usable()
 
-    def _write_contents(self, manifest: Manifest, contents: dict[str, bytes]) -> None:
+    def _write_contents(self, manifest: Manifest, contents: Mapping[ContentName, bytes]) -> None:
         for name, data in sorted(contents.items()):
             self._files.write(f"{_content_folder(manifest)}/{name}", data)
 

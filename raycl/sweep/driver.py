@@ -18,7 +18,8 @@ from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.plan import SweepPlan
 from raycl.sweep.record import SweepRecord, TrialRecord
 from raycl.sweep.spaces import Point
-from raycl.tracking.tracker import Resumed, Tracker
+from raycl.tracking.runs import Resumed
+from raycl.tracking.tracker import Tracker
 
 
 @dataclass

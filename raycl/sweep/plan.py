@@ -86,12 +86,12 @@ class SweepPlan:
         return version("optuna") if self.points is None else ""
 
     @property
-    def need(self) -> Json:
-        """What each worker of a trial asks of the cluster."""
+    def need(self) -> dict[str, float]:
+        """What each worker of a trial asks of the cluster, by Ray's names: CPU and GPU."""
         if self.trial.device == "cpu":
-            return {"cpus": self.trial.threads, "gpus": 0.0}
+            return {"CPU": self.trial.threads, "GPU": 0.0}
         single = self.settings.workers == 1 and self.settings.gpus_per_trial
-        return {"cpus": self.trial.threads, "gpus": float(single or 1)}
+        return {"CPU": self.trial.threads, "GPU": float(single or 1)}
 
     @cached_property
     def keys(self) -> list[list[str]] | None:

@@ -25,7 +25,9 @@ from raycl.sweep.driver import SweepDriver
 from raycl.sweep.plan import SweepPlan, SweepRequest, plan_sweep
 from raycl.sweep.record import SweepRecord
 from raycl.tasks.orders import order_words
-from raycl.tracking.tracker import GroupTracker, Resumed, mlflow_ui_command
+from raycl.tracking.runs import Resumed
+from raycl.tracking.server import mlflow_ui_command
+from raycl.tracking.tracker import GroupTracker
 
 MOST_VIEWS = 12
 """Best trials whose matrices and curves the page shows."""
@@ -98,26 +100,15 @@ def _record(plan: SweepPlan, folder: Path, store: Store, resume: bool) -> SweepR
 
 def _run(plan: SweepPlan, driver: SweepDriver) -> None:
     """Hand the trials to Tune. Ray is imported only here."""
-    from raycl.sweep.tune import TuneSettings, run_trials, trials_at_once
+    from raycl.sweep.tune import run_trials, trials_at_once
 
-    chosen, record, terminal = plan.settings, driver.record, driver.terminal
-    most = None if chosen.max_concurrent == "auto" else chosen.max_concurrent
-    tune = TuneSettings(
-        search=plan.search,
-        scheduler=chosen.scheduler,
-        trials=plan.trials,
-        stages=plan.stages,
-        grace=chosen.grace,
-        seed=chosen.search_seed,
-        at_most=most,
-        **plan.need,
-    )
+    record, terminal = driver.record, driver.terminal
     counts = None if plan.keys is None else sharing(plan.keys, record.stored).to_json()
-    words = f"{plan.search}, scheduler {chosen.scheduler}"
-    terminal.plan(words, plan.trials, plan.stages, counts, trials_at_once(tune, chosen.workers))
+    words = f"{plan.search}, scheduler {plan.settings.scheduler}"
+    terminal.plan(words, plan.trials, plan.stages, counts, trials_at_once(plan))
     if record.trials:
         terminal.resumed(sum(trial.status != "running" for trial in record.trials))
-    run_trials(plan.trial, tune, plan.space, plan.points, plan.tasks, record.tune, driver.handle)
+    run_trials(plan, record.tune, driver.handle)
     driver.settle()
 
 

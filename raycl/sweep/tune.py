@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +21,8 @@ from raycl.cluster import capacity, nodes, start_cluster
 from raycl.errors import SetupError, UserError
 from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.optuna_search import OptunaSearcher
-from raycl.sweep.spaces import Point, Space, decode
+from raycl.sweep.plan import SweepPlan
+from raycl.sweep.spaces import decode
 from raycl.sweep.trials import TrialSettings, close_trial, open_trial
 from raycl.tasks.task import Task
 
@@ -30,7 +30,7 @@ Event = dict[str, Any]
 RETRIES = 2
 """How often a trial whose process died is taken up again; it continues from the store."""
 FILE = "stage.json"
-TRIAL_OVERHEAD = {"memory": 50 * 2**20}
+TRIAL_OVERHEAD: dict[str, float] = {"memory": 50 * 2**20}
 """What a trial with a worker group asks for itself: the group has the CPUs or GPUs. Tune wants more than nothing."""
 METRIC = "AP"
 
@@ -38,7 +38,8 @@ METRIC = "AP"
 class SequenceTrial(Trainable):
     """A Tune trial over a `Stepper`."""
 
-    def setup(self, config: dict[str, Any], tasks: list[Task]) -> None:
+    # `with_parameters` adds the tasks.
+    def setup(self, config: dict[str, Any], tasks: list[Task]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Called once in a process."""
         self._tasks = tasks
         self.reset_config(config)
@@ -79,7 +80,8 @@ class SequenceTrial(Trainable):
         done = self.stepper.done if self.stepper else 0
         Path(checkpoint_dir, FILE).write_text(json.dumps({"stage": done}), encoding="utf-8")
 
-    def load_checkpoint(self, checkpoint: str) -> None:
+    # Tune hands over the folder that `save_checkpoint` has filled.
+    def load_checkpoint(self, checkpoint: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Read the stages it had done from the store; one that is lost is made again."""
         done = json.loads(Path(checkpoint, FILE).read_text(encoding="utf-8"))["stage"]
         while self.stepper and self.stepper.done < done:
@@ -115,89 +117,57 @@ class TrialListener(Callback):
         type(self).handle(event(trial.trial_id, decode(trial.config["point"]), **facts))
 
 
-@dataclass(frozen=True)
-class TuneSettings:
-    """How a sweep is searched."""
-
-    search: str
-    scheduler: str
-    trials: int
-    stages: int
-    grace: int
-    """Stages that no scheduler cuts short."""
-    seed: int
-    cpus: float
-    """CPUs of a trial, or of each of its workers."""
-    gpus: float
-    at_most: int | None
-    """Trials at once; none = as many as the cluster holds."""
-
-
-def trials_at_once(settings: TuneSettings, workers: int) -> int:
+def trials_at_once(plan: SweepPlan) -> int:
     """How many trials run at once on the cluster at hand, which is started if there is none.
 
     Raises SetupError if it cannot hold one.
     """
     start_cluster()
     machines = nodes()
-    need = {"CPU": settings.cpus, "GPU": settings.gpus}
-    most = capacity(machines, need, workers)
+    most = capacity(machines, plan.need, plan.settings.workers)
     if not most:
         cpus, gpus = (sum(machine.get(kind, 0) for machine in machines) for kind in ("CPU", "GPU"))
         raise SetupError(
-            f"no room for a trial: it needs {workers} x ({settings.cpus:g} CPUs, {settings.gpus:g} GPUs), the cluster has "
-            f"{cpus:g} CPUs and {gpus:g} GPUs; "
+            f"no room for a trial: it needs {plan.settings.workers} x ({plan.need['CPU']:g} CPUs, {plan.need['GPU']:g} "
+            f"GPUs), the cluster has {cpus:g} CPUs and {gpus:g} GPUs; "
             "lower --workers, --cpus-per-trial or --gpus-per-trial"
         )
-    return min(most, settings.at_most or most, settings.trials)
+    wanted = plan.settings.max_concurrent
+    return min(most, most if wanted == "auto" else wanted, plan.trials)
 
 
-def run_trials(
-    trial: TrialSettings,
-    settings: TuneSettings,
-    space: Space,
-    points: Sequence[Point] | None,
-    tasks: list[Task],
-    folder: str,
-    handle: Callable[[TrialEvent], None],
-) -> None:
+def run_trials(plan: SweepPlan, folder: str, handle: Callable[[TrialEvent], None]) -> None:
     """Run the sweep's trials, or take up those of an earlier call that `folder` (a path or URI) holds.
 
-    `points` none = Optuna suggests them. Every change is handed to `handle` in this process. Raises KeyboardInterrupt if
-    trials are left: Tune itself returns quietly when it is interrupted.
+    Every change is handed to `handle` in this process. Raises KeyboardInterrupt if trials are left: Tune itself returns
+    quietly when it is interrupted.
     """
     _quiet()
     TrialListener.handle = staticmethod(handle)
-    resources = {"cpu": settings.cpus, "gpu": settings.gpus}
-    if trial.workers > 1:
+    resources = {"cpu": plan.need["CPU"], "gpu": plan.need["GPU"]}
+    if plan.trial.workers > 1:
         resources = PlacementGroupFactory([TRIAL_OVERHEAD])
-    trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=tasks), resources)
+    trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=plan.tasks), resources)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
     else:
-        tuner = _new_tuner(trainable, trial, settings, space, points, folder)
+        tuner = _new_tuner(trainable, plan, folder)
     results = tuner.fit()
-    if results.num_terminated + results.num_errors < settings.trials:
+    if results.num_terminated + results.num_errors < plan.trials:
         raise KeyboardInterrupt
 
 
-def _new_tuner(
-    trainable: type[Trainable],
-    trial: TrialSettings,
-    settings: TuneSettings,
-    space: Space,
-    points: Sequence[Point] | None,
-    folder: str,
-) -> tune.Tuner:
+def _new_tuner(trainable: type[Trainable], plan: SweepPlan, folder: str) -> tune.Tuner:
     """Tune's description of the sweep."""
+    trial, space, points, seed = plan.trial, plan.space, plan.points, plan.settings.search_seed
     place, _, name = folder.rpartition("/")
     config = TuneConfig(
         metric=METRIC,
         mode="max",
-        search_alg=OptunaSearcher(space, settings.seed, METRIC) if points is None else None,
-        scheduler=scheduler(settings),
-        num_samples=settings.trials if points is None else 1,
-        max_concurrent_trials=trials_at_once(settings, trial.workers),
+        search_alg=OptunaSearcher(space, seed, METRIC) if points is None else None,
+        scheduler=scheduler(plan),
+        num_samples=plan.trials if points is None else 1,
+        max_concurrent_trials=trials_at_once(plan),
         # A worker group lives in its trial's process and must end with it.
         reuse_actors=trial.workers <= 1,
     )
@@ -216,12 +186,12 @@ def _new_tuner(
     return tune.Tuner(trainable, param_space=shared, tune_config=config, run_config=run)
 
 
-def scheduler(settings: TuneSettings) -> TrialScheduler:
+def scheduler(plan: SweepPlan) -> TrialScheduler:
     """What ends bad trials, always at a stage boundary: successive halving on the stage index, the median rule, nothing."""
-    grace = max(1, min(settings.grace, settings.stages))
-    if settings.scheduler == "asha":
-        return ASHAScheduler(time_attr="stage", max_t=settings.stages, grace_period=grace, reduction_factor=2)
-    if settings.scheduler == "median":
+    chosen, grace = plan.settings.scheduler, max(1, min(plan.settings.grace, plan.stages))
+    if chosen == "asha":
+        return ASHAScheduler(time_attr="stage", max_t=plan.stages, grace_period=grace, reduction_factor=2)
+    if chosen == "median":
         return MedianStoppingRule(time_attr="stage", grace_period=grace, min_samples_required=3)
     return FIFOScheduler()
 

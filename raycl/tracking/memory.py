@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.files import write_json
-from raycl.tracking.tracker import resolve_uri
+from raycl.tracking.server import resolve_uri
 
 FILE = "mlflow_run.json"
 

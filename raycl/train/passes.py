@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 
@@ -17,47 +17,49 @@ Progress = Callable[[int, int], None]
 """Called with (examples done, examples in all) of this worker."""
 
 
-def data_pass(
-    module: StageModule,
-    encoder: Encoder,
-    examples: Sequence[Encoded],
-    moments: Moments,
-    batch_size: int,
-    workers: Workers,
-    progress: Progress,
-) -> None:
-    """Feed every example once, shared out over the workers, and add the moments up.
+@dataclass(frozen=True)
+class DataPass:
+    """A pass of the module, with its method installed, over examples that are shared out over the workers."""
 
-    The methods' hooks fill `moments`; afterwards every worker holds the sums over all of them. Answers are part of the
-    input, padding is not.
-    """
-    mine = examples[workers.rank :: workers.world] or examples[:1]
-    idle = len(examples) <= workers.rank
-    module.eval()
-    see, batch_size = _viewer(module, batch_size)
-    done = 0
-    with torch.set_grad_enabled(batch_size == 0), precision(module.backbone):
-        for batch in by_length(mine, max(1, batch_size)):
-            see(encoder.collate([mine[i] for i in batch], workers.device))
-            done += len(batch)
-            progress(done, len(mine))
-    for name in sorted(moments):
-        if idle:
-            moments[name].total.zero_()
-            moments[name].count.zero_()
-        workers.sum((moments[name].total, moments[name].count))
+    module: StageModule
+    encoder: Encoder
+    batch_size: int
+    workers: Workers
 
+    def run(self, examples: Sequence[Encoded], moments: Moments, progress: Progress = lambda done, total: None) -> None:
+        """Feed every example once and add the moments up.
 
-def _viewer(module: StageModule, batch_size: int) -> tuple[Callable[[Inputs], object], int]:
-    """What to call on every batch, and the batch size; 0 = single examples with gradients."""
-    observes = module.method.observes
-    if observes == "inputs":
-        return module.method.condition, batch_size
-    return (module, batch_size) if observes == "layers" else (partial(_see_gradients, module), 0)
+        The method's hooks fill `moments`; afterwards every worker holds the sums over all of them. Answers are part of
+        the input, padding is not.
+        """
+        workers = self.workers
+        self._feed(examples[workers.rank :: workers.world] or examples[:1], progress)
+        idle = len(examples) <= workers.rank
+        for name in sorted(moments):
+            if idle:
+                moments[name].total.zero_()
+                moments[name].count.zero_()
+            workers.sum((moments[name].total, moments[name].count))
 
+    def _feed(self, mine: Sequence[Encoded], progress: Progress) -> None:
+        """This worker's share, in batches; with gradients one example at a time."""
+        self.module.eval()
+        gradients = self.module.method.observes == "gradients"
+        done = 0
+        with torch.set_grad_enabled(gradients), precision(self.module.backbone):
+            for batch in by_length(mine, 1 if gradients else self.batch_size):
+                self._see(self.encoder.collate([mine[i] for i in batch], self.workers.device))
+                done += len(batch)
+                progress(done, len(mine))
 
-def _see_gradients(module: StageModule, inputs: Inputs) -> None:
-    """The gradient of one example's -sum log p, for the method to take up."""
-    module(inputs)[0].backward()
-    module.method.observe_gradients()
-    module.zero_grad(set_to_none=True)
+    def _see(self, inputs: Inputs) -> None:
+        """What the method observes of a batch; of gradients, that of one example's -sum log p."""
+        module = self.module
+        if module.method.observes == "inputs":
+            module.method.condition(inputs)
+            return
+        summed, *_ = module(inputs)
+        if module.method.observes == "gradients":
+            summed.backward()
+            module.method.observe_gradients()
+            module.zero_grad(set_to_none=True)

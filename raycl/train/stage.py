@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints, Partial
 from raycl.train.engine import BatchShape, Engine
-from raycl.train.generation import write_texts
+from raycl.train.generation import Decoder
 from raycl.train.loop import TrainLoop
 from raycl.train.module import StageModule
-from raycl.train.passes import data_pass
+from raycl.train.passes import DataPass
 from raycl.train.selection import Best, held_out_loss
 from raycl.train.workers import Workers
 
@@ -61,8 +60,8 @@ class StageRun:
         own, held_out = self._split()
         try:
             self.method.install(self.model.backbone, self.state)
-            write = partial(write_texts, self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
-            train = self.encoder.encode_rows(self.method.examples(own, write))
+            decoder = Decoder(self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
+            train = self.encoder.encode_rows(self.method.examples(own, decoder.write))
             self._announce(len(train))
             module = StageModule(self.model.backbone, self.method)
             self._pass("before", module, train, self.method.initialise)
@@ -111,9 +110,8 @@ class StageRun:
         started = time.perf_counter()
         moments = self.method.collect(when)
         if moments is not None:
-            batch = self.spec.eval.batch_size
-            progress = self._progress(f"data pass {when} training")
-            data_pass(module, self.encoder, self._drawn(train), moments, batch, self.workers, progress)
+            data = DataPass(module, self.encoder, self.spec.eval.batch_size, self.workers)
+            data.run(self._drawn(train), moments, self._progress(f"data pass {when} training"))
             if use is not None:
                 use(moments)
         self.seconds[f"pass_{when}"] = time.perf_counter() - started

@@ -12,7 +12,7 @@ from raycl.methods.common.lora import LoraMethod
 from raycl.methods.inf_lora import BASIS, stored_basis, threshold
 from raycl.state.stage_state import StageState
 from raycl.train.module import StageModule
-from raycl.train.passes import data_pass
+from raycl.train.passes import DataPass
 from raycl.train.workers import Workers
 from tests.kit.cases import (
     ADAPTED,
@@ -168,7 +168,7 @@ def test_moments_are_those_of_real_positions(tiny, family, toy_tasks):
     try:
         moments = method.collect("before")
         module, encoder = StageModule(tiny.backbone, method), encoder_of(tiny)
-        data_pass(module, encoder, encoder.encode(examples), moments, 3, Workers(), lambda done, total: None)
+        DataPass(module, encoder, 3, Workers()).run(encoder.encode(examples), moments)
         owners = method.inputs.owners()
         method.inputs.release()
         for path, layer in method.branches.layers.items():

@@ -199,7 +199,7 @@ def test_a_sequence_with_pseudo_examples(tiny, toy_tasks, run_sequence, run_stag
     """With texts that can be read, later stages distil: 0 at their first step and more later on; the part says how many
     examples were written, and another lambda_kd gives another prompt."""
     texts = [f"t1w{i} t1w{i + 1} {MARKER} {label}" for i, label in enumerate(["good", "very bad"] * 2)]
-    monkeypatch.setattr("raycl.train.stage.write_texts", lambda *_: texts)
+    monkeypatch.setattr("raycl.train.generation.Decoder.write", lambda *_: texts)
     params = PARAMS | {"marker": MARKER, "lambda_kd": 0.1, "share": 0.25}
     results = run_sequence(tiny, params, toy_tasks)
     assert [result.part.facts["pseudo_examples"] for result in results] == [[], [4], [4, 4]]

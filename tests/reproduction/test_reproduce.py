@@ -39,7 +39,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(spec: ModelSpec) -> Path:
         raise AssertionError(f"{spec.name} would be downloaded")
 
-    monkeypatch.setattr("raycl.models.load._snapshot", refuse)
+    monkeypatch.setattr("raycl.models.places.snapshot", refuse)
 
 
 @pytest.mark.parametrize("name", ALL)

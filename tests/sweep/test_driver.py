@@ -18,11 +18,9 @@ from raycl.sequence.driver import Options
 from raycl.state.store import Store
 from raycl.sweep import tune as tune_host
 from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
-from raycl.sweep.plan import SweepRequest, SweepSettings
+from raycl.sweep.plan import SweepPlan, SweepRequest, SweepSettings
 from raycl.sweep.run import SweepResult, run_sweep
-from raycl.sweep.spaces import Point, Space
-from raycl.sweep.trials import TrialSettings, open_trial
-from raycl.tasks.task import Task
+from raycl.sweep.trials import open_trial
 from tests.kit.runs import MakeFlags, digests
 
 SPACE = 'BASE = {"method.name": "o_lora"}\nSPACE = {"method.lambda1": [0.1, 0.5, 5.0], "method.rank": [2, 3]}\n'
@@ -42,24 +40,15 @@ class Loop:
         """Number of stages after which the driver ends."""
         self.ended: set[str] = set()
 
-    def __call__(
-        self,
-        trial: TrialSettings,
-        settings: tune_host.TuneSettings,
-        space: Space,
-        points: list[Point] | None,
-        tasks: list[Task],
-        folder: str,
-        handle: Callable[[TrialEvent], None],
-    ) -> None:
+    def __call__(self, plan: SweepPlan, folder: str, handle: Callable[[TrialEvent], None]) -> None:
         """What `run_trials` does."""
         done = 0
-        for number, point in enumerate(points or space.samples()[: settings.trials], start=1):
+        for number, point in enumerate(plan.points or plan.space.samples()[: plan.trials], start=1):
             name = f"t{number}"
             if name in self.ended:
                 continue
             handle(TrialStart(name, point))
-            stepper = open_trial(trial, point, tasks)
+            stepper = open_trial(plan.trial, point, plan.tasks)
             while not stepper.finished and stepper.done < self.stages.get(number, 99):
                 row = stepper.step()
                 handle(TrialStage(name, point, row.stage, row.trained, ""))
@@ -75,7 +64,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
     """The loop in Tune's place."""
     one = Loop()
     monkeypatch.setattr(tune_host, "run_trials", one)
-    monkeypatch.setattr(tune_host, "trials_at_once", lambda settings, workers: 1)
+    monkeypatch.setattr(tune_host, "trials_at_once", lambda plan: 1)
     return one
 
 

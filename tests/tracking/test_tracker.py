@@ -29,7 +29,9 @@ from raycl.events import (
 from raycl.tracking import outbox
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import LONGEST_PARAM, flat
-from raycl.tracking.tracker import GroupTracker, Resumed, Tracker, default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking.runs import Resumed
+from raycl.tracking.server import default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking.tracker import GroupTracker, Tracker
 
 SPEC: dict[str, Any] = {
     "order": "demo",
@@ -234,13 +236,13 @@ def test_a_server_that_is_down_costs_one_warning_and_no_error(
 
 
 def test_after_an_outage_nothing_is_missing(client: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raycl.tracking import tracker as tracking
+    from raycl.tracking import runs
 
     def away(*_: Any) -> None:
         raise ConnectionError("refused")
 
     with monkeypatch.context() as outage:
-        outage.setattr(tracking, "connect", away)
+        outage.setattr(runs, "connect", away)
         tracker = Tracker(uri, "outage", "run")
         assert start(tracker) == ""
         first_stage(tracker)

@@ -11,7 +11,7 @@ from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StageState
 from raycl.train.batches import Encoder
 from raycl.train.module import StageModule
-from raycl.train.passes import data_pass
+from raycl.train.passes import DataPass
 from raycl.train.workers import Workers
 
 INF = {"name": "inf_lora", "rank": 2, "alpha": 4}
@@ -28,10 +28,8 @@ def passed(tiny, params, examples, batch_size, when="before", workers=ALONE, sta
         moments = method.collect(when)
         encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
         module = StageModule(tiny.backbone, method)
-        data_pass(
-            module, encoder, encoder.encode(examples), moments, batch_size, workers,
-            lambda done, total: heard.append((done, total)),
-        )  # fmt: skip
+        rows = encoder.encode(examples)
+        DataPass(module, encoder, batch_size, workers).run(rows, moments, lambda *counts: heard.append(counts))
         if hasattr(method, "inputs"):
             method.inputs.release()
     finally:

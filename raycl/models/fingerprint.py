@@ -1,0 +1,42 @@
+"""What names a model in stage keys: a hash over its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from raycl.files import home, write_json
+from raycl.models.places import WEIGHT_FILES, place
+from raycl.spec import ModelSpec
+
+REMEMBERED_BYTES = 1 << 20
+"""Hashes of larger files are remembered."""
+
+
+def fingerprint(spec: ModelSpec) -> str:
+    """SHA-256 over the files that make the model: packaged file, local folder, or the hub's snapshot.
+
+    Hashes of large files are remembered by path, size and modification time, so a rerun does not read them again.
+    """
+    path = place(spec)
+    files = [path] if path.is_file() else sorted({f for pattern in WEIGHT_FILES for f in path.glob(pattern)})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file_hash(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, remembered by (path, size, modification time)."""
+    facts = file.stat()
+    memory = home() / "fingerprints.json"
+    entry = f"{file.resolve()}|{facts.st_size}|{facts.st_mtime_ns}"
+    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+    if entry not in known:
+        with file.open("rb") as stream:
+            known[entry] = hashlib.file_digest(stream, "sha256").hexdigest()
+        if facts.st_size > REMEMBERED_BYTES:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, known)
+    return known[entry]
