@@ -21,7 +21,7 @@ def attach() -> bool:
     if ray.is_initialized():
         return True
     named = os.environ.get("RAY_ADDRESS")
-    address = named or _started_here()
+    address = named or started_here()
     if not address:
         return False
     try:
@@ -35,7 +35,7 @@ def attach() -> bool:
     return True
 
 
-def _started_here() -> str | None:
+def started_here() -> str | None:
     """The address that `ray start` noted on this machine, which may be stale; none if it noted none.
 
     Ray has no public way to ask for it: `ray.init()` starts a cluster where there is none, and `address="auto"` also joins a

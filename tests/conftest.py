@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 # Both must stand before torch or raycl is imported anywhere.
 os.environ["RAYCL_HOME"] = tempfile.mkdtemp(prefix="raycl-tests-")
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # for all processes that tests start; see tests/__init__.py
 
 import pytest
 
+from tests.kit.cluster import Head, head_node
 from tests.kit.commands import Commands
+from tests.kit.groups import group_of, is_repetition
 from tests.kit.places import BENCHMARK
 from tests.kit.runs import MakeFlags
 from tests.kit.tiny import FAMILIES, load_tiny, save_tiny
@@ -25,6 +28,15 @@ from tests.kit.toys import StageResult, make_toy_task, run_sequence_in_memory, r
 if TYPE_CHECKING:
     from raycl.models.load import LoadedModel
     from raycl.tasks.task import Task
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long groups first, each on one process of pytest-xdist (`-n 2 --dist loadgroup`), and what `thorough` means."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if is_repetition(item):
+            item.add_marker(pytest.mark.thorough)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,6 +119,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     home = root / "home"
     environment = {"RAYCL_HOME": str(home), "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
     return Commands(root, environment | {"HF_HUB_OFFLINE": "1", "COLUMNS": "160", "CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Head]:
+    """The one Ray cluster of all tests that start none of their own; it has two CPUs."""
+    with head_node() as head:
+        yield head
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class Starts:
 def lonely(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster is named, and none was started here."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "_started_here", lambda: None)
+    monkeypatch.setattr(cluster, "started_here", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
 
@@ -43,7 +43,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, failures: int, error: Exception) -
 
 def test_ray_still_notes_where_ray_start_was(tmp_path: Path) -> None:
     """The one private part of Ray that raycl uses: it reads the address from a file, and gives none where there is none."""
-    message = "Ray moved services.find_bootstrap_address: see raycl/run/cluster.py _started_here"
+    message = "Ray moved services.find_bootstrap_address: see raycl/run/cluster.py started_here"
     services = importlib.import_module("ray._private.services")
     find = getattr(services, "find_bootstrap_address", None)
     assert callable(find), message
@@ -64,7 +64,7 @@ def test_another_programs_cluster_is_never_joined(monkeypatch: pytest.MonkeyPatc
 def test_a_named_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """RAY_ADDRESS, as `ray job submit` sets it, wins over what `ray start` noted."""
     starts = replaced(monkeypatch, 0, RuntimeError())
-    monkeypatch.setattr(cluster, "_started_here", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "started_here", lambda: "10.0.0.1:6379")
     assert cluster.attach()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert cluster.attach()
@@ -74,7 +74,7 @@ def test_a_named_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_named_cluster_that_is_away_is_a_set_up_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user asked for it, so nothing is started in its place; a note of `ray start` may be stale."""
     replaced(monkeypatch, 9, ConnectionError())
-    monkeypatch.setattr(cluster, "_started_here", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "started_here", lambda: "10.0.0.1:6379")
     assert not cluster.attach()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     with pytest.raises(SetupError, match=r"RAY_ADDRESS=10\.0\.0\.2:6379"):

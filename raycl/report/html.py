@@ -53,7 +53,7 @@ def write_html(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    _write_figures(path.with_name(f"{path.stem}-figures"), sheets, sequences[:MOST_SEQUENCES], styles)
+    write_figures(path.with_name(f"{path.stem}-figures"), sheets, sequences[:MOST_SEQUENCES], styles)
     return path
 
 
@@ -142,7 +142,7 @@ def _heat_sections(sequences: Sequence[SequenceView]) -> list[_Section]:
     return [_Section(name, heading, note, False, [], heats) for name, heading, note, heats in found if heats]
 
 
-def _write_figures(
+def write_figures(
     folder: Path, sheets: Sequence[_Sheet], sequences: Sequence[SequenceView], styles: Mapping[str, Style]
 ) -> None:
     """Every sheet, and the accuracy matrix of every sequence, as PNG and SVG."""

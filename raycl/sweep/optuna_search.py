@@ -179,7 +179,7 @@ class OptunaSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Json:
         """The next point, for the trial with this name."""
-        study, known = self._study(), [one.params for one in self._tried]
+        study, known = self.study(), [one.params for one in self._tried]
         asked = study.ask(self._distributions)
         for _ in range(MAX_REPEATED_ASKS):
             if asked.params not in known:
@@ -189,7 +189,7 @@ class OptunaSearcher(Searcher):
         self._tried.append(Tried(id=trial_id, params=asked.params))
         return {"point": {name: self._dimensions[name].value(drawn) for name, drawn in asked.params.items()}}
 
-    def _study(self) -> optuna.Study:
+    def study(self) -> optuna.Study:
         """A study that holds all earlier trials, with draws of its own for the next one."""
         number = len(self._tried)
         sampler = optuna.samplers.TPESampler(

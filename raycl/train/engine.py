@@ -51,17 +51,17 @@ class Engine:
         self.zero = train.zero_stage
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=train.weight_decay)
         config = _config(train, shape, bf16, max(p.numel() for p in self.parameters))
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
+        self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
         if self.zero == 3:
-            _keep_whole(self._engine, self.parameters)
+            keep_whole(self.deepspeed, self.parameters)
 
     def loss(self, *args: Any) -> Any:
         """The module's forward pass, under the engine's autocast."""
-        return self._engine(*args)
+        return self.deepspeed(*args)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch."""
-        self._engine.backward(loss)
+        self.deepspeed.backward(loss)
 
     def gradients(self) -> tuple[Callable[[nn.Parameter], Tensor | None], Callable[[nn.Parameter, Tensor], None]]:
         """Functions that read and replace a parameter's whole gradient, at any ZeRO stage.
@@ -75,13 +75,13 @@ class Engine:
 
     def step(self, lr: float) -> None:
         """Count a micro-batch; at the end of a global batch, average over the workers, clip, and update at rate `lr`."""
-        for group in self._engine.optimizer.param_groups:
+        for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
+        self.deepspeed.step()
 
     def train(self, mode: bool) -> None:
         """Dropout on or off."""
-        self._engine.train(mode)
+        self.deepspeed.train(mode)
 
     def close(self) -> None:
         """Give every worker the full trained weights and take the engine's hooks and buffers away.
@@ -89,14 +89,14 @@ class Engine:
         After ZeRO-3 all parameters are gathered back into ordinary tensors.
         """
         if self.zero == 3:
-            _unpartition(self._engine)
-        self._engine.destroy()
+            unpartition(self.deepspeed)
+        self.deepspeed.destroy()
         # DeepSpeed destroys an engine again when it is collected, which may be in the middle of the next stage. That would
         # put the gradients of parameters which that stage trains too (all weights, ZeRO 1 and 2) out of reach, as if 0.
-        self._engine.destroy = lambda: None
+        self.deepspeed.destroy = lambda: None
         for parameter in self.parameters:
             parameter.grad = None
-        del self._engine, self.optimizer
+        del self.deepspeed, self.optimizer
 
 
 def _plain_strides(module: nn.Module) -> None:
@@ -142,14 +142,14 @@ def _deepspeed(device: str) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device == "cpu":
-        _compile_nothing()
+        compile_nothing()
     backend = "gloo" if device == "cpu" else "nccl"
     _process_group(backend)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return deepspeed
 
 
-def _compile_nothing() -> None:
+def compile_nothing() -> None:
     """Let workers on CPU talk through gloo alone, so that no machine needs a compiler.
 
     On its first use DeepSpeed would compile an op that moves tensors through shared memory, and compile it again in every
@@ -203,7 +203,7 @@ def _stands(group: Any) -> bool:
     return True
 
 
-def _keep_whole(engine: Any, parameters: Sequence[nn.Parameter]) -> None:
+def keep_whole(engine: Any, parameters: Sequence[nn.Parameter]) -> None:
     """Let penalties read what trains from the first step on.
 
     Parameters below the persistence threshold stay gathered, but only once DeepSpeed has traced a whole step: in the
@@ -216,7 +216,7 @@ def _keep_whole(engine: Any, parameters: Sequence[nn.Parameter]) -> None:
     persistent[0].all_gather(persistent)
 
 
-def _unpartition(engine: Any) -> None:
+def unpartition(engine: Any) -> None:
     """Turn ZeRO-3's partitioned parameters back into ordinary ones.
 
     The next stage's engine takes a parameter that still has one of the `ds_` attributes for one that is partitioned.

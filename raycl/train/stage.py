@@ -57,7 +57,7 @@ class StageRun:
         """Install, pass, train, pass, consolidate. The backbone is clean again afterwards, even after an error."""
         started = time.perf_counter()
         self._seed()
-        own, held_out = self._split()
+        own, held_out = self.split()
         try:
             self.method.install(self.model.backbone, self.state)
             decoder = Decoder(self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
@@ -85,7 +85,7 @@ class StageRun:
         steps = math.ceil(rows / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
         self.report(StageStart(self.stage, self.task.name, steps))
 
-    def _split(self) -> tuple[list[Example], list[Encoded]]:
+    def split(self) -> tuple[list[Example], list[Encoded]]:
         """Train and held-out part of the training set; the test set is never touched."""
         examples = list(self.task.train)
         if self.spec.train.keep == "last" or self.spec.train.holdout == 0:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,10 +24,10 @@ from raycl.report.comparison import ComparisonTerminal
 from raycl.sequence.driver import Options
 from raycl.sequence.local import Stepper
 from raycl.state.store import Store
+from tests.kit.cluster import Head
 from tests.kit.runs import MakeFlags
 
 ORDERS = ["roget,snippets", "snippets,roget"]
-START_SECONDS = 240
 METHODS = ["o_lora", "gain=gain_lora:over=o_lora,gate_hidden=[8]", "sin_lora", "per_task"]
 
 
@@ -190,28 +187,13 @@ def test_bounds_and_a_bad_setting(settings: dict[str, Any], tmp_path: Path) -> N
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster of two CPUs of this test's own. Ray gives a node 30 s to start, a busy machine may take longer."""
+def cluster(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The cluster of the tests, for this process."""
     import ray
-    from ray._private import services
 
-    def patient(*arguments: Any) -> Any:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return get_node(*arguments)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
-
-    get_node = services.get_node
-    monkeypatch.setattr(services, "get_node", patient)
-    folder = tempfile.mkdtemp(prefix="rp", dir="/tmp")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+    monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
     yield
     ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow

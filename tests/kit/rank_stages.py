@@ -24,6 +24,7 @@ from raycl.train.batches import Encoder
 from raycl.train.stage import StageRun
 from raycl.train.workers import Workers
 from tests.kit.cases import tensors_of
+from tests.kit.toys import in_json
 
 STAGES = 2
 SILENT = timedelta(seconds=180)
@@ -104,7 +105,8 @@ def run_one(
     encoder = Encoder(model.tokenizer, model.backbone.encoder_decoder, 64, 8)
     silent = lambda event: None  # noqa: E731
     run = StageRun(model, method, state, task, spec, encoder, workers or Workers(), silent, partial)
-    return run.run(), run.log
+    part = run.run()
+    return part, in_json(run.log)
 
 
 def run_job(model: LoadedModel, job: Job, tasks: Sequence[Task], workers: Workers | None = None) -> list[Outcome]:

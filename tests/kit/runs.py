@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -55,23 +54,6 @@ class MakeFlags:
             "eval": {"batch_size": 8, "forward": True},
             "workers": 0,
         }
-
-
-def pauses(events: list[dict[str, Any]]) -> list[float]:
-    """For each stage but the last: seconds from its last step to the next stage's first, beyond data passes and scoring.
-
-    `events` are those of one run, each with the time of its arrival; the next stage's first step is counted in.
-    """
-    steps = [event for event in events if event["event"] == "step"]
-    ends = {event["stage"]: event["seconds"] for event in events if event["event"] == "stage_end"}
-    found = []
-    for stage in sorted(ends)[:-1]:
-        last = max(step["at"] for step in steps if step["stage"] == stage)
-        first = min(step["at"] for step in steps if step["stage"] == stage + 1)
-        scoring = sum(e["seconds"] for e in events if e["event"] == "scores" and e["stage"] == stage)
-        passes = ends[stage]["pass_after"] + ends[stage + 1]["pass_before"]
-        found.append(first - last - scoring - passes)
-    return found
 
 
 def digests(folder: os.PathLike[str]) -> dict[str, str]:

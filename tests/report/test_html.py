@@ -99,14 +99,21 @@ TRIALS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def page_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures beside the page, which take most of the time; who wants them undoes it."""
+    monkeypatch.setattr("raycl.report.html.write_figures", lambda *arguments: None)
+
+
 def page(tmp_path: Path, *arguments: Any, **options: Any) -> tuple[str, Reader]:
     """The page and what is read of it."""
     text = write_html(tmp_path / "page.html", *arguments, **options).read_text(encoding="utf-8")
     return text, Reader(text)
 
 
-def test_with_all_data_every_section_is_there(tmp_path: Path) -> None:
+def test_with_all_data_every_section_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its figures are there, on the page and beside it."""
+    monkeypatch.undo()
     board = [{"method": "gain_lora", "AP": 71.234, "sd": None, "sequences": 1200}]
     sequences = [sequence(), sequence("two", method="o_lora", params={"method.name": "o_lora", "seed": "0"})]
     _, found = page(tmp_path, "All", sequences, leaderboard=board, sweep=TRIALS)
@@ -154,8 +161,9 @@ def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
     assert wanted and set(wanted) <= set(ids)
 
 
-def test_hostile_names_stay_text(tmp_path: Path) -> None:
+def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of tasks, methods, settings and titles are shown, never parsed: no tag, no mathtext, no template."""
+    monkeypatch.undo()
     text, found = page(
         tmp_path,
         HOSTILE,
@@ -186,9 +194,8 @@ def test_other_tasks_are_not_laid_over_each_other(tmp_path: Path) -> None:
     assert "order std-2" in found.text
 
 
-def test_many_sequences_are_listed_and_some_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_sequences_are_listed_and_some_are_drawn(tmp_path: Path) -> None:
     """The list has all; what is left out below is said."""
-    monkeypatch.setattr("raycl.report.html._write_figures", lambda *arguments: None)
     many = [sequence(f"number {i}", tasks=["a", "b"]) for i in range(MOST_SEQUENCES + 5)]
     _, found = page(tmp_path, "Many", many)
     assert f"number {MOST_SEQUENCES + 4}" in found.text

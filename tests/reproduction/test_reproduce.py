@@ -36,10 +36,10 @@ SEED_PAPERS = ("AM-LoRA", "GainLoRA", "SLAO")
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks the hub for a model fails."""
 
-    def refuse(spec: ModelSpec) -> Path:
-        raise AssertionError(f"{spec.name} would be downloaded")
+    def refuse(name: str, **options: object) -> str:
+        raise AssertionError(f"{name} would be downloaded")
 
-    monkeypatch.setattr("raycl.models.places.snapshot", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from raycl.errors import StoreError
+from raycl.state.files import Files
 from raycl.state.keys import content_key
 from raycl.state.store import Store
 from tests.kit.state_samples import make_part, publish, same_part, snapshot
@@ -108,26 +110,31 @@ def test_a_failing_disk_is_an_error_and_leaves_nothing_half(tmp_path: Path, step
 def test_bytes_that_did_not_reach_the_disk_are_found_before_the_manifest(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = type(store._files).write
+    real = Files.write
 
     def lossy(files: Any, name: str, data: bytes) -> None:
         real(files, name, data[:-1] if name.endswith("adapter_model.safetensors") else data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(store._files), "write", lossy)
+        patch.setattr(Files, "write", lossy)
         with pytest.raises(StoreError, match=r"adapter_model\.safetensors"):
             publish(store)
     assert store.stage_keys() == []
     assert same_part(store.read(publish(store).key), make_part(1))
 
 
-@pytest.mark.parametrize("step", ["_write_contents", "_load"])
+@pytest.mark.parametrize("step", ["write", "read", "create"])
 def test_stopped_between_steps(store: Store, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    """Stopped before the contents are written, before they are read again, and before the manifest is made."""
+    real = getattr(Files, step)
+
+    def interrupt(files: Files, name: str, *more: Any) -> Any:
+        if name.startswith("stages/"):
+            raise KeyboardInterrupt
+        return real(files, name, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, step, interrupt)
+        patch.setattr(Files, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             publish(store)
     assert store.stage_keys() == []
@@ -188,7 +195,7 @@ def test_killed_while_writing_scores(tmp_path: Path) -> None:
         store = Store(root)
         if store.has_scores(KEY):
             assert store.read_scores(KEY) == {"score": 0.5} and store.read_predictions(KEY) == [{"id": "1"}]
-            store._files.remove("scores")
+            shutil.rmtree(tmp_path / "store" / "scores")
     assert Store(root).read_scores(KEY) == {"score": 0.5}
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
@@ -214,7 +215,7 @@ def test_memory_store_works_like_a_folder() -> None:
         assert store.read_partial(ABSENT) is None
         assert store.verify() == []
     finally:
-        store._files.remove("")
+        fsspec.filesystem("memory").rm("raycl-tests", recursive=True)
 
 
 def test_a_file_server_gets_its_folders(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_optuna_is_told_how_trials_ended() -> None:
     found.on_trial_complete("died", None, error=True)
     found.on_trial_complete("undefined", {"stage": 2, "AP": float("nan"), "whole": True})
     found.on_trial_complete("never heard of", {"AP": 1.0, "whole": True})
-    trials = found._study().trials
+    trials = found.study().trials
     assert [(trial.state, trial.value) for trial in trials] == [
         (TrialState.COMPLETE, 60.0),
         (TrialState.PRUNED, None),

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import yaml
 
 from raycl.state.store import Store
+from tests.kit.cluster import Head
 from tests.kit.runs import MakeFlags, digests
 
 pytestmark = pytest.mark.slow
@@ -34,17 +34,14 @@ STAGES = 4
 
 
 class Cluster:
-    """A Ray cluster of two CPUs in its own folder, and the sweeps run on it."""
+    """A Ray cluster of two CPUs, and the sweeps run on it."""
 
-    def __init__(self, root: Path, flags: MakeFlags) -> None:
+    def __init__(self, root: Path, flags: MakeFlags, head: Head) -> None:
         import ray
 
         self.root = root
-        self.folder = tempfile.mkdtemp(prefix="rs", dir="/tmp")
-        patience = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
-        settings = {"include_dashboard": False, "log_to_driver": False, "_system_config": patience}
-        context = ray.init(address="local", num_cpus=2, _temp_dir=self.folder, **settings)
-        self.address = context.address_info["address"]
+        self.address = head.address
+        ray.init(address=self.address, log_to_driver=False)
         self.uri = f"sqlite:///{root / 'mlflow.db'}"
         (root / "space.py").write_text(SPACE)
         fields = {name: value for name, value in flags.spec("o_lora", "llama").items() if name != "workers"}
@@ -77,23 +74,22 @@ class Cluster:
         """A sweep's sweep.json."""
         return json.loads((self.root / f"{store}-output" / "sweep.json").read_text())
 
-    def wait_until_free(self, seconds: float) -> float:
-        """Wait until all CPUs are free again; the seconds it took."""
+    def wait_until_free(self) -> None:
+        """Wait until all CPUs are free again."""
         import ray
 
-        started = time.monotonic()
+        deadline = time.monotonic() + SECONDS
         while ray.available_resources().get("CPU", 0) < 2:
-            assert time.monotonic() - started < seconds, ray.available_resources()
+            assert time.monotonic() < deadline, ray.available_resources()
             time.sleep(0.2)
-        return time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, flags: MakeFlags) -> Iterator[Cluster]:
-    """One cluster for the tests of this module."""
+def cluster(tmp_path_factory: pytest.TempPathFactory, flags: MakeFlags, ray_head: Head) -> Iterator[Cluster]:
+    """What the tests of this module share."""
     import ray
 
-    yield Cluster(tmp_path_factory.mktemp("sweeps"), flags)
+    yield Cluster(tmp_path_factory.mktemp("sweeps"), flags, ray_head)
     ray.shutdown()
 
 
@@ -102,7 +98,7 @@ def swept(cluster: Cluster) -> str:
     """What a grid of four values printed, two trials at once under ASHA."""
     # A layer with the one key `eval` is what Tune itself would evaluate.
     out = cluster.run(cluster.arguments("first", "--grace", "2", "--set", "eval.batch_size=8"))
-    cluster.wait_until_free(30)
+    cluster.wait_until_free()
     return out
 
 
@@ -184,7 +180,7 @@ def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, sw
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    cluster.wait_until_free(30)
+    cluster.wait_until_free()
     kept = digests(cluster.root / name)
     first = cluster.record(name)
     out = cluster.run([*arguments, "--resume"])
@@ -227,7 +223,7 @@ def test_a_stopped_trial_with_two_workers_gives_everything_back(cluster: Cluster
     )
     more = ["--workers", "2", "--order", "snippets,roget", "--grace", "1"]
     out = cluster.run(cluster.arguments("fourth", *more, space="slow.py", config="free.yaml"))
-    cluster.wait_until_free(30)
+    cluster.wait_until_free()
     assert "1 at once" in out
     good, bad = cluster.record("fourth")["trials"]
     assert (good["status"], len(good["rows"])) == ("finished", 2)

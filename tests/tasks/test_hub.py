@@ -131,7 +131,7 @@ def test_a_script_is_read_from_the_hubs_parquet_files() -> None:
 
 
 def test_an_unreachable_hub_is_explained_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_default_loader", lambda: raising(ConnectionError("Couldn't reach it")))
+    monkeypatch.setattr("datasets.load_dataset", raising(ConnectionError("Couldn't reach it")))
     with pytest.raises(DataError) as caught:
         load_tasks(["agnews", "yelp"], DataSpec(source="hub"))
     message = str(caught.value)

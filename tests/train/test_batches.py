@@ -90,8 +90,9 @@ def test_a_decoder_only_answer_is_the_continuation_of_its_prompt():
     """The answer's tokens are those that follow the prompt in the joint text (" b"), not those of the bare answer ("b");
     where the joint text splits the prompt otherwise, the answer after a space is tokenised alone."""
     ours = Encoder(BytePairs(), False, 64, 8)
-    assert ours._answer("a:", [1], "b") == [2, 99]
-    assert ours._answer("x", [4], "b") == [2, 99]
+    joint, split = ours.encode([Example("1", "", "a:", "", ("b",)), Example("2", "", "x", "", ("b",))])
+    assert joint.answer == (2, 99)
+    assert split.answer == (2, 99)
 
 
 @pytest.mark.parametrize("family", ["llama"], indirect=True)

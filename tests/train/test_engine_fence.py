@@ -25,7 +25,7 @@ def moved(what: str, function: str) -> str:
 @pytest.fixture
 def sharded(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A ZeRO-3 engine around a small module, as DeepSpeed leaves it; closed at the end of the test."""
-    monkeypatch.setattr(engine_module, "_keep_whole", lambda engine, parameters: None)
+    monkeypatch.setattr(engine_module, "keep_whole", lambda engine, parameters: None)
     module = nn.Linear(4, 3)
     engine = Engine(module, [*module.parameters()], TrainSpec(zero_stage=3), BatchShape(1, 1, 1), False, Workers())
     yield engine
@@ -37,7 +37,7 @@ def test_the_table_of_ops_decides_what_is_compiled(monkeypatch: pytest.MonkeyPat
     import deepspeed.ops
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    message = moved("__compatible_ops__['deepspeed_shm_comm']", "_compile_nothing")
+    message = moved("__compatible_ops__['deepspeed_shm_comm']", "compile_nothing")
     assert ShareMemCommBuilder.NAME == "deepspeed_shm_comm", message
     builder = SimpleNamespace(NAME=ShareMemCommBuilder.NAME, load=lambda: "op", absolute_name=lambda: "op")
     ds_torch = importlib.import_module("deepspeed.comm.torch")  # `import ... as` would give torch itself
@@ -45,7 +45,7 @@ def test_the_table_of_ops_decides_what_is_compiled(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ds_torch, "get_accelerator", lambda: accelerator)
     monkeypatch.setitem(vars(deepspeed.ops), "__compatible_ops__", {builder.NAME: True})
     assert ds_torch.build_shm_op() == "op", message
-    engine_module._compile_nothing()
+    engine_module.compile_nothing()
     assert ds_torch.build_shm_op() is None, message
 
 
@@ -67,18 +67,18 @@ def test_groups_are_variables_that_start_empty() -> None:
 
 def test_zero_3_keeps_a_list_of_small_parameters(sharded: Engine) -> None:
     """The optimizer lists the parameters below the threshold, which gather each other; none is marked yet."""
-    persistent = getattr(sharded._engine.optimizer, "persistent_parameters", None)
-    assert isinstance(persistent, list) and persistent, moved("optimizer.persistent_parameters", "_keep_whole")
-    assert callable(getattr(persistent[0], "all_gather", None)), moved("a parameter's all_gather", "_keep_whole")
+    persistent = getattr(sharded.deepspeed.optimizer, "persistent_parameters", None)
+    assert isinstance(persistent, list) and persistent, moved("optimizer.persistent_parameters", "keep_whole")
+    assert callable(getattr(persistent[0], "all_gather", None)), moved("a parameter's all_gather", "keep_whole")
     for parameter in sharded.parameters:
-        assert getattr(parameter, "is_external_param", None) is False, moved("is_external_param", "_keep_whole")
+        assert getattr(parameter, "is_external_param", None) is False, moved("is_external_param", "keep_whole")
 
 
 def test_zero_3_marks_partitioned_parameters(sharded: Engine) -> None:
     """They have attributes that start with `ds_`, `ds_id` among them, and none after the stage."""
     for parameter in sharded.parameters:
-        assert isinstance(getattr(parameter, "ds_id", None), int), moved("a parameter's ds_id", "_unpartition")
-    engine_module._unpartition(sharded._engine)
+        assert isinstance(getattr(parameter, "ds_id", None), int), moved("a parameter's ds_id", "unpartition")
+    engine_module.unpartition(sharded.deepspeed)
     for parameter in sharded.parameters:
         assert not [name for name in vars(parameter) if name.startswith("ds_")]
         assert parameter.shape in (torch.Size([3, 4]), torch.Size([3]))

@@ -68,7 +68,7 @@ def split_of(tiny, task, run_stage, **train):
     class Splitting(StageRun):
         pass
 
-    original = StageRun._split
+    original = StageRun.split
 
     def spy(self):
         own, held = original(self)
@@ -76,11 +76,11 @@ def split_of(tiny, task, run_stage, **train):
         seen["all"] = self.encoder.encode(self.task.train)
         return own, held
 
-    StageRun._split = spy
+    StageRun.split = spy
     try:
         seen["result"] = run_stage(tiny, SIN, [task], **train)
     finally:
-        StageRun._split = original
+        StageRun.split = original
     return seen
 
 
