@@ -9,8 +9,8 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import NoReturn
 
-import click
 import typer
 
 from raycl.cli import compare, reproduce, run, show, store, sweep
@@ -46,22 +46,26 @@ def main(*verb: str) -> None:
     """Run the command line: `verb`, if a job names one, and the arguments of this process. Ends the process."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app([*verb, *sys.argv[1:]], prog_name="raycl", standalone_mode=False)
+        app([*verb, *sys.argv[1:]], prog_name="raycl")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        code = INTERRUPT_CODE
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _end_interrupted()
+    except SystemExit as end:  # how typer ends: done, wrong flags (2), or an interrupt that it caught itself
+        if end.code == INTERRUPT_CODE:
+            _end_interrupted()
+        raise
     except Exception:
         traceback.print_exc()
         print(DEFECT, file=sys.stderr)
-        code = 1
-    if code == INTERRUPT_CODE:  # typer may have caught the interrupt itself
-        print(INTERRUPTED, file=sys.stderr)
-    sys.exit(code or 0)
+        sys.exit(1)
+
+
+def _end_interrupted() -> NoReturn:
+    """Say what is kept."""
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(INTERRUPT_CODE)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

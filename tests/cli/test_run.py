@@ -302,3 +302,12 @@ def test_the_environment_gives_the_data_folder(
     monkeypatch.setenv("RAYCL_DATA", "/from/the/environment")
     assert "/from/the/environment" in refused(data=None)
     assert "/from/the/flag" in refused(data="/from/the/flag")
+
+
+@pytest.mark.parametrize(("verb", "arguments"), [("run", ["--no-such-flag"]), ("run", ["--seed", "x"]), ("nosuch", [])])
+def test_what_typer_refuses_is_no_defect(verb: str, arguments: list[str]) -> None:
+    """An unknown verb or flag, a value of a wrong type: exit code 2, no traceback."""
+    result = invoke(verb, arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.output and "defect" not in result.output
+    assert "raycl" in result.stderr
