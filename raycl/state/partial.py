@@ -6,9 +6,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from raycl.errors import StoreError
+from raycl.files import Json
 from raycl.state.files import Files
 from raycl.state.keys import require_key
-from raycl.state.records import FileRecord, Json, Record
+from raycl.state.records import FileRecord, Record
 from raycl.state.tensor_files import decode_tensors, encode_tensors
 
 if TYPE_CHECKING:

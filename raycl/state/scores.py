@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from raycl.files import Json
 from raycl.state.files import Files
 from raycl.state.keys import canonical_json, require_key
-from raycl.state.records import FileRecord, Json, Record
+from raycl.state.records import FileRecord, Record
 from raycl.state.sealed import parse_json
 
 
