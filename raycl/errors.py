@@ -36,6 +36,11 @@ class SetupError(UserError):
     """Something this machine needs is missing (a package's data file, a reachable hub)."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def problems(error: ValidationError, named: Callable[[str], str] = lambda place: place) -> list[str]:
     """What pydantic found, one line `field: message (got value)` each, none twice.
 

@@ -16,7 +16,7 @@ stream.
     RowDone        driver        all cells of a row are known
     SequenceEnd    driver        once, however the sequence ended
 
-Knows no other module of raycl.
+Knows no other room than raycl/files.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-Json = dict[str, Any]
+from raycl.files import Json
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words: to its end, by an error, or interrupted by its user."""
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+Json = dict[str, Any]
+"""A JSON object: settings, a recipe, a record."""
+
 
 def home() -> Path:
     """Where raycl keeps its files unless told otherwise: RAYCL_HOME, or `~/.raycl`; absolute, it may not exist yet."""

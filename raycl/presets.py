@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from raycl.errors import SpecError
-from raycl.spec import Json
+from raycl.files import Json
 
 LAPTOP: Json = {
     "model": {"name": "packaged", "precision": "auto"},

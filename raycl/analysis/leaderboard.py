@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.stats import FEWEST, PairTest, Spread, compare, spread
 from raycl.analysis.views import SequenceView
-from raycl.files import finite
+from raycl.files import Json, finite
 
-Json = dict[str, Any]
 MEASURES = ("AP", "FT", "BWT", "FWT", "IM")
 """The measures of a sequence after its last stage; IM = intransigence against `per_task`, lower = learns better."""
 

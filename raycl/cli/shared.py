@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from raycl.files import Json
 from raycl.presets import merge, parse_override, read_config
-from raycl.spec import Json
 
 ORDER_HELP = "demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | task,task,...  (default: demo)"
 OrderFlag = Annotated[str | None, typer.Option("--order", help=ORDER_HELP)]

@@ -16,6 +16,7 @@ from raycl.comparison.grid import GridCell, GridSpec, make_grid
 from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellRunner, CellStep, PoolWaiting
 from raycl.errors import SpecError
 from raycl.events import status_of
+from raycl.files import Json
 from raycl.report.comparison import ComparisonTerminal, borrowed_tables, cell_record, leaderboard_rows, write_comparison
 from raycl.report.tables import number
 from raycl.sequence.driver import Options, record_sequence, run_name
@@ -23,7 +24,6 @@ from raycl.sequence.history import Missing
 from raycl.sequence.local import StepResult
 from raycl.sequence.sharing import spread
 from raycl.sequence.views import view_of, with_angles
-from raycl.spec import Json
 from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
 from raycl.state.store import Store

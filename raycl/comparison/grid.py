@@ -14,13 +14,14 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, UserError, one_message, problems
+from raycl.files import Json
 from raycl.methods.registry import method_params
 from raycl.presets import merge, parse_override
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.preflight import check_model
 from raycl.sequence.resolve import resolve
-from raycl.spec import Json, RunSpec, Strict
+from raycl.spec import RunSpec, Strict
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
 from raycl.tasks.orders import resolve_order

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from raycl.cluster import nodes, share_out, start_cluster
 from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellRunner, CellStep, PoolWaiting
-from raycl.errors import SetupError
+from raycl.errors import SetupError, first_line
 
 Handle = Callable[[CellEvent], object]
 MAX_DEAD_STARTS = 3
@@ -95,7 +95,7 @@ class Pool:
     def _bury(self, actor: ActorHandle, job: CellJob | None, error: RayError) -> None:
         """Replace a process that is gone; its job has failed."""
         ray.kill(actor)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if job is None:
             self.dead_starts += 1
             if self.dead_starts >= MAX_DEAD_STARTS:

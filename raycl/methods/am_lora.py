@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import kaiming
 from raycl.adapters.selectors import Selectors, attention
+from raycl.files import Json
 from raycl.methods.common.base import About, Moments, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import is_t5, t5_dropout
-from raycl.spec import Json, Weight, at_stage
+from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
 SELECTOR = "selector/"

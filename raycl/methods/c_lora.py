@@ -23,10 +23,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import is_t5, lora_settings
-from raycl.spec import Json, Weight, at_stage
+from raycl.spec import Weight, at_stage
 
 T5, LLAMA = 1e2, 1e6
 """Estimates of lambda for T5-Large and for models of 7B, see the field's description."""

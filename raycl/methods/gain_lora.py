@@ -27,13 +27,14 @@ from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.subspace import grow, leading_outside
+from raycl.files import Json
 from raycl.methods.common.base import About, Moments, Observes, StageInfo, When
 from raycl.methods.common.delegate import Wrapping
 from raycl.methods.common.lora import LoraMethod
 from raycl.methods.common.published import gpm_settings, is_t5
 from raycl.methods.inf_lora import InfLora, SubspaceParams, stored_basis, threshold
 from raycl.methods.o_lora import OLora, OrthogonalParams
-from raycl.spec import Json, PositiveInt
+from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 GATE = "gate/"

@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from raycl.files import Json
 from raycl.methods.common.base import About
 from raycl.methods.common.lora import LoraMethod, MixParams
 from raycl.methods.common.published import lora_settings
-from raycl.spec import Json
 
 
 class IncLoraParams(MixParams):

@@ -24,10 +24,11 @@ from raycl.adapters.branches import Branches, kaiming
 from raycl.adapters.moments import SecondMoment
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, leading_outside, residual
+from raycl.files import Json
 from raycl.methods.common.base import About, Moments, When
 from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
 from raycl.methods.common.published import gpm_settings
-from raycl.spec import Json, PositiveInt
+from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 BASIS = "layer_basis/"

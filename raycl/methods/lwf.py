@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycl.adapters.backbone import IGNORE
+from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
-from raycl.spec import Json, Weight
+from raycl.spec import Weight
 
 if TYPE_CHECKING:
     from raycl.adapters.stacked_lora import StackedLora

@@ -32,11 +32,12 @@ from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.full_weights import FullWeights
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
+from raycl.files import Json
 from raycl.methods.common.base import About, Carries
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import WEIGHTS, TrainedParams
-from raycl.spec import Json, PositiveInt
+from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 SERVING = {"rule", "scale", "trim", "refactor_rank"}

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.magnitudes import Magnitudes, loudest
+from raycl.files import Json
 from raycl.methods.common.base import About, Gradients, Method, StageInfo
 from raycl.methods.common.delegate import Wrapping
 from raycl.methods.common.published import lora_settings
@@ -30,7 +31,6 @@ from raycl.methods.inc_lora import IncLora
 from raycl.methods.o_lora import OLora, OrthogonalParams
 from raycl.methods.seq_ft import SeqFt
 from raycl.methods.sin_lora import SinLora
-from raycl.spec import Json
 from raycl.state.stage_state import StageState
 
 INNER: dict[str, type[Method[Any]]] = {"seq_ft": SeqFt, "sin_lora": SinLora, "inc_lora": IncLora, "o_lora": OLora}

@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from raycl.files import Json
 from raycl.methods.common.base import About
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
-from raycl.spec import Json
 
 
 class MtlParams(TrainedParams):

@@ -13,12 +13,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
+from raycl.files import Json
 from raycl.methods.common.base import About, Row, Write
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
-from raycl.spec import Json, Weight
+from raycl.spec import Weight
 from raycl.state.stage_state import StageState
 from raycl.tasks.task import Example
 

@@ -34,11 +34,12 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
+from raycl.files import Json
 from raycl.methods.common.base import About, Moments, Observes, Penalty, Row, Step, When, Write
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import is_short, is_t5, t5_dropout
-from raycl.spec import Json, PositiveInt, Weight
+from raycl.spec import PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
 

@@ -12,11 +12,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from raycl.files import Json
 from raycl.methods.common.base import About
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import TrainedMethod
 from raycl.methods.common.weights import FullTrainee
-from raycl.spec import Json, MethodParams
+from raycl.spec import MethodParams
 
 
 class SeqFtParams(MethodParams):

@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from raycl.files import Json
 from raycl.methods.common.base import About
 from raycl.methods.common.lora import LoraParams
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.trained import OneLoraMethod
-from raycl.spec import Json
 
 
 class SinLoraParams(LoraParams):

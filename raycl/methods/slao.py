@@ -27,11 +27,11 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
+from raycl.files import Json
 from raycl.methods.common.base import About, Moments
 from raycl.methods.common.lora import LoraParams
 from raycl.methods.common.published import is_short, is_t5, lora_settings
 from raycl.methods.common.trained import OneLoraMethod
-from raycl.spec import Json
 from raycl.state.stage_state import Branch, StagePart, StageState
 
 TUNED_A = "tuned_a/"

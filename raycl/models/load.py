@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, first_line
 from raycl.models.families import DROPOUTS, TARGETS
 from raycl.models.fingerprint import fingerprint
 from raycl.models.packaged import converted
@@ -43,9 +43,8 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     try:
         config, model, tokenizer = _read(folder, spec)
     except Exception as error:  # the loaders raise types of several libraries
-        reason = (str(error).splitlines() or [""])[0][:300]
         raise SpecError(
-            f"model.name: {folder} cannot be loaded ({type(error).__name__}: {reason}). "
+            f"model.name: {folder} cannot be loaded ({type(error).__name__}: {first_line(error)[:300]}). "
             "Give a folder as save_pretrained writes it, of a model type that transformers knows without further code."
         ) from error
     model = model.to(device).eval().requires_grad_(False)

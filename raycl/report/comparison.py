@@ -15,12 +15,11 @@ from rich.text import Text
 from raycl.analysis.leaderboard import MEASURES, CellResult, Leaderboard, Line, measured
 from raycl.analysis.published import TABLES, Borrowed
 from raycl.analysis.stats import Spread
-from raycl.files import finite, write_json, write_text
+from raycl.files import Json, finite, write_json, write_text
 from raycl.report.cards import markdown_table
 from raycl.report.tables import in_pieces, number
 from raycl.report.terminal import standard_output
 
-Json = dict[str, Any]
 LEGEND = (
     "Mean ± standard deviation over (order, seed) pairs, n of them; [95 % interval of the mean, BCa bootstrap]. AP: average "
     "score after the last stage; FT: forgetting; BWT, FWT: backward and forward transfer; IM: intransigence, how far each "

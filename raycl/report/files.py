@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Event, Json, SequenceEnd, SequenceStart
-from raycl.files import finite, write_json, write_text, write_whole
+from raycl.events import Event, SequenceEnd, SequenceStart
+from raycl.files import Json, finite, write_json, write_text, write_whole
 from raycl.report.tables import matrix_markdown
 
 

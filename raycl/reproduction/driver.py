@@ -12,7 +12,7 @@ from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
-from raycl.files import home
+from raycl.files import Json, home
 from raycl.report.cards import markdown_table
 from raycl.reproduction.cost import estimate
 from raycl.reproduction.form import MODELS, Reproduction
@@ -20,7 +20,6 @@ from raycl.reproduction.record import identity, report, report_name, write_repor
 from raycl.reproduction.specs import Place, sequences
 from raycl.spec import DataSpec, RunSpec
 
-Json = dict[str, Any]
 Runner = Callable[[RunSpec], AccuracyMatrix]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.files import write_json, write_text
+from raycl.files import Json, write_json, write_text
 from raycl.report.cards import markdown_table
 from raycl.reproduction.form import MODELS, Column, Reproduction, Row
 from raycl.reproduction.specs import Place, Sequence
@@ -15,7 +15,6 @@ from raycl.reproduction.tables.counts import trained_parameters
 from raycl.spec import RunSpec
 from raycl.state.environment import describe_environment
 
-Json = dict[str, Any]
 WIRED, WITHIN, OUTSIDE, NO_FIGURE, COMPUTED = "wired", "within tolerance", "outside tolerance", "no figure", "computed"
 """Verdicts on a cell."""
 

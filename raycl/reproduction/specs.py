@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from raycl.files import Json
 from raycl.methods.registry import method_class, method_params
 from raycl.presets import merge
 from raycl.reproduction.form import MODELS, Column, Reproduction, Row, Scale
 from raycl.sequence.resolve import resolve
-from raycl.spec import Json, RunSpec, parse
+from raycl.spec import RunSpec, parse
 from raycl.tasks.orders import CUSTOM, ORDERS
 
 SHAPE = ("rank", "alpha", "dropout")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from raycl.files import Json
 from raycl.report.cards import markdown_table
 from raycl.reproduction.catalogue import ALL
 from raycl.reproduction.cost import estimate
@@ -13,7 +14,6 @@ from raycl.reproduction.form import Reproduction, Row, Scale
 from raycl.reproduction.record import COMPUTED, OUTSIDE, WIRED, WITHIN, report_name
 from raycl.reproduction.specs import Place, sequences
 
-Json = dict[str, Any]
 NOT_RUN = "not run"
 SCALES: tuple[Scale, ...] = ("smoke", "paper")
 HEAD = """# Reproductions of published tables and figures

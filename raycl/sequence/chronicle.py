@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
     Event,
-    Json,
     Listener,
     PlannedStage,
     RowDone,
@@ -18,6 +17,7 @@ from raycl.events import (
     StageEvent,
     Status,
 )
+from raycl.files import Json
 from raycl.sequence.history import Missing, stored_scores, stored_stage
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import StagePlan

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Event, Json, Listener, SequenceEnd, SequenceStart, StageEvent, status_of
-from raycl.files import home
+from raycl.events import Event, Listener, SequenceEnd, SequenceStart, StageEvent, status_of
+from raycl.files import Json, home
 from raycl.report.files import OutputFiles
 from raycl.report.terminal import Terminal
 from raycl.sequence.chronicle import Chronicle

@@ -6,14 +6,12 @@ Everything is computed from the spec, the tasks' fingerprints and the model's fi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from raycl.files import Json
 from raycl.methods.registry import method_class
 from raycl.spec import RunSpec
 from raycl.state.keys import SCHEMA, content_key
 from raycl.tasks.task import Task, union
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from raycl.errors import SpecError
+from raycl.files import Json
 from raycl.methods.registry import method_class, method_params
 from raycl.models.families import family
 from raycl.presets import PRESETS, merge
-from raycl.spec import Json, ModelSpec, RunSpec, parse
+from raycl.spec import ModelSpec, RunSpec, parse
 from raycl.tasks.orders import CUSTOM, DEFAULT_ORDER, resolve_order
 
 DEFAULT_METHOD = "gain_lora"

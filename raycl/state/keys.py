@@ -48,6 +48,11 @@ def require_key(key: str) -> str:
     return key
 
 
+def key_folder(room: str, key: str) -> str:
+    """Where a room of the store (stages, scores, partial) keeps what belongs to `key`. Raises StoreError for no key."""
+    return f"{room}/{require_key(key)[:2]}/{key}"
+
+
 def _require_json(value: Any, place: str) -> None:
     if value is None or isinstance(value, int):
         return

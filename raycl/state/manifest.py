@@ -11,9 +11,9 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from raycl.events import StageEnd, Step, from_json
-from raycl.files import finite
+from raycl.files import Json, finite
 from raycl.state.keys import canonical_json, content_key
-from raycl.state.records import FileRecord, Hex64, Json, Record
+from raycl.state.records import FileRecord, Hex64, Record
 from raycl.state.stage_state import StagePart
 
 ADAPTER_CONFIG: Final = "adapter/adapter_config.json"

@@ -6,9 +6,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from raycl.errors import StoreError
+from raycl.files import Json
 from raycl.state.files import Files
-from raycl.state.keys import require_key
-from raycl.state.records import FileRecord, Json, Record
+from raycl.state.keys import key_folder
+from raycl.state.records import FileRecord, Record
 from raycl.state.tensor_files import decode_tensors, encode_tensors
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def drop_partial(files: Files, key: str) -> None:
 
 
 def _folder(key: str) -> str:
-    return f"partial/{require_key(key)[:2]}/{key}"
+    return key_folder("partial", key)
 
 
 def _record_name(key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,7 +12,6 @@ from raycl.state.keys import SCHEMA
 from raycl.state.sealed import seal, unseal
 
 Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Json = dict[str, Any]
 
 
 class Strict(BaseModel):

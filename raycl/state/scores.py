@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from raycl.files import Json
 from raycl.state.files import Files
-from raycl.state.keys import canonical_json, require_key
-from raycl.state.records import FileRecord, Json, Record
+from raycl.state.keys import canonical_json, key_folder
+from raycl.state.records import FileRecord, Record
 from raycl.state.sealed import parse_json
 
 
@@ -53,7 +54,7 @@ def _row(files: Files, key: str) -> ScoresRow:
 
 
 def _row_folder(key: str) -> str:
-    return f"scores/{require_key(key)[:2]}/{key}"
+    return key_folder("scores", key)
 
 
 def _record_name(key: str) -> str:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raycl.errors import StoreError
+from raycl.files import Json
 from raycl.state import partial, scores
 from raycl.state.files import Files
-from raycl.state.keys import is_key, require_key
+from raycl.state.keys import is_key, key_folder, require_key
 from raycl.state.lease import Lease
 from raycl.state.manifest import ContentName, Manifest, Provenance, describe_stage
 from raycl.state.part_files import decode_part, encode_part
-from raycl.state.records import Json
 from raycl.state.root import MARKER, prepare_root
 from raycl.state.stage_state import StagePart, StageState
 
@@ -239,7 +239,7 @@ class Store:
 
 
 def _stage_folder(key: str) -> str:
-    return f"stages/{require_key(key)[:2]}/{key}"
+    return key_folder("stages", key)
 
 
 def _manifest_name(key: str) -> str:

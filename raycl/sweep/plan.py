@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, one_message, problems
+from raycl.files import Json
 from raycl.methods.registry import method_class
 from raycl.presets import merge
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.sharing import spread
-from raycl.spec import Json, PositiveInt, RunSpec, Strict
+from raycl.spec import PositiveInt, RunSpec, Strict
 from raycl.state.keys import content_key
 from raycl.sweep.spaces import Point, Space, load_space
 from raycl.sweep.trials import TrialSettings

@@ -13,13 +13,12 @@ import yaml
 from raycl.analysis.views import TrialView
 from raycl.errors import SpecError
 from raycl.events import Status, status_of
-from raycl.files import write_text
+from raycl.files import Json, write_text
 from raycl.report.sweeps import SweepTerminal, setting_text, write_csv
 from raycl.sequence.driver import Options
 from raycl.sequence.preflight import check_model, check_workers
 from raycl.sequence.sharing import sharing
 from raycl.sequence.views import view_of
-from raycl.spec import Json
 from raycl.state.store import Store
 from raycl.sweep.driver import SweepDriver
 from raycl.sweep.plan import SweepPlan, SweepRequest, plan_sweep

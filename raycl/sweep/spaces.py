@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from raycl.errors import SpecError
+from raycl.files import Json
 from raycl.presets import merge
-from raycl.spec import Json
 
 Point = dict[str, Any]
 """Dimension -> value. A field that is chosen per stage has one dimension per stage, `method.l1[2]`."""

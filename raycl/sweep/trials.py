@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycl.events import StageEnd, StageEvent
+from raycl.files import Json
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import Stepper, worker_here
 from raycl.sequence.plan import StagePlan
 from raycl.sequence.resolve import resolve
-from raycl.spec import Json, RunSpec, Strict
+from raycl.spec import RunSpec, Strict
 from raycl.state.store import Store
 from raycl.sweep.spaces import Point, layer
 from raycl.tasks.task import Task

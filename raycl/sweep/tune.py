@@ -19,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from raycl.cluster import capacity, nodes, start_cluster
 from raycl.errors import SetupError, UserError
+from raycl.files import Json
 from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.optuna_search import OptunaSearcher
 from raycl.sweep.plan import SweepPlan
@@ -26,7 +27,6 @@ from raycl.sweep.spaces import decode
 from raycl.sweep.trials import TrialSettings, close_trial, open_trial
 from raycl.tasks.task import Task
 
-Event = dict[str, Any]
 RETRIES = 2
 """How often a trial whose process died is taken up again; it continues from the store."""
 FILE = "stage.json"
@@ -100,7 +100,7 @@ class TrialListener(Callback):
         """A trial has got a process."""
         self._tell(TrialStart, trial)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Event, **info: Any) -> None:
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any) -> None:
         """A stage is done."""
         self._tell(TrialStage, trial, **{name: result[name] for name in ("stage", "trained", "failed")})
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from raycl.errors import first_line
+
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 2
@@ -67,7 +69,7 @@ class Outbox:
                 if self._passing(error):
                     self._close(what, error)
                     return
-                log.warning("%s: %s could not be recorded (%s)", self.service, what, _first_line(error))
+                log.warning("%s: %s could not be recorded (%s)", self.service, what, _short(error))
             self._line.popleft()
         if self._pause:
             log.warning("%s: answers again, what waited is recorded", self.service)
@@ -75,7 +77,7 @@ class Outbox:
 
     def _close(self, what: str, error: Exception) -> None:
         if not self._pause:
-            reason = _first_line(error)
+            reason = _short(error)
             log.warning("%s: no answer, the run goes on and %s waits (%s)", self.service, what, reason)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS) or FIRST_PAUSE_SECONDS
         self._closed_until = time.monotonic() + self._pause
@@ -89,7 +91,6 @@ class Outbox:
         )
 
 
-def _first_line(error: Exception) -> str:
+def _short(error: Exception) -> str:
     """An error as one short line."""
-    text = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)[:200]}"

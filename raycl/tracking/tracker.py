@@ -8,7 +8,6 @@ from pathlib import Path
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
     Event,
-    Json,
     PlannedStage,
     RowDone,
     Scored,
@@ -19,6 +18,7 @@ from raycl.events import (
     Status,
     Step,
 )
+from raycl.files import Json
 from raycl.tracking.records import RunRecord, as_name, end_metrics, flat, shared_tags, stage_params, step_metrics
 from raycl.tracking.runs import NEW_RUN, Resumed, Runs
 

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.soft_prompts import SoftPrompt
-from raycl.spec import Json, MethodParams
+from raycl.files import Json
+from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
 

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
+from raycl.files import Json
 from raycl.methods.common.base import Method, Moments
-from raycl.spec import Json, MethodParams, PositiveInt
+from raycl.spec import MethodParams, PositiveInt
 from raycl.state.stage_state import Branch, StagePart, StageState
 
 

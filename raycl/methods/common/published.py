@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycl.spec import Json
+from raycl.files import Json
 
 
 def is_t5(family: str) -> bool:

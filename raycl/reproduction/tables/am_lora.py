@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from raycl.files import Json
 from raycl.reproduction.form import Column, Measure, Reproduction, Row
-from raycl.spec import Json
 
 STD = ("std-1", "std-2", "std-3")
 LONG = ("long-4", "long-5", "long-6")

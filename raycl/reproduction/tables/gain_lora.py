@@ -6,8 +6,8 @@ that is held out, the scripts on the test set.
 
 from __future__ import annotations
 
+from raycl.files import Json
 from raycl.reproduction.form import Column, Measure, Reproduction, Row
-from raycl.spec import Json
 
 SNI = ("sni-1", "sni-2")
 BOTH: tuple[Measure, ...] = ("AP", "FT")
