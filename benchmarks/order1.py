@@ -34,6 +34,8 @@ BUDGET = [
     "train.lr=5e-4",
     "train.batch_size=8",
     "train.epochs=1",
+    "model.precision=bf16",
+    "eval.forward=true",
     "method.rank=8",
     "method.alpha=32",
 ]

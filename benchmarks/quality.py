@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 GRIDS = {"lora": [3e-4, 1e-3, 3e-3], "full": [3e-5, 1e-4, 3e-4], "prompt": [0.03, 0.1, 0.3]}
 """Learning rates by what a variant trains; the middle one is run first."""
 SHARED = yaml.safe_load((ROOT / "benchmarks" / "comparison.yaml").read_text(encoding="utf-8"))
-"""The budget, as jobs/compare.py takes it, so that both find each other's stages."""
+"""The budget, as `raycl compare` takes it, so that both find each other's stages."""
 BRANCH = SHARED.pop("method")
 VALIDATION = 50
 """Validation examples per task."""
@@ -133,7 +133,6 @@ def _choice(name: str, order: str, data: str, choose: bool) -> tuple[float, dict
 
 def _sequence(name: str, order: str, seed: int, lr: float, data: str, *layers: dict[str, Any]) -> Any:
     """One sequence in this process; what the store holds is not trained again."""
-    from raycl.report.terminal import Terminal
     from raycl.sequence.driver import Options, run_sequence
     from raycl.sequence.resolve import resolve
 
@@ -141,11 +140,13 @@ def _sequence(name: str, order: str, seed: int, lr: float, data: str, *layers: d
     said = {"order": order, "method": variant.settings, "seed": seed, "workers": 0}
     said |= {"data": {"source": data}, "train": {"lr": lr}}
     spec = resolve("laptop", [SHARED, said, {"data": variant.data}, *layers], gpus=0)
-    return run_sequence(spec, Options(None, None, "raycl-quality", None), [Terminal()])
+    return run_sequence(spec, Options(experiment="raycl-quality"))
 
 
 def _cell(name: str, order: str, seed: int, lr: float, data: str) -> dict[str, Any]:
     """Run an order and take down its figures."""
+    from raycl.files import finite
+
     result = _sequence(name, order, seed, lr, data)
     summary = json.loads((result.outputs["summary.json"]).read_text(encoding="utf-8"))
     manifests = list(_manifests(result))
@@ -161,10 +162,10 @@ def _cell(name: str, order: str, seed: int, lr: float, data: str) -> dict[str, A
             {
                 "task": manifest.task,
                 "seconds": manifest.runtime["seconds"],
-                "steps": manifest.log[-2]["steps"],
+                "steps": manifest.steps[-1].steps,
                 "trainable_parameters": manifest.runtime.get("trainable_parameters"),
                 "bytes": sum(record.bytes for record in manifest.files.values()),
-                "gauges": manifest.log[-1]["gauges"],
+                "gauges": finite(manifest.end.gauges),
                 "commit": (manifest.environment.get("git") or {}).get("commit"),
                 "created": manifest.created,
             }
