@@ -264,9 +264,9 @@ def test_batching_does_not_change_an_example(trained, case, tiny, toy_tasks):
 
 
 def test_the_loss_falls_on_a_learnable_task(tiny, case, toy_tasks, run_stage):
-    """Thirty epochs on four prompts bring the loss below a third of where it began (soft prompts: less far)."""
-    log = run_stage(tiny, case.params, toy_tasks, epochs=30).log
-    assert len(log) == 60 * case.rows and log[-1]["loss"] < log[0]["loss"] / case.falls
+    """Forty steps on four prompts bring the loss below a third of where it began (soft prompts: less far)."""
+    log = run_stage(tiny, case.params, toy_tasks, epochs=40, batch_size=16).log
+    assert len(log) == 40 * case.rows and log[-1]["loss"] < log[0]["loss"] / case.falls
 
 
 def test_remove_leaves_no_trace(trained, case, tiny, toy_tasks):
