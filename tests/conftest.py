@@ -126,7 +126,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
     """The one Ray cluster of all tests that start none of their own; it has two CPUs."""
-    with head_node() as head:
+    with head_node({"RAY_AUTH_MODE": "disabled"}) as head:
         yield head
 
 
