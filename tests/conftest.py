@@ -18,7 +18,7 @@ import pytest
 
 from tests.kit.cluster import Head, head_node
 from tests.kit.commands import Commands
-from tests.kit.groups import group_of, is_repetition
+from tests.kit.groups import LONG_GROUPS, group_of, is_repetition
 from tests.kit.places import BENCHMARK
 from tests.kit.runs import MakeFlags
 from tests.kit.tiny import FAMILIES, load_tiny, save_tiny
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long groups first, each on one process of pytest-xdist (`-n 2 --dist loadgroup`), and what `thorough` means."""
+    """Groups for pytest-xdist (`-n 2 --dist loadgroup`), the longest ones first; and what `thorough` means."""
+    groups = {item.nodeid: group_of(item) for item in items}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        item.add_marker(pytest.mark.xdist_group(groups[item.nodeid]))
         if is_repetition(item):
             item.add_marker(pytest.mark.thorough)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    long = {name: place for place, name in enumerate(LONG_GROUPS)}
+    items.sort(key=lambda item: long.get(groups[item.nodeid], len(long)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,7 +126,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[Head]:
     """The one Ray cluster of all tests that start none of their own; it has two CPUs."""
-    with head_node() as head:
+    with head_node({"RAY_AUTH_MODE": "disabled"}) as head:
         yield head
 
 

@@ -14,6 +14,10 @@ RAY = ("test_ray", "test_head_node", "test_sweep", "test_compare")
 """Files whose slow tests start Ray."""
 
 
+LONG_GROUPS = ("ray", "pair", "tests/reproduction/test_reproduce.py", "tests/sequence/test_real.py")
+"""Where the minutes are, longest first: a long group that starts last leaves the other processes idle."""
+
+
 def group_of(item: pytest.Item) -> str:
     """The name of a test's group: its file; among the tests of methods also the model family and the case.
 

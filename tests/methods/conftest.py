@@ -11,6 +11,8 @@ import torch
 from tests.kit.cases import CASES, Case, probe_logits
 
 STAGES = 3
+SETTINGS = {"epochs": 2}
+"""Four steps a stage."""
 
 
 @pytest.fixture(scope="session", params=list(CASES))
@@ -37,7 +39,7 @@ def with_settings(run: Callable[..., Any]) -> Callable[..., Any]:
 
     def runner(model: Any, method: Any, tasks: Any, *state: Any, **train: Any) -> Any:
         name = method["name"] if isinstance(method, dict) else method.params.name
-        return run(model, method, tasks, *state, **settings[name] | train)
+        return run(model, method, tasks, *state, **SETTINGS | settings[name] | train)
 
     return runner
 

@@ -172,7 +172,7 @@ def test_l1_makes_the_selectors_smaller(tiny, toy_tasks, run_stage):
     """A stage with a large lambda ends with smaller selectors; the log shows raw and weighted."""
     norms = {}
     for weight in (0.0, 0.01):
-        result = run_stage(tiny, AR | {"l1": weight}, toy_tasks)
+        result = run_stage(tiny, AR | {"l1": weight}, toy_tasks, epochs=4)
         norms[weight] = sum(values.abs().sum().item() for values in result.part.tensors.values())
         assert set(result.log[-1]["terms"]) == ({"selectors"} if weight else set())
         assert result.log[-1]["gauges"]["selector_norm/1"] > 0

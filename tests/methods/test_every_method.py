@@ -255,7 +255,7 @@ def test_batching_does_not_change_an_example(trained, case, tiny, toy_tasks):
     with serving(tiny, case.params, trained[-1].state) as method:
         inputs = batch_of(tiny, examples)
         together = answer_logits(tiny, method, inputs)
-        tolerance = 2e-6 * max(row.abs().max().item() for row in together)
+        tolerance = 4e-6 * max(row.abs().max().item() for row in together)
         for left, right in ((3, 0), (0, 4), (2, 1)):
             wider = padded(inputs, tiny.tokenizer.pad_token_id, left, right)
             assert largest_difference(answer_logits(tiny, method, wider), together) <= tolerance
@@ -264,9 +264,10 @@ def test_batching_does_not_change_an_example(trained, case, tiny, toy_tasks):
 
 
 def test_the_loss_falls_on_a_learnable_task(tiny, case, toy_tasks, run_stage):
-    """Thirty epochs on four prompts bring the loss below a third of where it began (soft prompts: less far)."""
-    log = run_stage(tiny, case.params, toy_tasks, epochs=30).log
-    assert len(log) == 60 * case.rows and log[-1]["loss"] < log[0]["loss"] / case.falls
+    """45 steps on four prompts (120 with rows of its own) bring the loss below a third (soft prompts: less far)."""
+    epochs, batch = (45, 16) if case.rows == 1 else (30, 8)
+    log = run_stage(tiny, case.params, toy_tasks, epochs=epochs, batch_size=batch).log
+    assert len(log) == epochs * case.rows * 16 // batch and log[-1]["loss"] < log[0]["loss"] / case.falls
 
 
 def test_remove_leaves_no_trace(trained, case, tiny, toy_tasks):

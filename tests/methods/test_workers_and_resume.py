@@ -22,7 +22,7 @@ APART = 5e-4
 of rounding into whole steps, so single numbers may differ more; half of the data left out differs by far more than this."""
 FEW = {"lr": 1e-3, "epochs": 1, "batch_size": 4}
 """Four steps on 15 rows: the last global batch has three, the passes have eight for one worker and seven for the other."""
-TOY = {"lr": 1e-2, "epochs": 4, "batch_size": 8}
+TOY = {"lr": 1e-2, "epochs": 2, "batch_size": 8}
 """The settings of the sequences in `trained`."""
 
 

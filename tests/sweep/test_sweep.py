@@ -218,7 +218,7 @@ def test_optuna_starts_with_the_first_points_and_fails_one_trial_alone(cluster: 
 def test_a_stopped_trial_with_two_workers_gives_everything_back(cluster: Cluster, swept: str) -> None:
     """One group fits; ASHA ends the second trial, which learns nothing, while its group trains on; CPUs are free soon."""
     (cluster.root / "slow.py").write_text(
-        'BASE = {"method.name": "o_lora", "train.epochs": [25, 400]}\nSPACE = {"train.lr": [1e-2, 1e-40]}\n'
+        'BASE = {"method.name": "o_lora", "train.epochs": [25, 120]}\nSPACE = {"train.lr": [1e-2, 1e-40]}\n'
         'FIRST = [{"train.lr": 1e-2}, {"train.lr": 1e-40}]\n'
     )
     more = ["--workers", "2", "--order", "snippets,roget", "--grace", "1"]
