@@ -18,6 +18,10 @@ LONG_GROUPS = ("ray", "pair", "tests/reproduction/test_reproduce.py", "tests/seq
 """Where the minutes are, longest first: a long group that starts last leaves the other processes idle."""
 
 
+THOROUGH = ("test_workers.py", "test_leaks", "test_state_crashes", "test_every_method_runs", "test_smoke_of_one_table")
+"""Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method."""
+
+
 def group_of(item: pytest.Item) -> str:
     """The name of a test's group: its file; among the tests of methods also the model family and the case.
 
@@ -43,10 +47,14 @@ def is_repetition(item: pytest.Item) -> bool:
     values = params_of(item)
     if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
         return True
+    if "methods" not in item.nodeid:
+        return any(name in item.nodeid for name in THOROUGH)
     name = case_name(values)
-    if name in CASES and name not in FIRST_CASES.values():
-        return True
-    return name in CASES and values.get("family") == "t5"
+    return (
+        values.get("family") == "t5"
+        or "pair" in getattr(item, "fixturenames", ())
+        or (name in CASES and name not in FIRST_CASES.values())
+    )
 
 
 def case_name(values: dict[str, Any]) -> str | None:

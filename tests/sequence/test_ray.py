@@ -21,8 +21,8 @@ from tests.kit.runs import MakeFlags, assert_same_part, digests
 pytestmark = pytest.mark.slow
 LONG = {"train__epochs": [5, 60], "train__log_every": 10, "eval__forward": "false"}
 """20 steps, then 240: enough to be killed in the middle of."""
-EARLY = "stage 2/2 snippets: step 20/240"
-"""What is printed early in the long stage."""
+EARLY = '"event": "step", "stage": 2,'
+"""In the driver's list of events once the long stage has done a step."""
 WORKER = "RayTrainWorker"
 """What the command line of a process that trains has in it."""
 Start = Callable[..., Running]
@@ -64,7 +64,7 @@ def children(running: Running) -> list[psutil.Process]:
 
 def wait_for_early(running: Running) -> None:
     """Wait until the long stage is under way; fails if the command ends first."""
-    deadline, path = time.monotonic() + SECONDS, running.folder / "out"
+    deadline, path = time.monotonic() + SECONDS, running.folder / "events.jsonl"
     while time.monotonic() < deadline:
         if path.is_file() and EARLY in path.read_text():
             return
