@@ -29,7 +29,7 @@ PAPER: Json = {
 
 DEMO: Json = {
     "model": {"name": "packaged", "precision": "auto"},
-    "data": {"train_examples": 96, "test_examples": 24, "max_source_tokens": 64, "max_target_tokens": 8},
+    "data": {"train_examples": 128, "test_examples": 24, "max_source_tokens": 64, "max_target_tokens": 8},
     "train": {"lr": 1e-3, "epochs": 1, "batch_size": 8, "log_every": 4},
     "eval": {"batch_size": 24},
     "workers": 0,
