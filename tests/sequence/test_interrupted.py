@@ -87,7 +87,7 @@ def test_a_sweep(
         raise error
 
     monkeypatch.setattr(tune, "run_trials", breaks)
-    monkeypatch.setattr(tune, "trials_at_once", lambda settings, workers: 1)
+    monkeypatch.setattr(tune, "trials_at_once", lambda *plan: 1)
     (tmp_path / "space.py").write_text('SPACE = {"method.rank": [2, 3]}\n')
     layer = {name: value for name, value in fields(flags).items() if name not in ("workers", "method")}
     request = SweepRequest(SweepSettings(space=str(tmp_path / "space.py")), "laptop", [layer])
