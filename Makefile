@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.9
 # Tests that share something costly stay on one process (tests/kit/groups.py).
-TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO := -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo check test test-fast cards reproduce-smoke lock check-tools clean
 

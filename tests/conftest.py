@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Both must stand before torch or raycl is imported anywhere.
 os.environ["RAYCL_HOME"] = tempfile.mkdtemp(prefix="raycl-tests-")
@@ -30,15 +30,27 @@ if TYPE_CHECKING:
     from raycl.tasks.task import Task
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for pytest-xdist (`-n 2 --dist loadgroup`), the longest ones first; and what `thorough` means."""
-    groups = {item.nodeid: group_of(item) for item in items}
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With pytest-xdist (`-n 2`): whole groups of tests go to its processes, in the order of the tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark what is `thorough` before `-m` looks; put the longest groups first after pytest has made its own order."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item.nodeid]))
         if is_repetition(item):
             item.add_marker(pytest.mark.thorough)
+    yield
     long = {name: place for place, name in enumerate(LONG_GROUPS)}
-    items.sort(key=lambda item: long.get(groups[item.nodeid], len(long)))
+    items.sort(key=lambda item: long.get(group_of(item.nodeid), len(long)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,8 @@
-"""Which tests belong together on one process, and which ones repeat a proof on further cases."""
+"""Which tests belong together on one process of pytest-xdist, and which ones repeat a proof on further cases.
+
+Groups are read off a test's id alone, since that is all the process that hands out tests knows. (pytest-xdist's own
+`loadgroup` does nothing under pytest 9.2: its issue 1386.)
+"""
 
 from __future__ import annotations
 
@@ -8,35 +12,46 @@ import pytest
 
 from tests.kit.cases import CASES
 
+RAY = ("test_ray.py", "test_head_node.py", "test_sweep.py", "::test_a_pool_of_processes_survives_a_death")
+"""Tests that start Ray: two clusters on one small machine would starve each other."""
+COMMANDS = (
+    "sequence/test_sequence.py",
+    "test_leaks.py",
+    "test_long.py",
+    "sequence/test_workers.py",
+    "test_real.py",
+    "test_frames.py",
+    "test_no_compiler.py",
+)
+"""Tests whose commands are forked from one server, which takes seconds to start."""
+PAIR = "::test_two_workers_do_what_one_does["
+"""Tests of methods that share a pair of processes."""
+LONG_GROUPS = ("ray", "commands", "tests/reproduction/test_reproduce.py", "pair", "tests/comparison/test_compare.py")
+"""Where the minutes are, longest first: a long group that starts last leaves the other processes idle."""
 FIRST_CASES = {case.params["name"]: name for name, case in reversed(CASES.items())}
 """Method -> the first of its cases."""
-RAY = ("test_ray", "test_head_node", "test_sweep", "test_compare")
-"""Files whose slow tests start Ray."""
-
-
-LONG_GROUPS = ("ray", "pair", "tests/reproduction/test_reproduce.py", "tests/sequence/test_real.py")
-"""Where the minutes are, longest first: a long group that starts last leaves the other processes idle."""
-
-
 THOROUGH = ("test_workers.py", "test_leaks", "test_state_crashes", "test_every_method_runs", "test_smoke_of_one_table")
 """Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method."""
 
 
-def group_of(item: pytest.Item) -> str:
+def group_of(nodeid: str) -> str:
     """The name of a test's group: its file; among the tests of methods also the model family and the case.
 
-    So whatever fixtures of a file or a case cost, a trained sequence above all, is paid on one process only. Tests that
-    start Ray are one group: two clusters on one small machine would starve each other.
+    So whatever the fixtures of a file or a case cost, a trained sequence above all, is paid on one process only.
     """
-    file = item.nodeid.partition("::")[0]
-    if item.get_closest_marker("slow") and any(name in file for name in RAY):
+    file, _, rest = nodeid.partition("::")
+    if any(name in nodeid for name in RAY):
         return "ray"
-    values = params_of(item)
-    if "methods" in file and "case" in values:
-        return f"methods {values.get('family')} {case_name(values)}"
-    if "pair" in getattr(item, "fixturenames", ()):
+    if file.endswith(COMMANDS):
+        return "commands"
+    if "/methods/" not in file:
+        return file
+    if file.endswith("test_workers_and_resume.py") and PAIR in nodeid:
         return "pair"
-    return file if "methods" not in file or "family" not in values else f"{file} {values['family']}"
+    values = rest.partition("[")[2].removesuffix("]").split("-")
+    case = next((value for value in values if value in CASES), file)
+    family = next((value for value in values if value in ("llama", "t5")), "")
+    return f"methods {family} {case}"
 
 
 def is_repetition(item: pytest.Item) -> bool:
@@ -44,25 +59,18 @@ def is_repetition(item: pytest.Item) -> bool:
 
     `make test-fast` leaves these out, and what draws examples at random.
     """
-    values = params_of(item)
     if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
         return True
-    if "methods" not in item.nodeid:
+    group = group_of(item.nodeid)
+    if not group.startswith(("methods", "pair")):
         return any(name in item.nodeid for name in THOROUGH)
-    name = case_name(values)
-    return (
-        values.get("family") == "t5"
-        or "pair" in getattr(item, "fixturenames", ())
-        or (name in CASES and name not in FIRST_CASES.values())
-    )
-
-
-def case_name(values: dict[str, Any]) -> str | None:
-    """The name of the case among a test's parameters."""
-    value = values.get("case", values.get("name"))
-    return value if isinstance(value, str) else None
+    values = params_of(item)
+    name = values.get("case", values.get("name"))
+    further = name in CASES and name not in FIRST_CASES.values()
+    return group == "pair" or values.get("family") == "t5" or further
 
 
 def params_of(item: pytest.Item) -> dict[str, Any]:
-    """A test's parameters."""
-    return getattr(getattr(item, "callspec", None), "params", {})
+    """A test's parameters; of fixtures that are chosen by name, the name."""
+    found = getattr(getattr(item, "callspec", None), "params", {})
+    return {name: value for name, value in found.items() if isinstance(value, str)}
