@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from raycl.events import Event, Scored
+
 SCHEMA = 1
 ROUND_OFF = 1e-6
 """By how much a score may leave 0 to 100 before it is refused: a mean of floats can end a hair above 100."""
@@ -148,12 +150,12 @@ class AccuracyMatrix:
     # --- other forms -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_events(cls, tasks: Sequence[str], events: Iterable[Mapping[str, Any]]) -> AccuracyMatrix:
-        """The matrix of the `scores` events among `events`; other events are passed over."""
+    def from_events(cls, tasks: Sequence[str], events: Iterable[Event]) -> AccuracyMatrix:
+        """The matrix of the scores among `events`; other events are passed over."""
         matrix = cls(tasks)
         for event in events:
-            if event["event"] == "scores":
-                matrix.set(event["stage"], event["task"], event["score"])
+            if isinstance(event, Scored):
+                matrix.set(event.stage, event.task, event.score)
         return matrix
 
     def to_json(self) -> dict[str, Any]:

@@ -49,8 +49,5 @@ def stored_scores(store: Store, plan: Plan, row: int) -> list[Scored]:
 
 def stored_matrix(store: Store, plan: Plan, tasks: list[str]) -> AccuracyMatrix:
     """The accuracy matrix as far as the store holds it."""
-    matrix = AccuracyMatrix(tasks)
-    for row in dict.fromkeys(cell.stage for cell in plan.cells):
-        for scored in stored_scores(store, plan, row):
-            matrix.set(row, scored.task, scored.score)
-    return matrix
+    rows = dict.fromkeys(cell.stage for cell in plan.cells)
+    return AccuracyMatrix.from_events(tasks, (scored for row in rows for scored in stored_scores(store, plan, row)))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.events import Scored, StageStart
 
 CHECK = [("a", 80.0, 70.0, 75.0), ("b", None, 60.0, 50.0), ("c", None, None, 90.0)]
 
@@ -106,9 +107,9 @@ def test_last_stage_grows_with_complete_rows() -> None:
 
 def test_from_events_reads_scores_and_passes_over_the_rest() -> None:
     events = [
-        {"event": "stage_start", "stage": 1, "task": "a", "steps": 3},
-        {"event": "scores", "stage": 0, "task": "b", "score": 5.0, "examples": 10, "seen": False},
-        {"event": "scores", "stage": 1, "task": "a", "score": 50.0, "examples": 10, "seen": True},
+        StageStart(1, "a", 3),
+        Scored(0, "b", "exact_match", 5.0, 10, 0.1, False),
+        Scored(1, "a", "exact_match", 50.0, 10, 0.1, True),
     ]
     matrix = AccuracyMatrix.from_events(["a", "b"], events)
     assert (matrix.get(0, "b"), matrix.get(1, "a")) == (5.0, 50.0)
