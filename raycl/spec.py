@@ -38,6 +38,18 @@ class InKeyUnlessDefault:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """Marks a field whose values mean something else since `version`, all but `except_for`; keys hold it with the value."""
+
+    version: int
+    except_for: Any
+
+    def keyed(self, value: Any) -> Any:
+        """The value as it stands in a key."""
+        return value if value == self.except_for else {"value": value, "version": self.version}
+
+
+@dataclass(frozen=True)
 class PerStage:
     """Marks a field that takes one value, or a list with one value per stage."""
 
@@ -56,7 +68,7 @@ class Strict(BaseModel):
         """The fields that belong into the keys of `stage` (1-based), lists per stage reduced to that stage's value."""
         fields = type(self).model_fields
         return {
-            name: at_stage(value, stage) if _marked(info, PerStage) else value
+            name: _in_key(info, value, stage)
             for name, info in fields.items()
             if not self._left_out(name) and not isinstance(value := getattr(self, name), Strict)
         }
@@ -77,6 +89,13 @@ class Strict(BaseModel):
 def _marked(info: FieldInfo, mark: type) -> bool:
     """Whether a field carries a mark."""
     return any(isinstance(one, mark) for one in info.metadata)
+
+
+def _in_key(info: FieldInfo, value: Any, stage: int) -> Any:
+    """A field's value as it stands in the keys of a stage."""
+    value = at_stage(value, stage) if _marked(info, PerStage) else value
+    meaning = next((mark for mark in info.metadata if isinstance(mark, Meaning)), None)
+    return meaning.keyed(value) if meaning else value
 
 
 def at_stage(value: Any, stage: int) -> Any:
@@ -107,6 +126,14 @@ class MethodParams(Strict):
     def inert(self, stage: int) -> frozenset[str]:
         """The names of the fields that have no effect on the state after stage `stage` (1-based), given its parent's."""
         return frozenset()
+
+    def adapts_modules(self) -> bool:
+        """Whether the method puts branches on modules of the base model, which `targets` chooses."""
+        return "targets" in type(self).model_fields and "targets" not in self.inert(1)
+
+    def soft_tokens(self, stages: int) -> int:
+        """How many positions soft prompts take in an input, at most, in a sequence of `stages`."""
+        return 0
 
     def in_force(self) -> Json:
         """The values that act where a field's own value stands for another one, as none for the paper's; by field."""
@@ -192,7 +219,9 @@ class TrainSpec(Strict):
     micro_batch_size: Annotated[PositiveInt | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="learning-rate schedule")
+    schedule: Annotated[Literal["constant", "linear", "cosine"], Meaning(2, except_for="constant")] = Field(
+        default="constant", description="learning-rate schedule"
+    )
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping by global norm; 0 = none")

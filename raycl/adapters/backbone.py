@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -58,6 +59,25 @@ class Inputs:
             raise ValueError("target positions are only known for a batch with labels")
         return self.labels != IGNORE
 
+    def real(self, features: Tensor, region: Region) -> Tensor:
+        """Which rows of what a layer reads or writes stand for real tokens: bool, the shape of `features` but the last.
+
+        `features` is (B, tokens, d), or flattened to (B tokens, d). A layer that sees the last positions only, as the output
+        head does, is met on the right. Raises ValueError for any other shape.
+        """
+        return self.fitted(self.region_mask(region), features)
+
+    def fitted(self, mask: Tensor, features: Tensor) -> Tensor:
+        """A mask (B, tokens) in the shape of the rows of `features`; see `real`."""
+        rows = features.shape[:-1]
+        if len(rows) == 2 and rows[0] == mask.shape[0] and rows[1] <= mask.shape[1]:
+            return mask[:, mask.shape[1] - rows[1] :]
+        if rows.numel() != mask.numel():
+            raise ValueError(
+                f"a layer's features are {tuple(features.shape)}, for a batch of {tuple(mask.shape)} tokens"
+            )
+        return mask.reshape(rows)
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -65,10 +85,13 @@ class Backbone:
 
     model: LanguageModel
     targets: tuple[str, ...]
-    """Names of the linear modules that get adapters by default (last part of the module path)."""
+    """Names of the linear modules that get adapters by default (last part of the module path); none where raycl knows no
+    default for the model's type."""
     encoder_decoder: bool
     width: int
     """Width d of the token embeddings."""
+    regions: Mapping[str, Region] = field(default_factory=dict, repr=False)
+    """The linear modules that a forward pass calls, by path, and which tokens they read."""
     dtype: torch.dtype = torch.float32
     """What matrix products are computed in: fp32, or bf16 under autocast."""
 
@@ -84,8 +107,10 @@ class Backbone:
     def region(self, path: str) -> Region:
         """Whether the linear module at `path` reads source tokens or the decoder's answer tokens.
 
-        In an encoder-decoder the keys and values of cross-attention read the encoder's output, its queries the decoder.
+        Raises ValueError for a module of an encoder-decoder that reads neither in every pass.
         """
-        if not self.encoder_decoder or "decoder." not in path:
+        if not self.encoder_decoder:
             return "source"
-        return "source" if "EncDecAttention" in path and path.rsplit(".", 1)[-1] in ("k", "v") else "target"
+        if path not in self.regions:
+            raise ValueError(f"{path}: reads neither the source's tokens nor the answer's")
+        return self.regions[path]

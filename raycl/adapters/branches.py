@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
+from raycl.adapters.carriers import carriers, stored_transposed
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -116,8 +117,15 @@ def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
     )
 
 
+def known_targets(kind: str) -> tuple[str, ...]:
+    """The modules that PEFT adapts by default in models of the `model_type` `kind`; none where it knows no default."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    return tuple(KNOWN.get(kind, ()))
+
+
 def take_layer(config: LoraConfig, layer: type[nn.Module]) -> None:
-    """Let PEFT put `layer` in the place of linear modules, where it would put its own LoRA layer.
+    """Let PEFT put `layer` in the place of modules that can carry a branch, where it would put its own LoRA layer.
 
     PEFT has no public way: its guide on custom models names this method, and calls it experimental. It is called here and
     nowhere else. Raises RuntimeError where PEFT does not have it.
@@ -130,7 +138,7 @@ def take_layer(config: LoraConfig, layer: type[nn.Module]) -> None:
             f"peft {peft.__version__} has no LoraConfig._register_custom_module, through which raycl's LoRA layer takes the "
             "place of PEFT's. Install the version in requirements.lock, or change raycl/adapters/branches.py:take_layer."
         )
-    register({nn.Linear: layer})
+    register(dict.fromkeys(carriers(), layer))
 
 
 def adapter_config(backbone: Backbone, branch: Branch, base_name: str) -> dict[str, Any]:
@@ -141,6 +149,7 @@ def adapter_config(backbone: Backbone, branch: Branch, base_name: str) -> dict[s
     config = lora_config(backbone, LoraShape(branch.rank, branch.alpha, targets=tuple(branch.a)))
     config.base_model_name_or_path = base_name
     config.inference_mode = True
+    config.fan_in_fan_out = any(stored_transposed(backbone.model.get_submodule(path)) for path in branch.a)
     config.init_lora_weights = True
     config.lora_dropout = 0.0
     values = config.to_dict()

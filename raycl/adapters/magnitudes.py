@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
+from raycl.adapters.carriers import carries_branch
 
 TIE = 1e-5
 """Sums that differ by less than this, relative to the quantile, count as equal."""
@@ -16,7 +17,7 @@ TIE = 1e-5
 class Magnitudes:
     """n_j = sum over real tokens of |output_j| of every linear module whose weight trains.
 
-    Found by `nn.Linear`: the factors A and B of a LoRA branch, or the backbone's own modules where all weights train. A
+    Those are the factors A and B of a LoRA branch, or the backbone's own modules where all weights train. A
     weight that is also the token embedding is left out: its rows are tokens, not units. Forward passes in eval mode
     (data passes, held-out loss) are not counted, nor are padding and the filler rows of a last, smaller batch.
     """
@@ -26,10 +27,12 @@ class Magnitudes:
         self.inputs: Inputs | None = None
         """The batch at hand; the method sets it before each forward pass."""
         embedding = backbone.model.get_input_embeddings().weight
-        self.modules: dict[str, nn.Linear] = {
+        self.modules: dict[str, nn.Module] = {
             path: module
             for path, module in backbone.model.named_modules()
-            if isinstance(module, nn.Linear) and module.weight.requires_grad and module.weight is not embedding
+            if carries_branch(module)
+            and (weight := module.get_parameter("weight")).requires_grad
+            and weight is not embedding
         }
         self._sums: dict[str, Tensor] = {}
         self._hooks = [module.register_forward_hook(self._hook(path)) for path, module in self.modules.items()]
@@ -49,23 +52,20 @@ class Magnitudes:
             if not module.training:
                 return
             with torch.no_grad():
-                real = self._real(path)[:, -output.shape[1] :]  # the output head may see the last positions only
-                size = output.detach()[real].abs().sum(dim=0, dtype=torch.float32)
+                size = output.detach()[self._real(path, output)].abs().sum(dim=0, dtype=torch.float32)
                 self._sums[path] = self._sums[path] + size if path in self._sums else size
 
         return observe
 
-    def _real(self, path: str) -> Tensor:
+    def _real(self, path: str, output: Tensor) -> Tensor:
         """(B, positions): which positions of the module's output count."""
         if self.inputs is None or self.inputs.labels is None:
             raise RuntimeError(
                 "magnitudes are taken in training: the method must be conditioned on a batch with answers"
             )
-        owner = path.partition(".lora_")[0]
-        head = self.modules[path] is self.backbone.model.get_output_embeddings()
-        region = "target" if head and self.backbone.encoder_decoder else self.backbone.region(owner)
+        region = self.backbone.region(path.partition(".lora_")[0])
         answered = (self.inputs.labels != IGNORE).any(dim=1)
-        return self.inputs.region_mask(region) & answered[:, None]
+        return self.inputs.fitted(self.inputs.region_mask(region) & answered[:, None], output)
 
 
 def loudest(sums: Tensor, share: float) -> Tensor:

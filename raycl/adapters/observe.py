@@ -58,6 +58,6 @@ class LayerInputs:
                 raise RuntimeError("a data pass must condition the method before each forward pass")
             if path not in moments:
                 moments[path] = SecondMoment(self.widths[path], self.chunks, features.device)
-            moments[path].add(features[self.inputs.region_mask(region)])
+            moments[path].add(features[self.inputs.real(features, region)])
 
         return observe

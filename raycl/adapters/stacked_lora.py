@@ -33,11 +33,11 @@ It sees the layer and the branches' rank-space features: A_old x (B, S, K), or n
 
 
 class StackedLora(nn.Module, LoraLayer):
-    """PEFT LoRA layer for `nn.Linear` with one current branch and a stack of frozen ones."""
+    """PEFT LoRA layer for a linear module (see `carriers`) with one current branch and a stack of frozen ones."""
 
     def __init__(
         self,
-        base_layer: nn.Linear,
+        base_layer: nn.Module,
         adapter_name: str,
         config: LoraConfig,
         r: int = 0,

@@ -65,6 +65,10 @@ class L2pParams(MethodParams):
             raise ValueError(f"picks: {self.picks} distinct prompts from a pool of {self.pool}")
         return self
 
+    def soft_tokens(self, stages: int) -> int:
+        """The picked prompts."""
+        return self.picks * self.length
+
     def inert(self, stage: int) -> frozenset[str]:
         """How the pool starts has no effect after stage 1; frozen keys feel no pull."""
         start = {"init_scale", "key_init"} if stage > 1 else set()

@@ -81,6 +81,10 @@ class Lfpt5Params(MethodParams):
     marker: str = Field(default="Answer:", min_length=1, description="what stands between text and answer when writing")
     init_tokens: PositiveInt = Field(default=5000, description="first tokens of the vocabulary that P starts from")
 
+    def soft_tokens(self, stages: int) -> int:
+        """The prompt."""
+        return self.length
+
     def inert(self, stage: int) -> frozenset[str]:
         """How P starts has no effect after stage 1; what is about pseudo-examples has none before stage 2."""
         return super().inert(stage) | ({"init_tokens"} if stage > 1 else LATER)

@@ -22,7 +22,8 @@ Sources: scales and rules as in danielm1405/magmax; its Llama row is from SLAO (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
+from raycl.adapters.carriers import stored_transposed
 from raycl.adapters.full_weights import FullWeights
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
 from raycl.files import Json
@@ -125,10 +127,10 @@ class Merging(LoraOrFullMethod[MergingParams]):
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """theta_0 + scale * tau."""
-        own = {name: weight.detach() for name, weight in backbone.model.named_parameters()}
+        own = Own.of(backbone)
         merged = merged_vectors(own, state, self.params)
         if self.params.trains == "full" or self.params.refactor_rank is None:
-            values = {name: own[name].float() + vector for name, vector in merged}
+            values = {name: own.weights[name].float() + own.as_stored(name, vector) for name, vector in merged}
             self.served: FullWeights | Branches = FullWeights(backbone, values, train=False)
             return
         rank = self.params.refactor_rank
@@ -146,8 +148,29 @@ class Merging(LoraOrFullMethod[MergingParams]):
             self.served.remove()
 
 
-def merged_vectors(own: dict[str, Tensor], state: StageState, params: MergingParams) -> Iterator[tuple[str, Tensor]]:
-    """Name by name of what was trained, scale * tau; `own` are the backbone's weights."""
+@dataclass(frozen=True)
+class Own:
+    """The backbone's own weights."""
+
+    weights: Mapping[str, Tensor]
+    """By name, as they are stored."""
+    transposed: frozenset[str]
+    """Names of those that are stored as (d_in, d_out)."""
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Own:
+        """Those of a backbone."""
+        modules = backbone.model.named_modules()
+        names = frozenset(f"{path}.weight" for path, module in modules if stored_transposed(module))
+        return cls({name: weight.detach() for name, weight in backbone.model.named_parameters()}, names)
+
+    def as_stored(self, name: str, vector: Tensor) -> Tensor:
+        """A task vector, (d_out, d_in), in the form in which its weight is stored; and the other way round."""
+        return vector.T if name in self.transposed else vector
+
+
+def merged_vectors(own: Own, state: StageState, params: MergingParams) -> Iterator[tuple[str, Tensor]]:
+    """Name by name of what was trained, scale * tau; matrices as (d_out, d_in)."""
     thresholds = [0.0] * len(state.parts)
     if params.rule == "ties":
         # A task vector is trimmed as a whole: small changes of one module may all go, and large ones all stay.
@@ -160,17 +183,17 @@ def merged_vectors(own: dict[str, Tensor], state: StageState, params: MergingPar
         yield name, params.factor * RULES[params.rule](vectors)
 
 
-def task_vector(own: dict[str, Tensor], part: StagePart, name: str) -> Tensor:
-    """What a part's training added to the weight `name`, in fp32 on the weight's device."""
-    weight = own[name]
+def task_vector(own: Own, part: StagePart, name: str) -> Tensor:
+    """What a part's training added to the weight `name`, (d_out, d_in), in fp32 on the weight's device."""
+    weight = own.weights[name]
     if part.branch is None:
-        return part.tensors[WEIGHTS + name].to(weight.device) - weight.float()
+        return own.as_stored(name, part.tensors[WEIGHTS + name].to(weight.device) - weight.float())
     branch, path = part.branch, _path(name)
     a, b = branch.a[path].to(weight.device), branch.b[path].to(weight.device)
     return branch.alpha / branch.rank * (b @ a)
 
 
-def _walk(own: dict[str, Tensor], part: StagePart) -> Callable[[], Iterator[Tensor]]:
+def _walk(own: Own, part: StagePart) -> Callable[[], Iterator[Tensor]]:
     """A function that walks through a part's task vector, weight by weight."""
     return lambda: (task_vector(own, part, name) for name in _names(part))
 

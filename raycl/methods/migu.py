@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.carriers import over_outputs
 from raycl.adapters.magnitudes import Magnitudes, loudest
 from raycl.files import Json
 from raycl.methods.common.base import About, Gradients, Method, StageInfo
@@ -151,11 +152,11 @@ class Migu(Wrapping[MiguParams, Method[Any]]):
         for path in sorted(sums):
             keep = loudest(sums[path], self.params.tau)
             kept, rows = kept + int(keep.sum()), rows + len(keep)
-            for parameter in self.magnitudes.modules[path].parameters(recurse=False):
+            module = self.magnitudes.modules[path]
+            for parameter in module.parameters(recurse=False):
                 whole = gradients.get(parameter)
                 if whole is not None:
-                    mask = keep.to(whole.device, whole.dtype)
-                    gradients.set(parameter, whole * mask.reshape(-1, *[1] * (whole.dim() - 1)))
+                    gradients.set(parameter, whole * over_outputs(keep.to(whole.device, whole.dtype), whole, module))
         self.kept = kept / max(1, rows)
 
     def remove(self) -> None:

@@ -39,6 +39,10 @@ class ProgPromptParams(MethodParams):
     mlp: bool = Field(default=False, description="train the prompt through a residual MLP that is folded in at the end")
     bottleneck: PositiveInt = Field(default=800, description="hidden width h of that MLP (released code: 800)")
 
+    def soft_tokens(self, stages: int) -> int:
+        """The prompts of all stages."""
+        return self.length * stages
+
     def inert(self, stage: int) -> frozenset[str]:
         """Without the MLP its width has no effect."""
         return super().inert(stage) | (set() if self.mlp else {"bottleneck"})

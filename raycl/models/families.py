@@ -11,11 +11,19 @@ from raycl.spec import ModelSpec
 TARGETS = {
     "t5": ("q", "v"),
     "mt5": ("q", "v"),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"), ("q_proj", "v_proj")),
+    "phi3": ("qkv_proj",),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), ("q_proj", "v_proj")),
 }
-"""Linear modules that get adapters, by the model's `model_type`."""
-DROPOUTS = ("dropout_rate", "attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop")
-"""Where configurations keep the model's own dropout."""
+"""Linear modules that get adapters, by the model's `model_type`, where raycl need not ask PEFT."""
+
+
+def default_targets(kind: str) -> tuple[str, ...]:
+    """The linear modules that get adapters in models of the `model_type` `kind`; none where neither raycl nor PEFT knows."""
+    if kind in TARGETS:
+        return TARGETS[kind]
+    from raycl.adapters.branches import known_targets
+
+    return known_targets(kind)
 
 
 def family(spec: ModelSpec) -> str:

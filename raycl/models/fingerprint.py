@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from raycl.files import home, write_json
-from raycl.models.places import WEIGHT_FILES, place
+from raycl.models.places import place, read_files
 from raycl.spec import ModelSpec
 
 REMEMBERED_BYTES = 1 << 20
@@ -15,15 +15,16 @@ REMEMBERED_BYTES = 1 << 20
 
 
 def fingerprint(spec: ModelSpec) -> str:
-    """SHA-256 over the files that make the model: packaged file, local folder, or the hub's snapshot.
+    """SHA-256 over all files that loading may read: the packaged file, a local folder's, or those of the hub's snapshot.
 
     Hashes of large files are remembered by path, size and modification time, so a rerun does not read them again.
     """
     path = place(spec)
-    files = [path] if path.is_file() else sorted({f for pattern in WEIGHT_FILES for f in path.glob(pattern)})
+    single = path.is_file()
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file_hash(file)}\n".encode())
+    for file in [path] if single else read_files(path, spec.name):
+        named = file.name if single else file.relative_to(path).as_posix()
+        digest.update(f"{named} {file_hash(file)}\n".encode())
     return digest.hexdigest()
 
 

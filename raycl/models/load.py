@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raycl.errors import SpecError, first_line
-from raycl.models.families import DROPOUTS, TARGETS
+from raycl.files import Json
+from raycl.models.families import default_targets
+from raycl.models.faults import find_faults, heal_end_token
 from raycl.models.fingerprint import fingerprint
 from raycl.models.packaged import converted
 from raycl.models.places import place
+from raycl.models.probe import regions, set_dropout
 from raycl.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -27,53 +30,91 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
     name: str
+    positions: int | None = None
+    """Tokens that the model has positions for; none where it knows no limit."""
+    faults: tuple[str, ...] = ()
+    """Why it cannot be trained or scored; a run that asks for it is refused with all of them."""
+    record: Json = field(default_factory=dict)
+    """What was set on the model, for the manifests of its stages."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a model's folder holds."""
+
+    config: Any
+    model: Any
+    tokenizer: Any
+    report: Json
+    """transformers' account of weights that were missing, unexpected or of another shape."""
+    dropout: dict[str, float]
 
 
 def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     """Load a base model, frozen and in eval mode, on `device`. Code inside the model's folder is never run.
 
-    Raises SpecError if the folder cannot be loaded.
+    What is wrong with it is in its `faults`. Raises SpecError if the folder cannot be loaded at all.
     """
     from raycl.adapters.backbone import Backbone
 
     if spec.precision == "auto":
         raise ValueError("model.precision is still 'auto': resolve the run spec before its model is loaded")
     path = place(spec)
+    mark = fingerprint(spec)
     folder = converted(path) if path.is_file() else path
     try:
-        config, model, tokenizer = _read(folder, spec)
+        files = _read(folder, spec)
     except Exception as error:  # the loaders raise types of several libraries
         raise SpecError(
             f"model.name: {folder} cannot be loaded ({type(error).__name__}: {first_line(error)[:300]}). "
             "Give a folder as save_pretrained writes it, of a model type that transformers knows without further code."
         ) from error
+    config, model, tokenizer = files.config, files.model, files.tokenizer
     model = model.to(device).eval().requires_grad_(False)
-    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    model.generation_config = _plain_generation(model)
+    heal_end_token(config, tokenizer)
+    faults = find_faults(spec, model, tokenizer, files.report)
+    if model.get_output_embeddings() is not None:
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     backbone = Backbone(
         model=model,
-        targets=TARGETS.get(config.model_type, ()),
+        targets=default_targets(config.model_type),
         encoder_decoder=bool(config.is_encoder_decoder),
-        width=model.get_input_embeddings().embedding_dim,
+        width=model.get_input_embeddings().weight.shape[1],
+        regions={} if faults else regions(model),
         dtype=model.dtype,
     )
-    return LoadedModel(backbone, tokenizer, fingerprint(spec), spec.name)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    record: Json = {"dropout": dict(files.dropout)}
+    return LoadedModel(backbone, tokenizer, mark, spec.name, positions, tuple(faults), record)
 
 
-def _read(folder: Path, spec: ModelSpec) -> tuple[Any, Any, Any]:
-    """Configuration, model and tokenizer of a folder. Without the explicit no, transformers asks whether to run code."""
+def _read(folder: Path, spec: ModelSpec) -> _Files:
+    """Everything in a folder. Without the explicit no, transformers asks whether to run code, and reads pickles."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    for name in DROPOUTS:
-        if hasattr(config, name):
-            setattr(config, name, spec.dropout)
+    dropout = set_dropout(config, spec.dropout)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
-    model = auto.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False)
-    return config, model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = auto.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False, **how)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return _Files(config, model, tokenizer, report, dropout)
+
+
+def _plain_generation(model: Any) -> Any:
+    """Generation settings that say nothing but how a decoder starts: all else is given with each call, and is in the key.
+
+    A checkpoint may bring others (a repetition penalty, a least length), which would change its scores without a trace.
+    """
+    from transformers import GenerationConfig
+
+    start = model.generation_config.decoder_start_token_id
+    return GenerationConfig(
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None) if start is None else start
+    )
 
 
 def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

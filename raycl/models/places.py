@@ -10,7 +10,24 @@ from raycl.spec import ModelSpec
 
 PACKAGED = "packaged"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-WEIGHT_FILES = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
+WEIGHTS = "*.safetensors"
+READ_FILES = (
+    *(
+        WEIGHTS,
+        "*.json",
+        "*.model",
+        "merges.txt",
+        "vocab.txt",
+        "dict.txt",
+        "*.spm",
+        "*.codes",
+        "*.tokenizer",
+        "*.tiktoken",
+    ),
+    *("*.jinja", "additional_chat_templates/*.jinja"),
+)
+"""All that loading may read of a folder: weights and their index, configurations, tokenizer, chat templates."""
+ADAPTER = "adapter_config.json"
 
 
 def place(spec: ModelSpec) -> Path:
@@ -53,11 +70,32 @@ def snapshot(spec: ModelSpec) -> Path:
     """The local snapshot of a hub model, downloaded if needed. Raises SetupError when the hub cannot be reached."""
     from huggingface_hub import snapshot_download
 
-    patterns = [*WEIGHT_FILES, "*.txt"]
     try:
-        return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=patterns))
+        return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=list(READ_FILES)))
     except Exception as error:
         raise SetupError(
             f"model.name: {spec.name!r} could not be fetched from the hub ({type(error).__name__}). "
             "Check the id and the connection, or give --model FOLDER, or --model packaged, which needs no network."
         ) from error
+
+
+def read_files(folder: Path, name: str) -> list[Path]:
+    """The files of a model's folder that loading may read, sorted. `name` is what the user calls the model.
+
+    Raises SpecError for a folder without weights that are safe to read, and for one with an adapter, which transformers
+    would load along with the model.
+    """
+    files = sorted({file for pattern in READ_FILES for file in folder.glob(pattern)})
+    if not any(file.match(WEIGHTS) for file in files):
+        raise SpecError(
+            f"model.name: {name} has no weights in the safetensors format. Weights in a pickle (pytorch_model.bin and the "
+            "like) are not read, since a pickle can run code. Convert a checkpoint that you trust: "
+            f"`AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER)` (AutoModelForSeq2SeqLM for T5 and "
+            "BART), the same with AutoTokenizer, and give --model FOLDER."
+        )
+    if (folder / ADAPTER).is_file():
+        raise SpecError(
+            f"model.name: {name} holds an adapter ({ADAPTER}) beside the model, which would be loaded with it and lost. "
+            "Give a folder of the model alone, or merge the adapter into it (PEFT's `merge_and_unload`) and save the result."
+        )
+    return files

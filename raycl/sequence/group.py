@@ -138,7 +138,7 @@ def _users_error(error: TrainingFailedError) -> UserError | None:
 def _train_loop(config: dict[str, Any]) -> UserError | None:
     """What Ray Train calls on every worker. Returns an error that the user must mend: to start the group again is no use.
 
-    Of several workers the others may wait for this one, so there the error is raised and ends the group.
+    Of several workers the others may wait for this one: an error that they do not share is raised and ends the group.
     """
     context = ray.train.get_context()
     set_threads(config["threads"])
@@ -152,7 +152,7 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
         job.store.check_usable()
         worker.run(lambda stage: _report_stage(job.store, stage, rank))
     except UserError as error:
-        if workers.world > 1:
+        if workers.world > 1 and error is not worker.agreed:
             raise
         return error
     return None

@@ -12,6 +12,7 @@ from raycl.methods.registry import method_class
 from raycl.spec import RunSpec
 from raycl.state.keys import SCHEMA, content_key
 from raycl.tasks.task import Task, union
+from raycl.train.decoding import GREEDY
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:
             "labels": list(task.labels or []),
         },
         "lengths": _lengths(spec, 1),
-        "decoding": "greedy",
+        "decoding": GREEDY,
     }
 
 

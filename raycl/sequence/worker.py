@@ -14,12 +14,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
+from raycl.errors import UserError
 from raycl.events import Phase, Scored, StageEnd, StageEvent, to_json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import Cell, StagePlan
+from raycl.sequence.ready import require_ready
 from raycl.spec import ModelSpec
 from raycl.state.manifest import Provenance
 from raycl.state.stage_state import StagePart, StageState
@@ -59,6 +61,8 @@ class SequenceWorker:
     load: Callable[[ModelSpec, str], LoadedModel] = load_model
     """Gets the base model; a host that runs many sequences in one process keeps it."""
     trained: bool = field(default=False, init=False)
+    agreed: UserError | None = field(default=None, init=False)
+    """An error that all workers raise, so that none waits for another."""
 
     def run(self, stage_done: Callable[[StagePlan], None] = lambda stage: None) -> None:
         """Do what the store lacks, the untrained model's row last.
@@ -100,15 +104,30 @@ class SequenceWorker:
 
     @cached_property
     def model(self) -> LoadedModel:
-        """The base model, loaded once for all stages."""
-        return self.load(self.job.spec.model, self.workers.device)
+        """The base model, loaded once for all stages.
+
+        Raises UserError, on all workers or on none, if it cannot be read or the run cannot use it.
+        """
+        error = None
+        try:
+            loaded = self.load(self.job.spec.model, self.workers.device)
+            require_ready(loaded, self._encoder(loaded), self.job.spec, self.job.tasks)
+        except UserError as one:
+            error = one
+        self.agreed = next((one for one in self.workers.gather(error) if one is not None), None)
+        if self.agreed is not None:
+            raise self.agreed
+        return loaded
 
     @cached_property
     def encoder(self) -> Encoder:
         """The tokeniser with the run's length limits."""
+        return self._encoder(self.model)
+
+    def _encoder(self, loaded: LoadedModel) -> Encoder:
         data = self.job.spec.data
         return Encoder(
-            self.model.tokenizer, self.model.backbone.encoder_decoder, data.max_source_tokens, data.max_target_tokens
+            loaded.tokenizer, loaded.backbone.encoder_decoder, data.max_source_tokens, data.max_target_tokens
         )
 
     # --- training ----------------------------------------------------------------------------------------------------
@@ -142,6 +161,7 @@ class SequenceWorker:
             "process": os.getpid(),
             "seconds": run.seconds,
             "trainable_parameters": run.trainable,
+            "model": self.model.record,
         }
         log = [to_json(event) for event in (*run.log, end)]
         provenance = Provenance(stage.recipe, stage.stage, stage.parent, adapter, self.job.environment, runtime, log)

@@ -16,7 +16,8 @@ from raycl.tasks.hub import HubUnreachable, load_hub
 from raycl.tasks.prompts import render
 from raycl.tasks.rows import RawTask, Split
 from raycl.tasks.sampling import draw
-from raycl.tasks.task import Example, Task
+from raycl.tasks.scoring import label_metric
+from raycl.tasks.task import Example, Metric, Task
 
 Source = Callable[[TaskInfo], RawTask]
 
@@ -63,8 +64,19 @@ def build_task(info: TaskInfo, source: Source, data: DataSpec) -> Task:
     train = _examples(info, raw, "train", data.train_examples, data)
     validation = data.test_split == "validation"
     test = _validation(info, raw, train, data) if validation else _examples(info, raw, "test", data.test_examples, data)
-    record = _record(info, raw, train, test, data)
-    return Task(info.name, info.category, info.metric, raw.labels, train, test, record)
+    metric = _metric(info, raw.labels)
+    record = _record(info, raw, train, test, data) | {"metric": metric}
+    return Task(info.name, info.category, metric, raw.labels, train, test, record)
+
+
+def _metric(info: TaskInfo, labels: tuple[str, ...] | None) -> Metric:
+    """The task's metric; where labels are matched, what tells them apart. Raises DataError where nothing does."""
+    if labels is None or info.metric != "exact_match":
+        return info.metric
+    try:
+        return label_metric(labels)
+    except ValueError as error:
+        raise DataError(f"task {info.name}: {error}; allowed: different labels; next step: rename them") from None
 
 
 def _info(name: str) -> TaskInfo:

@@ -1,10 +1,11 @@
-"""Scores of generated answers: exact match, and ROUGE-L for free text."""
+"""Scores of generated answers: exact match for labels, and ROUGE-L for free text."""
 
 from __future__ import annotations
 
 import functools
 import math
 import string
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,29 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals one of the normalised answers, else 0.0."""
+    """1.0 if the normalised prediction equals one of the normalised answers, else 0.0.
+
+    An answer of which normalising leaves nothing (`+`) is compared as it is: an empty prediction is not right.
+    """
     given = normalise(prediction)
-    return float(any(given == normalise(answer) for answer in answers))
+    return float(any(given == bare if (bare := normalise(one)) else raw_match(prediction, [one]) for one in answers))
+
+
+def raw_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction equals one of the answers but for white space around it, else 0.0."""
+    return float(prediction.strip() in {answer.strip() for answer in answers})
+
+
+def label_metric(labels: Sequence[str]) -> Metric:
+    """What tells the labels of a set apart: `exact_match`, or, where normalising makes two alike or leaves nothing of one
+    (`-1` and `1`, `+` and `-`), `raw_match`. Raises ValueError naming labels that only white space tells apart."""
+    for metric, form in (("exact_match", normalise), ("raw_match", str.strip)):
+        forms = [form(label) for label in labels]
+        if all(forms) and len(set(forms)) == len(forms):
+            return metric
+    stripped = Counter(label.strip() for label in labels)
+    twins = [label for label in labels if stripped[label.strip()] > 1 or not label.strip()]
+    raise ValueError(f"the labels {', '.join(map(repr, twins))} differ in white space only")
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
@@ -35,7 +56,7 @@ def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example
 
     Raises ValueError for an unknown metric, no examples, or unequal numbers of predictions and examples.
     """
-    measures = {"exact_match": exact_match, "rouge_l": rouge_l}
+    measures = {"exact_match": exact_match, "raw_match": raw_match, "rouge_l": rouge_l}
     if metric not in measures:
         raise ValueError(f"metric: {metric!r}; allowed: {', '.join(measures)}")
     if not examples or len(predictions) != len(examples):

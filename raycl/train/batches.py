@@ -63,20 +63,52 @@ class Encoder:
 
     def longest_answer(self, answers: Sequence[str]) -> int:
         """Tokens of the longest of `answers` with its end token: where generation may stop."""
-        return max(len(self._answer("Answer:", [], answer)) for answer in answers)
+        return max(self.answer_length(answer) for answer in answers)
+
+    def answer_length(self, answer: str) -> int:
+        """Tokens of an answer with its end token, uncut."""
+        return len(self._alone(answer)) + 1
+
+    def read_back(self, answer: str) -> str:
+        """An answer as it looks once it was generated: its tokens, decoded."""
+        return str(self.tokenizer.decode(self._alone(answer), skip_special_tokens=True)).strip()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest input that the limits let through, on the longer side of an encoder-decoder."""
+        both = (self.max_source, self.max_target)
+        return max(both) if self.encoder_decoder else sum(both)
+
+    def input_length(self, example: Example, answer: int) -> int:
+        """Tokens that the model reads with `answer` tokens of an answer, on the longer side of an encoder-decoder."""
+        both = (len(self._one(example).prompt), answer)
+        return max(both) if self.encoder_decoder else sum(both)
+
+    def generated(self, labels: Sequence[str] | None) -> int:
+        """Tokens after which generation stops: the longest label with its end token, or the limit for free text."""
+        return self.longest_answer(labels) if labels else self.max_target
 
     def _one(self, example: Example, most: int | None = None) -> Encoded:
-        prompt = self.tokenizer(example.prompt).input_ids
+        prompt = self._prompt(example.prompt)
         whole = prompt
         if len(prompt) > self.max_source:
             prompt = self._cut(example)
         return Encoded(tuple(prompt), tuple(self._answer(example.prompt, whole, example.answers[0], most)))
 
+    def _prompt(self, text: str) -> list[int]:
+        """A prompt's ids. A decoder goes on where its prompt ends, so an end token that was appended is left out."""
+        ids = list(self.tokenizer(text).input_ids)
+        return ids[:-1] if not self.encoder_decoder and self._ends(ids) else ids
+
+    def _ends(self, ids: Sequence[int]) -> bool:
+        """Whether ids end in the end token, after something else."""
+        return len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+
     def _cut(self, example: Example) -> list[int]:
         """Shorten the body so that instruction and answer cue stay whole; cuts the front where they alone are too long."""
-        head = self.tokenizer(example.head).input_ids
+        head = self._prompt(example.head)
         tail = self.tokenizer(example.tail, add_special_tokens=False).input_ids
-        if self.encoder_decoder and head and head[-1] == self.tokenizer.eos_token_id:
+        if self._ends(head):
             head, tail = head[:-1], [*tail, self.tokenizer.eos_token_id]
         room = self.max_source - len(head) - len(tail)
         body = self.tokenizer(example.body, add_special_tokens=False).input_ids[: max(room, 0)]
@@ -84,17 +116,17 @@ class Encoder:
 
     def _answer(self, prompt: str, prompt_ids: list[int], answer: str, most: int | None = None) -> list[int]:
         """Target ids. A decoder-only answer is the continuation of its prompt, as its tokenizer would write it."""
-        if self.encoder_decoder:
-            ids = self.tokenizer(answer, add_special_tokens=False).input_ids
-        else:
-            joint = self.tokenizer(f"{prompt} {answer}").input_ids
+        ids = self._alone(answer)
+        if not self.encoder_decoder:
+            joint = self._prompt(f"{prompt} {answer}")
             fits = bool(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
-            ids = joint[len(prompt_ids) :] if fits else self._continuation(answer)
+            ids = joint[len(prompt_ids) :] if fits else ids
         return [*ids[: (most or self.max_target) - 1], _token(self.tokenizer.eos_token_id, "end")]
 
-    def _continuation(self, answer: str) -> list[int]:
-        """An answer after a space, tokenised alone: used where the joint text splits the prompt differently."""
-        return self.tokenizer(f" {answer}", add_special_tokens=False).input_ids
+    def _alone(self, answer: str) -> list[int]:
+        """An answer tokenised alone, by a decoder after a space: used where the joint text splits the prompt differently."""
+        text = answer if self.encoder_decoder else f" {answer}"
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def collate(self, batch: Sequence[Encoded], device: str | torch.device, answers: bool = True) -> Inputs:
         """Pad a batch. Decoder-only rows are padded on the left, so that answers and continuations align on the right."""

@@ -14,6 +14,7 @@ from raycl.models.load import LoadedModel
 from raycl.tasks.scoring import score
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoded, Encoder, by_length
+from raycl.train.decoding import GREEDY
 from raycl.train.module import feed, precision
 from raycl.train.workers import Workers
 
@@ -44,9 +45,9 @@ class Decoder:
         Decoding is greedy and stops at the end token, or after the longest label of the task.
         """
         encoder, workers = self.encoder, self.workers
-        length = encoder.longest_answer(task.labels) if task.labels else encoder.max_target
+        length = encoder.generated(task.labels)
         mine = encoder.encode(task.test[workers.rank :: workers.world])
-        shards = workers.gather(self._continue(mine, min(length, encoder.max_target), {"do_sample": False}))
+        shards = workers.gather(self._continue(mine, length, dict(GREEDY)))
         predictions = [""] * len(task.test)
         for rank, shard in enumerate(shards):
             predictions[rank :: workers.world] = shard
@@ -61,10 +62,9 @@ class Decoder:
 
         Every worker writes all of them with the same draws, so that what is made up does not depend on their number.
         """
-        how: dict[str, Any] = {"do_sample": False}
+        how = GREEDY | {"repetition_penalty": sampling.repetition_penalty}
         if sampling.top_k:
-            how = {"do_sample": True, "top_k": sampling.top_k, "top_p": 1.0, "temperature": 1.0}
-        how["repetition_penalty"] = sampling.repetition_penalty
+            how |= {"do_sample": True, "top_k": sampling.top_k, "top_p": 1.0, "temperature": 1.0}
         encoded = [Encoded(tuple(self.model.tokenizer(prompt).input_ids), ()) for prompt in prompts]
         with torch.random.fork_rng():
             torch.manual_seed(generator.initial_seed())
@@ -91,7 +91,7 @@ class Decoder:
             self.method.condition(inputs)
         fed, _, _ = feed(backbone, self.method, inputs)
         ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-        out = backbone.model.generate(**fed, max_new_tokens=length, num_beams=1, **ends, **how)
+        out = backbone.model.generate(**fed, max_new_tokens=length, **ends, **how)
         # Given embeddings, or an encoder's input, `generate` returns the continuation alone.
         new = out[:, inputs.ids.shape[1] :] if "input_ids" in fed and not backbone.encoder_decoder else out
         return tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -116,11 +116,14 @@ class TrainLoop:
 
 
 def lr_factor(schedule: str, warmup: float, step: int, steps: int) -> float:
-    """The share of the learning rate at optimizer step `step` of `steps` (1-based): warm-up, then the schedule."""
+    """The share of the learning rate at optimizer step `step` of `steps` (1-based): warm-up, then the schedule.
+
+    The first step after the warm-up has the full rate, and the last one still a share of it: 0 would be the step after.
+    """
     warm = round(warmup * steps)
     if step <= warm:
         return step / warm
-    progress = (step - warm) / max(1, steps - warm)
+    progress = (step - 1 - warm) / max(1, steps - warm)
     if schedule == "linear":
         return 1 - progress
     return (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raycl.tasks.scoring import exact_match, normalise, rouge_l, score
+from raycl.tasks.scoring import exact_match, label_metric, normalise, raw_match, rouge_l, score
 from raycl.tasks.task import Example
 
 
@@ -35,6 +35,43 @@ def test_exact_match() -> None:
     assert exact_match("", ["a"]) == 0.0
 
 
+def test_an_answer_of_punctuation_is_not_met_by_nothing() -> None:
+    """Normalising leaves nothing of it, so it is compared as it is."""
+    assert exact_match("", ["+"]) == exact_match("-", ["+"]) == 0.0
+    assert exact_match(" + ", ["+"]) == 1.0
+
+
+def test_raw_match() -> None:
+    assert raw_match("1", ["-1"]) == raw_match("Us", ["us"]) == raw_match("", ["+"]) == 0.0
+    assert raw_match(" -1\n", ["1", "-1"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric"),
+    [
+        (("good", "very bad"), "exact_match"),
+        (("积极", "消极"), "exact_match"),
+        (("-1", "0", "1"), "raw_match"),
+        (("+", "-"), "raw_match"),
+        (("us", "US"), "raw_match"),
+        (("yes", "?"), "raw_match"),
+    ],
+)
+def test_labels_are_compared_by_what_tells_them_apart(labels: tuple[str, ...], metric: str) -> None:
+    """Normalised, unless that makes two alike or leaves nothing of one. No label passes for another."""
+    assert label_metric(labels) == metric
+    for given in (*labels, ""):
+        for label in labels:
+            assert score(label_metric(labels), [given], examples((label,))) == 100 * (given == label)
+
+
+@pytest.mark.parametrize("labels", [("yes", " yes"), ("yes", "  ")])
+def test_labels_that_only_white_space_tells_apart_are_refused(labels: tuple[str, ...]) -> None:
+    """No answer could be told from the other."""
+    with pytest.raises(ValueError, match="white space"):
+        label_metric(labels)
+
+
 def test_rouge_l() -> None:
     # Longest common subsequence of 2 words; precision 2/3, recall 2/4.
     assert rouge_l("the cat sat", ["the big cat ran"]) == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
@@ -53,5 +90,5 @@ def test_score_refuses_what_has_no_mean() -> None:
         score("exact_match", [], [])
     with pytest.raises(ValueError, match="1 predictions for 2 examples"):
         score("exact_match", ["a"], examples(("a",), ("b",)))
-    with pytest.raises(ValueError, match="allowed: exact_match, rouge_l"):
+    with pytest.raises(ValueError, match="allowed: exact_match, raw_match, rouge_l"):
         score("accuracy", ["a"], examples(("a",)))  # type: ignore[arg-type]

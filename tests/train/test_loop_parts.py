@@ -21,13 +21,13 @@ SIN = {"name": "sin_lora", "rank": 2, "alpha": 4}
 
 
 def test_schedules_by_hand():
-    """Ten steps, two of them warm-up: linear up to 1, then flat, a line to 0, or half a cosine to 0."""
+    """Ten steps, two of them warm-up: a line up to 1, then flat, or a line or half a cosine that is at 0 after the last."""
     flat = [lr_factor("constant", 0.2, step, 10) for step in range(1, 11)]
     line = [lr_factor("linear", 0.2, step, 10) for step in range(1, 11)]
     cosine = [lr_factor("cosine", 0.2, step, 10) for step in range(1, 11)]
     assert flat == [0.5, 1.0] + [1.0] * 8
-    assert line == pytest.approx([0.5, 1.0] + [1 - k / 8 for k in range(1, 9)])
-    assert cosine == pytest.approx([0.5, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(1, 9)])
+    assert line == pytest.approx([0.5, 1.0] + [1 - k / 8 for k in range(8)])
+    assert cosine == pytest.approx([0.5, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)])
 
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 0.99), st.integers(1, 200), st.data())
@@ -36,6 +36,25 @@ def test_factors_stay_between_0_and_1(schedule, warmup, steps, data):
     step = data.draw(st.integers(1, steps))
     assert 0 <= lr_factor(schedule, warmup, step, steps) <= 1
     assert lr_factor("constant", 0.0, step, steps) == 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_stage_of_one_step_trains_at_the_full_rate(schedule):
+    """No schedule makes the only step a step of nothing."""
+    assert lr_factor(schedule, 0.0, 1, 1) == 1
+
+
+def test_line_and_cosine_are_those_of_the_transformers_library():
+    """Without warm-up the factors are what its schedulers give to the same steps."""
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    for schedule, make in (("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = make(optimizer, 0, 7)
+        for step in range(1, 8):
+            assert lr_factor(schedule, 0.0, step, 7) == pytest.approx(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
 
 
 def test_meter_gives_means_since_the_last_reading():
@@ -150,7 +169,7 @@ def test_per_stage_lists_reach_the_optimizer(tiny, toy_task, run_sequence):
     tasks = [toy_task(number, distinct=2, repeats=4) for number in (1, 2)]
     results = run_sequence(tiny, SIN, tasks, lr=[1e-2, 1e-3], epochs=[1, 3], schedule="linear", warmup=0.0)
     assert [result.log[-1]["steps"] for result in results] == [1, 3]
-    assert [record["lr"] for record in results[1].log] == pytest.approx([2e-3 / 3, 1e-3 / 3, 0.0])
+    assert [record["lr"] for record in results[1].log] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
 
 
 def test_shapes_of_a_global_batch():

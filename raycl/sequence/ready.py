@@ -1,0 +1,118 @@
+"""The one check between loading the base model and the first step: whether this run can work with it, in one message."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Sequence
+
+from raycl.adapters.carriers import carries_branch
+from raycl.errors import SpecError, one_message
+from raycl.models.load import LoadedModel
+from raycl.spec import MethodParams, RunSpec
+from raycl.tasks.scoring import score
+from raycl.tasks.task import Example, Task
+from raycl.train.batches import Encoder
+
+HINT = "Nothing was trained. Mend the model's folder or the settings, and run the same command again."
+
+
+def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: Sequence[Task]) -> None:
+    """Raise SpecError with everything that keeps a run from training or scoring with this model; warn of cut answers."""
+    problems = list(loaded.faults)
+    if not problems:
+        problems += _targets(loaded, spec.method)
+        problems += [line for task in tasks if task.labels for line in _labels(encoder, task)]
+        problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
+    if problems:
+        raise SpecError(one_message(f"the model {loaded.name}", problems, HINT))
+    for task in tasks:
+        _warn_of_cut_answers(encoder, task)
+
+
+# --- modules --------------------------------------------------------------------------------------------------------------
+
+
+def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
+    """Modules that a method is to adapt and cannot."""
+    if not method.adapts_modules():
+        return
+    wanted = getattr(method, "targets", None) or loaded.backbone.targets
+    there = dict(loaded.backbone.model.named_modules())
+    fit = sorted({path.rpartition(".")[2] for path in loaded.backbone.regions})
+    if not wanted:
+        yield (
+            "method.targets: raycl knows no modules to adapt in models of this type; name some, for example "
+            f"--set 'method.targets=[{fit[0]}]'; its linear modules are {', '.join(fit)}"
+        )
+    for name in wanted:
+        paths = [path for path in there if path == name or path.endswith(f".{name}")]
+        if not paths:
+            close = difflib.get_close_matches(name, fit, n=1)
+            nearest = f" (nearest: {close[0]})" if close else ""
+            yield f"method.targets: {name!r} names no module{nearest}; allowed: {', '.join(fit)}"
+        elif odd := [path for path in paths if not carries_branch(there[path])]:
+            kind = type(there[odd[0]]).__name__
+            yield f"method.targets: {odd[0]} is no linear module but a {kind}; allowed: {', '.join(fit)}"
+        elif unused := [path for path in paths if path not in loaded.backbone.regions]:
+            yield f"method.targets: {unused[0]} is not called, so a branch has no effect there; allowed: {', '.join(fit)}"
+
+
+# --- answers --------------------------------------------------------------------------------------------------------------
+
+
+def _labels(encoder: Encoder, task: Task) -> Iterator[str]:
+    """Labels that the model can never answer: cut by the limit, or not written by its tokenizer."""
+    for label in task.labels or ():
+        needed = encoder.answer_length(label)
+        if needed > encoder.max_target:
+            yield (
+                f"data.max_target_tokens: {encoder.max_target} cuts the label {label!r} of {task.name}; "
+                f"it takes {needed} with its end token"
+            )
+            continue
+        written = encoder.read_back(label)
+        if not score(task.metric, [written], [Example("", "", "", "", (label,))]):
+            yield (
+                f"task {task.name}: the label {label!r} can never be answered: the tokenizer writes it as {written!r}, "
+                f"which {task.metric} does not count; use another label word, or a model whose tokenizer knows it"
+            )
+
+
+def _warn_of_cut_answers(encoder: Encoder, task: Task) -> None:
+    """Say what share of free-text answers training and generation cut."""
+    if task.labels or not task.train:
+        return
+    cut = sum(encoder.answer_length(example.answers[0]) > encoder.max_target for example in task.train)
+    if cut:
+        warnings.warn(
+            f"{task.name}: {cut / len(task.train):.0%} of the training answers are longer than "
+            f"data.max_target_tokens={encoder.max_target} and are cut",
+            stacklevel=2,
+        )
+
+
+# --- lengths --------------------------------------------------------------------------------------------------------------
+
+
+def _positions(loaded: LoadedModel, encoder: Encoder, tasks: Sequence[Task], soft: int) -> Iterator[str]:
+    """Inputs that, with `soft` tokens of soft prompts, are longer than the model has positions for.
+
+    Texts are only measured where the limits alone do not settle it.
+    """
+    limit = loaded.positions
+    if limit is None or encoder.longest + soft <= limit:
+        return
+    longest = max(_longest(encoder, task) for task in tasks) + soft
+    if longest > limit:
+        with_soft = f" with {soft} of the method's soft prompts" if soft else ""
+        yield (
+            f"data.max_source_tokens: {encoder.max_source} (and data.max_target_tokens {encoder.max_target}) lets inputs of "
+            f"{longest} tokens{with_soft} through; the model has {limit} positions; lower it by {longest - limit}"
+        )
+
+
+def _longest(encoder: Encoder, task: Task) -> int:
+    """Tokens of a task's longest input with the answer that generation may give it."""
+    answer = encoder.generated(task.labels)
+    return max((encoder.input_length(example, answer) for example in (*task.train, *task.test)), default=0)

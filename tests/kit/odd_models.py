@@ -1,0 +1,96 @@
+"""Tiny random models of many families, and the faults that checkpoints have, as folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.kit.tiny_texts import text_tokenizer
+
+PLAIN: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GATED: dict[str, Any] = PLAIN | {"intermediate_size": 48, "num_key_value_heads": 2}
+BART: dict[str, Any] = {
+    **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128, "dropout": 0.1},
+}
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "gpt_neox": (
+        *("GPTNeoXConfig", "GPTNeoXForCausalLM"),
+        PLAIN | {"intermediate_size": 48, "max_position_embeddings": 128},
+    ),
+    "opt": (
+        *("OPTConfig", "OPTForCausalLM"),
+        PLAIN | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 128, "dropout": 0.5},
+    ),
+    "bloom": ("BloomConfig", "BloomForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "falcon": ("FalconConfig", "FalconForCausalLM", PLAIN),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", GATED),
+    "bart": ("BartConfig", "BartForConditionalGeneration", BART),
+    "gemma3_text": (
+        *("Gemma3TextConfig", "Gemma3ForCausalLM"),
+        GATED | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16},
+    ),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", GATED | {"head_dim": 8}),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", GATED | {"initializer_range": 0.2}),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration", BART),
+}
+"""Family -> class of its configuration, class of its model, sizes."""
+
+NO_DEFAULT = ("mbart",)
+"""Families of which neither raycl nor PEFT knows what to adapt."""
+
+
+def save_odd(family: str, folder: Path, seed: int = 11, **fields: Any) -> Path:
+    """Write a random model of a family, `fields` on top of its sizes, and a byte-level tokenizer."""
+    import torch
+    import transformers
+
+    config, model, sizes = FAMILIES[family]
+    seq2seq = "ConditionalGeneration" in model
+    tokenizer = text_tokenizer("t5" if seq2seq else "llama")
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | ({"decoder_start_token_id": 2} if seq2seq else {})
+    values = {"vocab_size": len(tokenizer)} | ids | sizes | fields
+    torch.manual_seed(seed)
+    getattr(transformers, model)(getattr(transformers, config)(**values)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; none becomes null."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def as_pickle(folder: Path) -> None:
+    """Leave the weights as pytorch_model.bin only. The file's content is never read, so any will do."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def without(folder: Path, *names: str) -> None:
+    """Take tensors out of the weights."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    for name in names:
+        weights.pop(name)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def ends_at_once(folder: Path, likeliest: int) -> None:
+    """Make the end token likelier than the token that is likeliest now (with logits above 0)."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][2] = 2 * weights["lm_head.weight"][likeliest]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_extra(folder: Path, name: str) -> None:
+    """Add a tensor that the configuration has no place for."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors") | {name: torch.zeros(2, 2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,173 @@
+"""The one check between loading and the first step: everything that keeps a run from working, in one message."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycl.errors import SpecError
+from raycl.methods.registry import method_params
+from raycl.models.load import load_model
+from raycl.sequence.ready import require_ready
+from raycl.spec import parse
+from raycl.tasks.task import Example, Task
+from raycl.train.batches import Encoder
+from tests.kit.cli import invoke
+from tests.kit.odd_models import edit, save_odd, without
+from tests.kit.runs import MakeFlags
+
+LABELS = ("good", "very bad")
+
+
+def task(
+    labels: tuple[str, ...] | None = LABELS, metric: Any = "exact_match", answer: str = "good", words: int = 3
+) -> Task:
+    """A task of one example."""
+    rows = (Example("0", "Judge. ", " ".join(["film"] * words), "\nAnswer:", (answer,)),)
+    return Task("toy", "toy", metric, labels, rows, rows, {})
+
+
+def check(folder: Path, *tasks: Task, data: dict[str, Any] | None = None, **method: Any) -> str:
+    """What the check says; empty where it finds nothing."""
+    values = {
+        "order": "custom",
+        "tasks": [one.name for one in tasks],
+        "model": {"name": str(folder), "precision": "fp32"},
+        "data": {"max_source_tokens": 48, "max_target_tokens": 12} | (data or {}),
+        "method": {"name": "o_lora"} | method,
+    }
+    spec = parse(values, method_params)
+    loaded = load_model(spec.model, "cpu")
+    limits = (spec.data.max_source_tokens, spec.data.max_target_tokens)
+    try:
+        require_ready(loaded, Encoder(loaded.tokenizer, loaded.backbone.encoder_decoder, *limits), spec, tasks)
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model without fault, of 2048 positions."""
+    return save_odd("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+# --- modules --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "targets", [None, ["q_proj"], ["lm_head"], ["down_proj", "v_proj"], ["layers.0.self_attn.q_proj"]]
+)
+def test_linear_modules_can_be_adapted(llama: Path, targets: list[str] | None) -> None:
+    """By their last name or by more of their path."""
+    assert not check(llama, task(), targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (["q_proj", "v_porj"], "'v_porj' names no module (nearest: v_proj)"),
+        (["q_proj", "embed_tokens"], "embed_tokens is no linear module but a Embedding"),
+        (["input_layernorm"], "is no linear module but a LlamaRMSNorm"),
+        (["self_attn"], "is no linear module but a LlamaAttention"),
+    ],
+)
+def test_other_targets_are_refused_with_those_that_fit(llama: Path, targets: list[str], words: str) -> None:
+    """The message lists the model's linear modules."""
+    said = check(llama, task(), targets=targets)
+    assert words in said
+    assert "k_proj, lm_head, o_proj" in said
+
+
+def test_a_family_without_a_default_is_asked_for_targets(tmp_path: Path) -> None:
+    """With the modules that it has."""
+    folder = save_odd("mbart", tmp_path / "mbart")
+    said = check(folder, task())
+    assert "knows no modules to adapt" in said
+    assert "fc1, fc2, k_proj, lm_head, out_proj, q_proj, v_proj" in said
+    assert not check(folder, task(), targets=["q_proj"])
+
+
+def test_a_method_without_branches_is_not_asked_for_targets(llama: Path) -> None:
+    """Neither where all weights train, nor for prompts."""
+    for method in ({"name": "seq_ft"}, {"name": "l2p"}, {"name": "ewc", "trains": "full", "targets": ["nothing"]}):
+        assert not check(llama, task(), **method)
+
+
+# --- answers --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_that_the_limit_cuts_is_named_with_what_it_needs(llama: Path) -> None:
+    """At the number it names, the label fits."""
+    labels = ("yes", "an answer of quite a few words")
+    said = check(llama, task(labels, answer="yes"), data={"max_target_tokens": 4})
+    assert "cuts the label 'an answer of quite a few words' of toy" in said
+    needed = int(said.partition("it takes ")[2].split()[0])
+    assert not check(llama, task(labels, answer="yes"), data={"max_target_tokens": needed})
+    assert check(llama, task(labels, answer="yes"), data={"max_target_tokens": needed - 1})
+
+
+def test_a_label_of_special_tokens_can_never_be_answered(llama: Path) -> None:
+    """Decoding leaves nothing of it."""
+    assert "label '</s>' can never be answered" in check(llama, task(("yes", "</s>"), answer="yes"))
+
+
+def test_a_label_that_the_metric_does_not_see_can_never_be_answered(llama: Path) -> None:
+    """ROUGE-L counts letters and digits of ASCII only."""
+    assert "'+' can never be answered" in check(llama, task(("yes", "+"), "rouge_l", "yes"))
+    assert not check(llama, task(("yes", "+"), "raw_match", "yes"))
+
+
+def test_cut_free_text_is_a_warning_with_its_share(llama: Path) -> None:
+    """Free text may be longer than what is scored."""
+    with pytest.warns(UserWarning, match="toy: 100% of the training answers are longer than data.max_target_tokens=4"):
+        assert not check(llama, task(None, "rouge_l", "a long and winding answer"), data={"max_target_tokens": 4})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not check(llama, task(None, "rouge_l", "a long and winding answer"), data={"max_target_tokens": 40})
+
+
+# --- lengths --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt2", "llama"])
+def test_inputs_must_fit_the_positions(tmp_path: Path, family: str) -> None:
+    """The limits may be larger where no text of these tasks uses them."""
+    size = {"n_positions": 40} if family == "gpt2" else {"max_position_embeddings": 40}
+    folder = save_odd(family, tmp_path / family, **size)
+    assert "the model has 40 positions" in check(folder, task(words=60))
+    assert not check(folder, task(words=60), data={"max_source_tokens": 28})
+    assert not check(folder, task(words=1))
+
+
+def test_soft_prompts_take_positions_too(tmp_path: Path) -> None:
+    """A prompt of 30 vectors leaves ten of 40 positions."""
+    folder = save_odd("opt", tmp_path / "opt", max_position_embeddings=40)
+    assert not check(folder, task(words=2), name="prog_prompt", length=2)
+    assert "with 30 of the method's soft prompts" in check(folder, task(words=2), name="prog_prompt", length=30)
+
+
+# --- as a whole -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_in_one_message(llama: Path) -> None:
+    """Targets and labels at once."""
+    said = check(llama, task(("yes", "</s>"), answer="yes"), targets=["v_porj"])
+    assert said.startswith("2 problems in the model")
+    assert "v_porj" in said and "</s>" in said
+
+
+def test_the_command_ends_before_the_first_step(tmp_path: Path, flags: MakeFlags) -> None:
+    """Exit code 2, all in one message, nothing stored."""
+    folder = save_odd("llama", tmp_path / "model")
+    without(folder, "model.norm.weight")
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    edit(folder / "config.json", eos_token_id=None)
+    answer = invoke("run", [*flags(tmp_path / "store"), "--model", str(folder)])
+    assert answer.code == 2
+    assert "2 problems in the model" in answer.stderr
+    assert "Nothing was trained." in answer.stderr
+    assert not list((tmp_path / "store").rglob("manifest.json"))
