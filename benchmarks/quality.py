@@ -57,7 +57,7 @@ VARIANTS = {
     "am_lora nr + l1": Variant({"name": "am_lora", "variant": "nr", "l1": 1e-5}),
     "am_lora ar": Variant({"name": "am_lora", "variant": "ar", "l1": 0.0}),
     "am_lora ar + l1": Variant({"name": "am_lora", "variant": "ar", "l1": 1e-5}),
-    "slao": Variant({"name": "slao"}),
+    "slao": Variant({"name": "slao", "alpha": 16.0}),
     "merging magmax": Variant({"name": "merging", "rule": "magmax"}),
     "merging ties": Variant({"name": "merging", "rule": "ties"}),
     "merging mean": Variant({"name": "merging", "rule": "mean"}),
@@ -79,6 +79,7 @@ VARIANTS = {
     "seq_ft": Variant({"name": "seq_ft"}, "full"),
     "ewc full": Variant({"name": "ewc", "trains": "full", "fisher_examples": 50}, "full"),
 }
+SETTINGS = {name: variant.settings for name, variant in VARIANTS.items()}
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--no-choice", action="store_true", help="the middle learning rate only")
     arguments = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    write_report(RESULTS, list(VARIANTS))
+    write_report(RESULTS, SETTINGS)
     if arguments.report:
         return
     for name in arguments.only if arguments.only is not None else VARIANTS:
@@ -101,7 +102,7 @@ def main() -> None:
                 run_variant(name, arguments.order, seed, arguments.data, not arguments.no_choice)
             except Exception:  # one bad variant must not cost the others; it is missing from the table
                 traceback.print_exc()
-            write_report(RESULTS, list(VARIANTS))
+            write_report(RESULTS, SETTINGS)
 
 
 def run_variant(name: str, order: str, seed: int, data: str, choose: bool) -> None:
@@ -110,7 +111,7 @@ def run_variant(name: str, order: str, seed: int, data: str, choose: bool) -> No
     target = RESULTS / "quality" / f"{name.replace(' ', '-')}.order-{order}.seed-{seed}.json"
     chosen, tried = _choice(name, order, data, choose)
     known = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-    if known.get("lr") != chosen:
+    if (known.get("lr"), known.get("method")) != (chosen, VARIANTS[name].settings):
         known = _cell(name, order, seed, chosen, data)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(known | {"tried": tried}, indent=1) + "\n", encoding="utf-8")

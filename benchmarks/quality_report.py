@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,10 +14,11 @@ Cell = dict[str, Any]
 HEAD = """# Every method on real tasks
 
 One model (the packaged 135M Llama-architecture model, bf16, CPU), one budget: 200 training and 100 test examples a task,
-prompts of at most 128 tokens, one epoch, batch 8, and where a method has LoRA branches rank 8 and alpha 32; everything else
-as the method's defaults. The learning rate of each row is chosen from three values, the same three for all methods that
-train the same kind of weights, by the mean score on 50 unused train rows per task after the first two tasks of the order
-(`lr choice`: validation score at each value; where it is empty, only the middle value was run). Test data takes no part.
+prompts of at most 128 tokens, one epoch, batch 8, and where a method has LoRA branches rank 8 and alpha 32 (slao: 16, its
+own setting); everything else as the method's defaults. The learning rate of each row is chosen from three values, the same
+three for all methods that train the same kind of weights, by the mean score on 50 unused train rows per task after the first
+two tasks of the order (`lr choice`: validation score at each value; where it is empty, only the middle value was run). Test
+data takes no part.
 
 How to read it: 100 test examples a task and one seed make differences of about 3 points noise; read whole matrices. FT is
 forgetting (lower is better), LA the mean score of each task right after its own stage. `task id` methods are told at test
@@ -26,9 +28,12 @@ every row): they show orders of magnitude, not rankings.
 """
 
 
-def write_report(results: Path, names: list[str]) -> None:
-    """Write quality.md from the cells in results/quality; `names` are all variants there are."""
+def write_report(results: Path, variants: Mapping[str, dict[str, Any]]) -> None:
+    """Write quality.md from the cells in results/quality. `variants` are all there are, with their hyper-parameters: a cell
+    that was made with others counts as not run."""
+    names = list(variants)
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "quality").glob("*.json"))]
+    cells = [cell for cell in cells if cell["method"] == variants.get(cell["variant"])]
     orders = sorted({cell["order"] for cell in cells})
     lines = [
         HEAD,

@@ -114,13 +114,16 @@ class MethodParams(Strict):
 
     @final
     def at(self, stage: int) -> Json:
-        """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value."""
+        """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value.
+
+        As everywhere, a field marked `InKeyUnlessDefault` is left out at its default, which older keys stand for.
+        """
         per_stage, inert = self.per_stage_fields(), self.inert(stage)
         acting = self.model_dump(mode="json") | self.in_force()
         return {
             name: at_stage(value, stage) if name in per_stage else value
             for name, value in acting.items()
-            if name not in inert
+            if name not in inert and not self._left_out(name)
         }
 
     def inert(self, stage: int) -> frozenset[str]:

@@ -32,7 +32,7 @@ FIELDS += ["train.checkpoint_every", "train.log_every"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
 SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks"}
-GATE = {"hidden", "score", "squash", "pooling", "region", "epsilon", "chunks"}
+GATE = {"hidden", "score", "squash", "pooling", "input", "region", "epsilon", "energy_power", "chunks"}
 METHOD_FIELDS = {
     "sin_lora": BRANCH,
     "inc_lora": BRANCH,

@@ -1,6 +1,7 @@
 """GainLoRA's gates (arXiv 2505.15424): how strongly each branch acts on an input.
 
-    p_0 = mean of the prompt's token embeddings;  p_l = SiLU(G_l p_(l-1)), l = 1..L;  a = f(score(p_L, k))
+    p_0 = mean of the prompt's token embeddings, or that mean scaled to RMS 1
+    p_l = SiLU(G_l p_(l-1)), l = 1..L;  a = f(score(p_L, k))
 
 with f(0) = 0, so that a new gate is closed on whatever its key k is orthogonal to. Everything is fp32, autocast off.
 """
@@ -20,6 +21,8 @@ Score = Literal["cosine", "dot"]
 Squash = Literal["abs_tanh", "clipped_abs", "abs_sin", "sigmoid"]
 Pooling = Literal["mean_tokens", "mean_padded", "max"]
 
+GateInput = Literal["auto", "raw", "rms"]
+
 GateLinear = ConstrainedLinear | FixedLinear
 
 COSINE_SCALE = 4.0
@@ -38,6 +41,17 @@ def pool(embeddings: Tensor, mask: Tensor, how: Pooling) -> Tensor:
         return embeddings.masked_fill(keep == 0, -torch.inf).amax(dim=1)
     total = (embeddings * keep).sum(dim=1)
     return total / (keep.sum(dim=1).clamp(min=1) if how == "mean_tokens" else embeddings.shape[1])
+
+
+def unit_rms(pooled: Tensor) -> Tensor:
+    """p_0 (B, d) with each row scaled to a root mean square of 1, where SiLU bends; a row of zeros stays 0.
+
+    Token embeddings of Llama-like models have an RMS of about 0.03 (T5: about 1). There SiLU is a straight line, features of
+    different inputs stay as alike as their prompts' words, and a new gate finds little room outside the old ones' span. The
+    scale is a function of the input alone, so what holds for gates on p_0 holds for gates on this
+    (and `mean_padded` no longer depends on padding).
+    """
+    return pooled / pooled.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def score(features: Tensor, key: Tensor, how: Score) -> Tensor:

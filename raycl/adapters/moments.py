@@ -1,6 +1,8 @@
-"""Second moments of features, gathered in a data pass: C = (1/n) sum of x x^T over valid rows x."""
+"""Second moments and means of features, gathered in a data pass: C = (1/n) sum of x x^T over valid rows x."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,3 +58,20 @@ class Mean:
         if not self.count > 0:
             raise ValueError("mean: no rows were added")
         return self.total / self.count
+
+
+def add_rows(moments: dict[str, Any], name: str, rows: Tensor, chunks: int = 1, mean: bool = False) -> None:
+    """Add rows (n, d) to the second moment called `name` among `moments`, and if `mean` to their mean, beside it."""
+    width, device = rows.shape[1], rows.device
+    if name not in moments:
+        moments[name] = SecondMoment(width, chunks, device)
+        if mean:
+            moments[mean_name(name)] = Mean(width, device)
+    moments[name].add(rows)
+    if mean:
+        moments[mean_name(name)].add(rows)
+
+
+def mean_name(name: str) -> str:
+    """What the mean is called that stands beside the second moment called `name`."""
+    return f"{name}/mean"

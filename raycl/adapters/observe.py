@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Inputs
 from raycl.adapters.branches import Branches
-from raycl.adapters.moments import SecondMoment
+from raycl.adapters.moments import add_rows
 
 
 class LayerInputs:
@@ -28,11 +28,12 @@ class LayerInputs:
         self._owner: dict[str, str] = {}
         self._last: tuple[str, Tensor] | None = None
 
-    def watch(self, moments: dict[str, SecondMoment]) -> None:
-        """Hook every layer; during the pass, `moments` gains one moment per distinct layer input, named by its owner."""
+    def watch(self, moments: dict[str, Any], means: bool) -> None:
+        """Hook every layer; during the pass, `moments` gains one moment per distinct layer input, named by its owner, and
+        if `means` the mean of that input beside it."""
         self._owner = {}
         for path, layer in self.branches.layers.items():
-            self._hooks.append(layer.register_forward_pre_hook(self._hook(path, moments)))
+            self._hooks.append(layer.register_forward_pre_hook(self._hook(path, moments, means)))
 
     def owners(self) -> dict[str, str]:
         """For each layer seen in the pass, the layer that owns its input's moment."""
@@ -44,7 +45,7 @@ class LayerInputs:
             self._hooks.pop().remove()
         self._last = None
 
-    def _hook(self, path: str, moments: dict[str, SecondMoment]) -> Any:
+    def _hook(self, path: str, moments: dict[str, Any], means: bool) -> Any:
         region = self.branches.backbone.region(path)
 
         def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -56,8 +57,6 @@ class LayerInputs:
             self._last = (path, features)
             if self.inputs is None:
                 raise RuntimeError("a data pass must condition the method before each forward pass")
-            if path not in moments:
-                moments[path] = SecondMoment(self.widths[path], self.chunks, features.device)
-            moments[path].add(features[self.inputs.real(features, region)])
+            add_rows(moments, path, features[self.inputs.real(features, region)], self.chunks, means)
 
         return observe

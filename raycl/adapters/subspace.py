@@ -50,6 +50,20 @@ def leading_outside(moment: Tensor, basis: Tensor, chunks: int = 1) -> Tensor:
     return torch.where(norms > 0.5, vectors / norms, torch.zeros_like(vectors))
 
 
+def joined(vectors: Tensor, mean: Tensor) -> Tensor:
+    """Vectors (d, j) over all coordinates, from those of the blocks (chunks, d, j): sums over the blocks, of norm
+    sqrt(chunks), each block's vector turned to where the features lie on average, `mean` (d,).
+
+    A block's eigenvector has an arbitrary sign, and the block-diagonal moment says nothing of how blocks go together: summed
+    as they come, the blocks' parts of one feature cancel as often as not. Turned, every block adds to what the mean feature
+    gives. Where a vector is orthogonal to the mean (1e-4 of the mean's norm) it keeps the sign that `leading` fixed.
+    """
+    mean = mean.to(vectors)
+    along = torch.einsum("cdj,d->cj", vectors, mean)
+    signs = torch.where(along < -1e-4 * mean.norm(), -1.0, 1.0).to(vectors)
+    return (vectors * signs[:, None]).sum(dim=0)
+
+
 def grow(basis: Tensor, moment: Tensor, threshold: float, power: int = 1, chunks: int = 1) -> Tensor:
     """New columns (d, j) for `basis` (d, k) so that together they capture `threshold` of the energy of C.
 

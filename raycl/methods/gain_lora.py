@@ -1,7 +1,8 @@
 """GainLoRA (arXiv 2505.15424): a gate per branch, closed on the inputs of earlier tasks.
 
-    y = W x + sum_{i<=t} a_i(input) s B_i A_i x,   a_i = f(score(p_L, k_i)),   p_l = SiLU(G_l p_(l-1)),   p_0 = pooled prompt
+    y = W x + sum_{i<=t} a_i(input) s B_i A_i x,   a_i = f(score(p_L, k_i)),   p_l = SiLU(G_l p_(l-1))
 
+with p_0 the pooled prompt, for decoder-only models scaled to RMS 1 (`gate_input`).
 The LoRA part is O-LoRA's or InfLoRA's (`over`), held as an inner method. Old branches and gates are frozen. The new gate
 copies G_1..G_L of the last one; its key starts orthogonal to M_L, the span of earlier tasks' p_L; and each of its
 weights moves only in the complement of its own input's subspace M_l (`ConstrainedLinear`). So every p_l, and with it
@@ -24,22 +25,22 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import kaiming
 from raycl.adapters.constrained import constrained
-from raycl.adapters.gates import Gate, Pooling, Score, Squash, frozen_gate, pool, score, squash
-from raycl.adapters.moments import SecondMoment
-from raycl.adapters.subspace import grow, leading_outside
+from raycl.adapters.gates import Gate, GateInput, Pooling, Score, Squash, frozen_gate, pool, score, squash, unit_rms
+from raycl.adapters.moments import add_rows, mean_name
+from raycl.adapters.subspace import grow, joined, leading_outside
 from raycl.files import Json
 from raycl.methods.common.base import About, Moments, Observes, StageInfo, When
 from raycl.methods.common.delegate import Wrapping
 from raycl.methods.common.lora import LoraMethod
 from raycl.methods.common.published import gpm_settings, is_t5
-from raycl.methods.inf_lora import InfLora, SubspaceParams, stored_basis, threshold
+from raycl.methods.inf_lora import ONE_SIDED, InfLora, SubspaceParams, stored_basis, threshold
 from raycl.methods.o_lora import OLora, OrthogonalParams
 from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 GATE = "gate/"
 GATE_BASIS = "gate_basis/"
-ONLY = {"o_lora": {"lambda1", "lambda2"}, "inf_lora": {"design", "epsilon", "layer_chunks"}}
+ONLY = {"o_lora": {"lambda1", "lambda2"}, "inf_lora": {"design", "epsilon", "energy_power", "layer_chunks"}}
 """Hyper-parameters that only one of the two LoRA parts reads."""
 INERT_AT_FIRST = {"init_constraint", "update_constraint", "detach_old"}
 """Hyper-parameters that need an earlier task to act."""
@@ -62,9 +63,17 @@ class GainLoraParams(OrthogonalParams, SubspaceParams):
     gate_pooling: Pooling = Field(
         default="mean_tokens", description="p_0; `mean_padded` depends on padding, as the release does"
     )
+    gate_input: GateInput = Field(
+        default="auto",
+        description="p_0 as pooled (raw), or scaled to RMS 1 (rms); auto = rms for decoder-only models, whose token "
+        "embeddings are small, raw for encoder-decoders",
+    )
     gate_region: Literal["prompt", "all_input"] = Field(default="prompt", description="which tokens p_0 pools over")
     gate_epsilon: float = Field(
         default=0.995, gt=0, le=1, description="energy of the gate's features that M must capture"
+    )
+    gate_energy_power: Literal[1, 2] = Field(
+        default=1, description="power of C's eigenvalues in that energy; 2 = the released code"
     )
     gate_chunks: PositiveInt = Field(default=1, description="diagonal blocks for p_0 and p_L; must divide d")
     key_init: Literal["data", "random"] = Field(
@@ -86,6 +95,7 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
     """Gates around O-LoRA or InfLoRA."""
 
     Params = GainLoraParams
+    version = 2
     about = About(
         title="gated branches, closed on the inputs of earlier tasks, over O-LoRA or InfLoRA",
         paper="GainLoRA, arXiv 2505.15424",
@@ -108,6 +118,12 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
             "The gradient through earlier branches is the true one; the release cuts it: `method.detach_old=true`.",
             "The key is aimed at the new task's data for every backbone; the fork's Llama code draws it at random: "
             "`method.key_init=random`.",
+            "Of several blocks, each one's vector in the key is turned towards the new task's mean p_L; the release adds "
+            "them up with whatever signs they come, so that they may cancel.",
+            "Decoder-only models' p_0 is scaled to RMS 1; the release feeds it as it is: `method.gate_input=raw`.",
+            "The energies that bases must capture count eigenvalues of C; the release squares them, for layers and gates: "
+            "`method.energy_power=2`, `method.epsilon=0.995`, `method.gate_energy_power=2`.",
+            ONE_SIDED,
         ),
     )
 
@@ -117,6 +133,8 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         """(B, T): the gate values of the batch at hand, oldest branch first; none before a batch was seen."""
         self.watched: Moments | None = None
         """The moments that a data pass is filling; none outside of one."""
+        self.aiming = False
+        """Whether that pass is the one before training, which aims the key."""
 
     @classmethod
     def inner_class(cls, params: GainLoraParams) -> type[LoraMethod[Any]]:
@@ -125,8 +143,12 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
-        """The released scripts for T5-Large; the fork's for Llama (h = 50, four blocks)."""
+        """The released scripts for T5-Large; the fork's for Llama (h = 50, four blocks).
+
+        The release measures the gates' energy as it does the layers', by squared eigenvalues, and feeds p_0 as pooled.
+        """
         settings = gpm_settings(family, order)
+        settings["method"] |= {"gate_epsilon": 0.995, "gate_energy_power": 2, "gate_input": "raw"}
         if not is_t5(family):
             settings["method"] |= {"gate_hidden": [50], "gate_chunks": 4, "layer_chunks": 4}
         return settings
@@ -144,12 +166,12 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         self._put_gates(backbone, state, None)
 
     def collect(self, when: When) -> Moments | None:
-        """The inner method's moments, and those of the gate's features: the last level before, all levels after."""
+        """The inner method's moments, and those of the gate's features: before, the last one's and its mean; after, all."""
         moments = super().collect(when)
         if when == "before" and self.params.key_init == "random":
             return moments
         self.watched = {} if moments is None else moments
-        self.levels = [len(self.bases) - 1] if when == "before" else list(range(len(self.bases)))
+        self.aiming = when == "before"
         return self.watched
 
     @property
@@ -163,18 +185,25 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         if layers:
             super().initialise(layers)
         if self.params.key_init == "data":
-            self.gate.key.reset(self._aimed_key(moments[f"{GATE}{len(self.bases) - 1}"]))
+            self.gate.key.reset(self._aimed_key(moments))
             self._warn_if_closed()
         self.watched = None
 
     def condition(self, inputs: Inputs) -> None:
         """Compute every gate once, from the prompt's embeddings; all layers and decoding steps use these values."""
         super().condition(inputs)
-        mask = inputs.prompt_mask if self.params.gate_region == "prompt" else inputs.mask
-        pooled = pool(self.backbone.embed(inputs.ids), mask, self.params.gate_pooling)
+        pooled = self.pooled(inputs)
         self.weights = torch.stack([gate(pooled) for gate in self.gates], dim=1)
         if self.watched is not None:
             self._watch(pooled, self.watched)
+
+    def pooled(self, inputs: Inputs) -> Tensor:
+        """p_0 (B, d) of a batch, which all gates read."""
+        mask = inputs.prompt_mask if self.params.gate_region == "prompt" else inputs.mask
+        pooled = pool(self.backbone.embed(inputs.ids), mask, self.params.gate_pooling)
+        by_model = "raw" if self.backbone.encoder_decoder else "rms"
+        how = by_model if self.params.gate_input == "auto" else self.params.gate_input
+        return unit_rms(pooled) if how == "rms" else pooled
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The inner part, the gate's effective weights, and the columns its bases gained."""
@@ -185,7 +214,7 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         tensors |= {f"{GATE}{level}": value for level, value in enumerate(self.gate.values())}
         for level, basis in enumerate(self.bases):
             moment = moments[f"{GATE}{level}"].value
-            columns = grow(basis, moment, epsilon, self.params.energy_power, self._chunks(level))
+            columns = grow(basis, moment, epsilon, self.params.gate_energy_power, self._chunks(level))
             tensors[f"{GATE_BASIS}{level}"] = columns.float()
         return StagePart(self.info.task, part.branch, tensors, part.facts)
 
@@ -240,11 +269,12 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
             key = key - (key @ self.bases[-1]) @ self.bases[-1].T
         return self._key_norm(key)
 
-    def _aimed_key(self, moment: SecondMoment) -> Tensor:
-        """k along the main direction of the new task's p_L outside span(M_L), per block; shape (1, d)."""
+    def _aimed_key(self, moments: Moments) -> Tensor:
+        """k along the main direction of the new task's p_L outside span(M_L), per block, joined; shape (1, d)."""
         known = self.bases[-1] if self.params.init_constraint else self.bases[-1][:, :0]
-        vectors = leading_outside(moment.value, known, self._chunks(len(self.bases) - 1))
-        return self._key_norm(vectors[:, :, 0].sum(dim=0)[None])
+        last = len(self.bases) - 1
+        vectors = leading_outside(moments[f"{GATE}{last}"].value, known, self._chunks(last))
+        return self._key_norm(joined(vectors[:, :, :1], moments[mean_name(f"{GATE}{last}")].value).T)
 
     def _key_norm(self, key: Tensor) -> Tensor:
         """Scale to sqrt(d / 3), the norm of a uniform draw; a key with no direction left stays 0 (a closed gate)."""
@@ -256,15 +286,12 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         return self.params.gate_chunks if level in (0, len(self.bases) - 1) else 1
 
     def _watch(self, pooled: Tensor, moments: Moments) -> None:
-        """Add the new gate's features of this batch to the moments being filled."""
+        """Add the new gate's features of this batch to the moments being filled: those that aim the key, or all."""
         with torch.no_grad():
             features = self.gate.features(pooled)
         self.probe = features[-1]
-        for level in self.levels:
-            name = f"{GATE}{level}"
-            if name not in moments:
-                moments[name] = SecondMoment(features[level].shape[1], self._chunks(level), pooled.device)
-            moments[name].add(features[level])
+        for level in range(len(features) - 1 if self.aiming else 0, len(features)):
+            add_rows(moments, f"{GATE}{level}", features[level], self._chunks(level), mean=self.aiming)
 
     def _warn_if_closed(self) -> None:
         """Say so when the constraint leaves the new gate nearly closed on its own task, which then cannot be learned."""

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import Branches, kaiming
-from raycl.adapters.moments import SecondMoment
+from raycl.adapters.moments import mean_name
 from raycl.adapters.observe import LayerInputs
-from raycl.adapters.subspace import grow, leading_outside, residual
+from raycl.adapters.subspace import grow, joined, leading_outside, residual
 from raycl.files import Json
 from raycl.methods.common.base import About, Moments, When
 from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
@@ -31,6 +31,12 @@ from raycl.methods.common.published import gpm_settings
 from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
+ONE_SIDED = (
+    "Directions outside M are eigenvectors of (I - M M^T) C (I - M M^T), the second moment of what lies outside M; the "
+    "released code takes left singular vectors, and the energies, of the one-sided (I - M M^T) C, which weighs a direction "
+    "outside M also by how it goes along with those inside. No setting restores it."
+)
+"""A difference from the released code that all its subspaces share."""
 BASIS = "layer_basis/"
 """Prefix of a part's tensors: the basis columns (d_in, j) that the stage added, by layer input."""
 
@@ -42,10 +48,10 @@ class SubspaceParams(LoraParams):
         default="svd", description="how A_t is made: from the new task's inputs (the paper), or a projected random draw"
     )
     epsilon: float = Field(
-        default=0.995, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1"
+        default=0.95, gt=0, le=1, description="energy of the layer inputs that M must capture; rises to 1"
     )
     energy_power: Literal[1, 2] = Field(
-        default=1, description="power of C's eigenvalues in the energy; 2 = the released code"
+        default=1, description="power of C's eigenvalues in that energy; 2 = the released code, with epsilon 0.995"
     )
     horizon: PositiveInt = Field(default=15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
     layer_chunks: PositiveInt = Field(default=1, description="diagonal blocks of C per layer; must divide d_in")
@@ -68,6 +74,7 @@ class InfLora(LoraMethod[SubspaceParams]):
     """Design A_t, train B_t, grow the layer bases."""
 
     Params = InfLoraParams
+    version = 2
     about = About(
         title="down-projections fixed outside the earlier tasks' input subspaces",
         paper="InfLoRA, arXiv 2404.00228",
@@ -85,8 +92,9 @@ class InfLora(LoraMethod[SubspaceParams]):
             "cross-attention, which read the encoder, so its guarantee fails there.",
             "Padding never enters a second moment; the released passes average over it.",
             "The InfLoRA row of GainLoRA's tables comes from a random projected A: `method.design=random_projected`.",
-            "The energy that a basis must capture counts eigenvalues of C (the GPM paper); the released code squares them: "
-            "`method.energy_power=2`.",
+            "The energy that a basis must capture counts eigenvalues of C (the GPM paper); the released code squares "
+            "them, and asks for 0.995 of that: `method.energy_power=2`, `method.epsilon=0.995`.",
+            ONE_SIDED,
             "Always the basis of what earlier inputs span, never its complement (DualGPM stores the smaller of both).",
         ),
     )
@@ -110,7 +118,7 @@ class InfLora(LoraMethod[SubspaceParams]):
         if when == "before" and self.params.design == "random_projected":
             return None
         moments: Moments = {}
-        self.inputs.watch(moments)
+        self.inputs.watch(moments, means=when == "before")
         return moments
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
@@ -125,7 +133,7 @@ class InfLora(LoraMethod[SubspaceParams]):
     def initialise(self, moments: Moments) -> None:
         """Set A_t to the designed rows."""
         owners = self.inputs.owners()
-        designed = {owner: self._designed(owner, moments[owner]) for owner in sorted(set(owners.values()))}
+        designed = {owner: self._designed(owner, moments) for owner in sorted(set(owners.values()))}
         self.branches.set_a({path: designed[owner] for path, owner in owners.items()})
         self.inputs.release()
 
@@ -147,17 +155,17 @@ class InfLora(LoraMethod[SubspaceParams]):
         shares = [basis.shape[1] / basis.shape[0] for basis in self.bases.values()]
         return {"layer_basis_share": sum(shares) / len(shares)}
 
-    def _designed(self, path: str, moment: SecondMoment) -> Tensor:
-        """A_t for one layer input, (r, d_in): leading eigenvectors per block, / sqrt(3 chunks)."""
+    def _designed(self, path: str, moments: Moments) -> Tensor:
+        """A_t for one layer input, (r, d_in): leading eigenvectors per block, joined, / sqrt(3 chunks)."""
         chunks, rank = self.params.layer_chunks, self.params.rank
-        raw = moment.value
+        raw = moments[path].value
         rest = residual(raw, self.bases[path])
         if rest.trace() < 1e-6 * raw.trace():
             warnings.warn(
                 f"{path}: earlier tasks fill the input space; the new branch can hardly learn there", stacklevel=2
             )
         vectors = leading_outside(raw, self.bases[path], chunks)
-        rows = vectors[:, :, :rank].sum(dim=0).T
+        rows = joined(vectors[:, :, :rank], moments[mean_name(path)].value).T
         return (rows / math.sqrt(3 * chunks)).float()
 
     def _projected(self, path: str) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycl.adapters.constrained import constrained
-from raycl.adapters.gates import COSINE_SCALE, Gate, frozen_gate, pool, score, squash
+from raycl.adapters.gates import COSINE_SCALE, Gate, frozen_gate, pool, score, squash, unit_rms
 
 ZERO_AT_ZERO = ("abs_tanh", "clipped_abs", "abs_sin")
 D, H = 10, 6
@@ -129,6 +129,17 @@ def test_only_mean_tokens_gives_a_gate_that_ignores_padding():
     }
     assert drift["mean_tokens"] <= 1e-6
     assert drift["mean_padded"] > 1e-2
+
+
+def test_unit_rms_by_hand():
+    """(3, 4) has RMS sqrt(12.5); every row has its own; its scale is gone, its direction not; zeros stay zeros."""
+    rows = torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]])
+    found = unit_rms(rows)
+    assert found[0].tolist() == pytest.approx([3 / 12.5**0.5, 4 / 12.5**0.5])
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+    assert found[2].tolist() == [0.0, 0.0]
+    scaled = unit_rms(torch.randn(5, D) * 1e-3)
+    assert torch.allclose(scaled.square().mean(dim=1), torch.ones(5), atol=1e-5)
 
 
 def test_values_are_the_effective_weights():

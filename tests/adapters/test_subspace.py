@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycl.adapters.moments import SecondMoment
-from raycl.adapters.subspace import complement, grow, leading, leading_outside, orthonormalise, residual
+from raycl.adapters.moments import Mean, SecondMoment, add_rows, mean_name
+from raycl.adapters.subspace import complement, grow, joined, leading, leading_outside, orthonormalise, residual
 
 EMPTY = torch.zeros(8, 0, dtype=torch.float64)
 
@@ -207,3 +207,43 @@ def test_bad_use_of_a_moment_is_refused():
         SecondMoment(8, 3)
     with pytest.raises(ValueError, match="no rows"):
         _ = SecondMoment(8).value
+
+
+def test_rows_fill_a_moment_and_the_mean_beside_it():
+    """Two batches under one name: C and the mean of all rows; without `mean` there is none."""
+    rows = features(20)
+    moments = {}
+    for part in (rows[:13], rows[13:]):
+        add_rows(moments, "both", part, chunks=2, mean=True)
+        add_rows(moments, "alone", part)
+    assert moments.keys() == {"both", "alone", mean_name("both")}
+    assert (moments["both"].chunks, moments["alone"].chunks) == (2, 1)
+    assert torch.allclose(moments["alone"].value, moment(rows), atol=1e-12)
+    assert isinstance(moments[mean_name("both")], Mean)
+    assert torch.allclose(moments[mean_name("both")].value, rows.mean(dim=0), atol=1e-12)
+
+
+def test_blocks_are_joined_by_hand():
+    """Mean (1, 2, -3, 0): the first block's (0, 1) stays, the second's (1, 0) turns, its (0, 1) is orthogonal and stays."""
+    blocks = torch.zeros(2, 4, 2, dtype=torch.float64)
+    blocks[0, 1, 0] = blocks[0, 0, 1] = blocks[1, 2, 0] = blocks[1, 3, 1] = 1.0
+    mean = torch.tensor([1.0, 2.0, -3.0, 0.0])
+    assert joined(blocks, mean).tolist() == [[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]
+    assert joined(blocks, -mean).tolist() == [[0.0, -1.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**20), st.sampled_from([1, 2, 4]))
+def test_joined_blocks_do_not_cancel_on_the_mean(seed, chunks):
+    """For features around a mean, what the joined first vector gives on the mean is the sum of the blocks' absolute parts,
+    by an SVD of each block's own features: no choice of signs gives more."""
+    draw = torch.Generator().manual_seed(seed)
+    x = features(30, seed=seed) + torch.randn(8, generator=draw, dtype=torch.float64)
+    running = SecondMoment(8, chunks)
+    running.add(x)
+    vector = joined(leading_outside(running.value, EMPTY, chunks)[:, :, :1], x.mean(dim=0))[:, 0]
+    assert vector.norm() == pytest.approx(chunks**0.5)
+    firsts = [np.linalg.svd(block.numpy())[2][0] for block in x.chunk(chunks, dim=1)]
+    means = [block.mean(dim=0).numpy() for block in x.chunk(chunks, dim=1)]
+    best = sum(abs(first @ mean) for first, mean in zip(firsts, means, strict=True))
+    assert float(vector @ x.mean(dim=0)) == pytest.approx(best, abs=2e-3 * chunks * float(x.mean(dim=0).norm()))

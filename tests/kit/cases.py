@@ -95,6 +95,12 @@ CASES = {
     "am_lora_nr": Case(
         {"name": "am_lora", "variant": "nr", "l1": 0.01}, "AB", own=("extra.selectors.free",), continues=False
     ),
+    "am_lora_zero": Case(
+        {"name": "am_lora", "variant": "nr", "l1": 0.01, "zero_logit": "trained"},
+        "AB",
+        own=("extra.selectors.free", "extra.selectors.zero"),
+        continues=False,
+    ),
     "prog_prompt": Case(
         {"name": "prog_prompt", "length": 4}, "", own=("extra.prompt.value",), continues=False, **PROMPT
     ),

@@ -65,6 +65,16 @@ def test_the_first_stage_is_a_sigmoid():
     assert weights.item() == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
 
 
+def test_the_zero_branch_has_a_score_of_its_own():
+    """z_0 = 0.5 stands beside z = (3, -2) in the softmax; at 30 nothing of the branches is used."""
+    selectors, old, new = torch.tensor([[0.5, 1.0], [7.0, -1.0]]), torch.tensor([[[3.0]]]), torch.tensor([[[2.0]]])
+    weights = attention(Layer(), selectors, old, new, torch.tensor([0.5]))
+    total = math.exp(0.5) + math.exp(3) + math.exp(-2)
+    assert weights.flatten().tolist() == pytest.approx([math.exp(3) / total, math.exp(-2) / total], abs=1e-6)
+    assert attention(Layer(), selectors, old, new, torch.tensor([30.0])).max() < 1e-11
+    assert torch.equal(attention(Layer(), selectors, old, new, torch.zeros(1)), attention(Layer(), selectors, old, new))
+
+
 def test_attention_is_fp32_under_autocast():
     """bf16 features and bf16 stacked factors: the scores and the softmax are fp32."""
     layer = Layer()
@@ -95,6 +105,56 @@ def test_every_layer_follows_the_formula(tiny, family):
             assert torch.allclose(ours, weights[..., 1:], atol=1e-5)
             assert torch.allclose(ours.sum(dim=-1) + weights[..., 0], torch.ones(2, 5), atol=1e-5)
             assert (ours[:, 0] - ours[:, 1]).abs().max() > 1e-3
+
+
+def test_a_stored_zero_logit_is_served(tiny, family):
+    """y = W x + sum_i g_i u_i with z_0 of the layer in the softmax, another one in every layer; `fixed` has none."""
+    plain = random_state(tiny, 2)
+    logits = {path: torch.tensor([0.3 * index - 1.0]) for index, path in enumerate(ADAPTED[family])}
+    last = plain.newest
+    tensors = last.tensors | {f"zero_logit/{path}": value for path, value in logits.items()}
+    state = StageState((plain.parts[0], StagePart(last.task, last.branch, tensors)))
+    with serving(tiny, PARAMS | {"zero_logit": "trained"}, state) as method:
+        for path, layer in method.branches.layers.items():
+            x = torch.randn(2, 5, layer.in_features)
+            outputs = branch_outputs(state, path, x)
+            rows = last.tensors[f"selector/{path}"][1:]
+            scores = [(u * w).sum(dim=-1) for u, w in zip(outputs, rows, strict=True)]
+            weights = torch.stack([logits[path].expand(2, 5), *scores], dim=-1).softmax(dim=-1)[..., 1:]
+            expected = layer.get_base_layer()(x) + sum(weights[..., [i]] * u for i, u in enumerate(outputs))
+            with torch.no_grad():
+                assert torch.allclose(layer(x), expected, atol=1e-4, rtol=1e-4)
+        assert not method.selectors.zero.requires_grad
+    with serving(tiny, PARAMS, plain) as method:
+        assert method.selectors.zero is None
+
+
+def test_the_zero_logit_trains_at_every_stage(tiny, family, toy_tasks, run_sequence):
+    """Under both variants it starts at 0, goes on from the last stage, moves at each, and is in the part and the log."""
+    for params in (AR, NR):
+        last = dict.fromkeys(ADAPTED[family], torch.zeros(1))
+        for result in run_sequence(tiny, params | {"zero_logit": "trained"}, toy_tasks):
+            start = torch.cat([last[path] for path in result.part.branch.a])
+            assert torch.equal(result.before["extra.selectors.zero"], start)
+            last = {path: result.part.tensors[f"zero_logit/{path}"] for path in result.part.branch.a}
+            assert (torch.cat(list(last.values())) - start).abs().max() > 1e-4
+            assert result.log[-1]["gauges"]["zero_logit"] != 0
+    fixed = run_sequence(tiny, NR, toy_tasks[:1])[0]
+    assert not any(name.startswith("zero_logit/") for name in fixed.part.tensors)
+
+
+def test_the_zero_logit_is_no_selector_to_the_l1_term(tiny):
+    """The term and its gradient leave it alone."""
+    method = make_method(PARAMS | {"zero_logit": "trained", "selector_init": "random", "l1": 0.3})
+    method.install(tiny.backbone, StageState())
+    try:
+        expected = method.selectors.rows().abs().sum()
+        term = method.penalties(None)["selectors"].raw
+        assert term == expected
+        term.backward()
+        assert method.selectors.zero.grad is None
+    finally:
+        method.remove()
 
 
 def test_without_selectors_all_branches_count_alike(tiny):

@@ -13,17 +13,20 @@ import pytest
 import torch
 
 from raycl.adapters.branches import kaiming
-from raycl.adapters.gates import pool
 from raycl.methods.common.base import StageInfo
 from raycl.methods.gain_lora import GATE, GainLora, GainLoraParams
-from raycl.methods.inf_lora import BASIS, stored_basis
+from raycl.methods.inf_lora import BASIS, InfLora, InfLoraParams, stored_basis
 from raycl.state.stage_state import StagePart, StageState
+from raycl.train.module import StageModule
+from raycl.train.passes import DataPass
+from raycl.train.workers import Workers
 from tests.kit.cases import (
     CASES,
     HIDDEN,
     SHAPE,
     answer_logits,
     batch_of,
+    encoder_of,
     largest_difference,
     make_method,
     probe_logits,
@@ -51,7 +54,7 @@ def gates_and_features(model: Any, tasks: list[Any]) -> Callable[..., list[dict[
         for task in tasks:
             inputs = batch_of(model, task.test)
             module.method.condition(inputs)
-            p0 = pool(module.backbone.embed(inputs.ids), inputs.prompt_mask, module.method.params.gate_pooling)
+            p0 = module.method.pooled(inputs)
             features = [gate.features(p0) for gate in module.method.gates]
             scores = [f[-1] @ gate.key().T for f, gate in zip(features, module.method.gates, strict=True)]
             seen.append({"a": module.method.weights.clone(), "features": features, "scores": scores})
@@ -265,7 +268,11 @@ def test_gates_of_other_depth(tiny, toy_tasks, run_sequence, hidden):
         {"over": "inf_lora", "key_init": "random"},
         {"over": "inf_lora", "design": "random_projected"},
         {"gate_chunks": 2, "over": "inf_lora", "layer_chunks": 2},
-        {"energy_power": 2},
+        {"over": "inf_lora", "energy_power": 2},
+        {"gate_energy_power": 2},
+        {"gate_input": "raw"},
+        {"gate_input": "rms"},
+        {"gate_input": "rms", "gate_chunks": 4, "gate_squash": "abs_sin"},
         {"detach_old": True},
     ],
     ids=str,
@@ -276,6 +283,125 @@ def test_every_option_keeps_the_zero(tiny, toy_tasks, run_sequence, options):
     tolerance = ZERO * (10 if options.get("gate_score") == "dot" else 1)
     assert results[1].probes[1][0]["a"][:, -1].max() <= tolerance
     assert results[1].probes[1][1]["a"][:, -1].max() > 1e-3
+
+
+# What the gate reads, and where its key points.
+
+
+def mean_embeddings(model: Any, inputs: Any) -> torch.Tensor:
+    """The mean embedding of each prompt's own tokens, example by example."""
+    table = model.backbone.model.get_input_embeddings().weight
+    rows = zip(inputs.ids, inputs.prompt_mask.bool(), strict=True)
+    return torch.stack([table[ids[keep]].mean(dim=0) for ids, keep in rows])
+
+
+def test_gates_read_the_pooled_prompt_raw_or_at_unit_rms(tiny, family, toy_tasks, run_stage):
+    """Gate values from p_0 worked out token by token; `auto` is rms for the decoder-only model and raw for the other."""
+    params = EXACT | {"gate_hidden": [], "over": "o_lora"}
+    inputs = batch_of(tiny, toy_tasks[0].test)
+    plain = mean_embeddings(tiny, inputs)
+    read = {"raw": plain, "rms": plain * plain.shape[1] ** 0.5 / plain.norm(dim=1, keepdim=True)}
+    read["auto"] = read["rms" if family == "llama" else "raw"]
+    seen = {}
+    for how, p0 in read.items():
+        state = run_stage(tiny, params | {"gate_input": how}, toy_tasks, epochs=1).state
+        with serving(tiny, params | {"gate_input": how}, state) as method:
+            method.condition(inputs)
+            seen[how] = method.weights[:, 0]
+        layer, key = (state.last.tensors[f"{GATE}{level}"] for level in (0, 1))
+        p1 = torch.nn.functional.silu(p0 @ layer.T)
+        expected = torch.tanh(2 * torch.nn.functional.cosine_similarity(p1, key)).abs()
+        assert torch.allclose(seen[how], expected, atol=1e-5)
+    assert (seen["raw"] - seen["rms"]).abs().max() > 1e-3
+
+
+def aim(model: Any, method: Any, state: StageState, task: Any) -> torch.Tensor:
+    """Install a gate and aim its key by the data pass before training; its values (examples,) on the task's train rows."""
+    method.install(model.backbone, state)
+    try:
+        moments = method.collect("before")
+        encoder = encoder_of(model)
+        DataPass(StageModule(model.backbone, method), encoder, 4, Workers()).run(encoder.encode(task.train), moments)
+        method.initialise(moments)
+        method.condition(batch_of(model, task.train))
+        return method.weights[:, -1].detach().clone()
+    finally:
+        method.remove()
+
+
+@pytest.mark.parametrize("how", ["raw", "rms"])
+def test_chunked_keys_start_open_whatever_the_seed(tiny, toy_tasks, how):
+    """Four blocks, whose eigenvectors have arbitrary signs: their parts add up on the new task's inputs, for every draw of
+    the gate. Summed as they come, some of these keys start below 0.45."""
+    params = EXACT | {"gate_hidden": [50], "gate_chunks": 4, "gate_input": how}
+    starts = [aim(tiny, make_method(params, seed=seed), StageState(), toy_tasks[0]).mean().item() for seed in range(8)]
+    assert min(starts) > 0.65
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_the_key_by_an_svd_of_the_features_outside_the_known_span(tiny, first, toy_tasks, chunks):
+    """k_t, block by block: the leading right singular vector of the new p_L without their part in M_L, turned towards the
+    mean of p_L; all blocks alike, of norm sqrt(d / 3)."""
+    method = make_method(EXACT | {"gate_chunks": chunks}, 2)
+    state = blockwise(first.state, "gate_basis/2", chunks)
+    aim(tiny, method, state, toy_tasks[1])
+    p0 = method.pooled(batch_of(tiny, toy_tasks[1].train))
+    rows = method.gate.features(p0)[-1].detach().double()
+    basis = stored_basis(state, "gate_basis/2", 48)
+    outside = rows - rows @ basis @ basis.T
+    blocks = []
+    for block, whole in zip(outside.chunk(chunks, dim=1), rows.chunk(chunks, dim=1), strict=True):
+        leading = torch.linalg.svd(block).Vh[0]
+        blocks.append(leading * torch.sign(whole.mean(dim=0) @ leading))
+    expected = torch.cat(blocks) * (48 / 3 / chunks) ** 0.5
+    assert (method.gate.key()[0] - expected).abs().max() <= 1e-3
+    assert (method.gate.key().double() @ basis).abs().max() <= ZERO
+
+
+def blockwise(state: StageState, name: str, chunks: int) -> StageState:
+    """A one-stage state whose basis `name` is made of columns within blocks, as a chunked stage stores them."""
+    part = state.newest
+    blocks = [torch.linalg.qr(block).Q[:, :2] for block in part.tensors[name].double().chunk(chunks)]
+    columns = torch.block_diag(*blocks).float() if chunks > 1 else part.tensors[name]
+    return StageState((StagePart(part.task, part.branch, part.tensors | {name: columns}, part.facts),))
+
+
+def test_a_plain_sigmoid_starts_on_the_open_side(tiny, toy_tasks):
+    """f(b) = sigmoid(b) is not even: a key turned against the mean would start the negative control below 0.5."""
+    for seed in range(8):
+        method = make_method(EXACT | {"gate_squash": "sigmoid"}, seed=seed)
+        assert aim(tiny, method, StageState(), toy_tasks[0]).mean() > 0.55
+
+
+def test_layers_and_gates_have_an_energy_of_their_own(tiny, toy_tasks, run_stage):
+    """epsilon and energy_power move the layer bases alone, gate_epsilon and gate_energy_power the gate's alone; squared
+    eigenvalues need fewer columns."""
+    base = EXACT | {"over": "inf_lora", "epsilon": 0.9, "gate_epsilon": 0.9}
+    columns = {
+        name: {key: value.shape[1] for key, value in run_stage(tiny, base | change, toy_tasks).part.tensors.items()}
+        for name, change in {
+            "": {}, "layers": {"energy_power": 2}, "gates": {"gate_energy_power": 2},
+            "less": {"epsilon": 0.5}, "less gate": {"gate_epsilon": 0.5},
+        }.items()
+    }  # fmt: skip
+
+    def total(name: str, prefix: str) -> int:
+        return sum(count for key, count in columns[name].items() if key.startswith(prefix))
+
+    for layers, gates in (("layers", "gates"), ("less", "less gate")):
+        assert total(layers, BASIS) < total("", BASIS) and total(layers, "gate_basis/") == total("", "gate_basis/")
+        assert total(gates, "gate_basis/") < total("", "gate_basis/") and total(gates, BASIS) == total("", BASIS)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_published_settings_are_the_releases(kind):
+    """Squared eigenvalues with 0.995 for layers and gates, p_0 as pooled; four blocks for Llama."""
+    params = GainLoraParams.model_validate(GainLora.settings(kind, "long-4")["method"])
+    assert (params.epsilon, params.energy_power) == (params.gate_epsilon, params.gate_energy_power) == (0.995, 2)
+    assert params.gate_input == "raw"
+    assert (params.gate_chunks, params.layer_chunks) == ((1, 1) if kind == "t5" else (4, 4))
+    layers = InfLoraParams.model_validate(InfLora.settings(kind, "sni-1")["method"])
+    assert (layers.epsilon, layers.energy_power) == (0.995, 2)
 
 
 # GainLoRA and what it stands on.
@@ -394,7 +520,7 @@ def test_mean_padded_depends_on_the_neighbours(tiny, toy_tasks, first):
     short, long = sorted(toy_tasks[0].test, key=lambda e: len(e.prompt))[:: len(toy_tasks[0].test) - 1]
     drift = {}
     for pooling in ("mean_tokens", "mean_padded"):
-        with serving(tiny, EXACT | {"gate_pooling": pooling}, first.state) as method:
+        with serving(tiny, EXACT | {"gate_pooling": pooling, "gate_input": "raw"}, first.state) as method:
             method.condition(batch_of(tiny, [short], answers=False))
             alone = method.weights.clone()
             method.condition(batch_of(tiny, [short, long], answers=False))

@@ -114,6 +114,18 @@ def inputs_of(model, state, path, examples, seen):
     return seen["x"][inputs.mask.bool()]
 
 
+def test_blocks_of_a_designed_row_add_up_on_the_mean_input(tiny, family, toy_tasks, run_stage):
+    """With blocks, every block of a row answers to the mean input with the same sign, so that none cancels another."""
+    path = ADAPTED[family][0] if family == "llama" else "encoder.block.0.layer.0.SelfAttention.q"
+    result = run_stage(tiny, PARAMS | {"layer_chunks": 4}, toy_tasks)
+    rows = inputs_of(tiny, result.state, path, toy_tasks[0].train, {})
+    mean, a = rows.mean(dim=0), result.part.branch.a[path]
+    parts = torch.stack([block @ m for block, m in zip(a.chunk(4, dim=1), mean.chunk(4), strict=True)])
+    assert parts.min() >= -1e-3 * mean.norm()
+    assert (parts.sum(dim=0) - parts.abs().sum(dim=0)).abs().max() <= 1e-2 * mean.norm()
+    assert parts[:, 0].min() > 0
+
+
 def test_random_design_is_a_projected_draw(tiny, toy_tasks, run_sequence, run_stage):
     """random_projected: plain Kaiming at stage 1 (SinLoRA's draw), later rows of norm 1/sqrt(3), no pass before."""
     random = PARAMS | {"design": "random_projected"}

@@ -39,8 +39,10 @@ OTHER: dict[str, Any] = {
     "gate_score": "dot",
     "gate_squash": "clipped_abs",
     "gate_pooling": "max",
+    "gate_input": "raw",
     "gate_region": "all_input",
     "gate_epsilon": 0.9,
+    "gate_energy_power": 2,
     "gate_chunks": 2,
     "key_init": "random",
     "init_constraint": False,
@@ -50,7 +52,7 @@ OTHER: dict[str, Any] = {
 """Another value for every hyper-parameter."""
 ONLY_LATER = {"lambda1", "init_constraint", "update_constraint", "detach_old"}
 """Hyper-parameters without effect at stage 1."""
-DEAD = {"o_lora": {"design", "epsilon", "layer_chunks"}, "inf_lora": {"lambda1", "lambda2"}}
+DEAD = {"o_lora": {"design", "epsilon", "energy_power", "layer_chunks"}, "inf_lora": {"lambda1", "lambda2"}}
 """Hyper-parameters of GainLoRA that its LoRA part does not read."""
 
 

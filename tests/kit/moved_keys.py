@@ -1,0 +1,10 @@
+"""The methods whose stages have other keys than version 0.1 gave them, and why: the one list that the tests of keys read."""
+
+from __future__ import annotations
+
+MOVED = {
+    "inf_lora": "version 2: layer bases hold less of the energy by default; blocks of A_t are turned towards the mean input",
+    "gain_lora": "version 2: decoder-only models' p_0 is scaled to RMS 1; the key is turned towards the mean p_L, block by "
+    "block; over inf_lora what is new there",
+}
+"""Method -> what has changed in its arithmetic or its defaults. Their stages are trained anew; CHANGELOG.md says so too."""
