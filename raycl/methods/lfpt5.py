@@ -102,6 +102,7 @@ class Lfpt5(Method[Lfpt5Params]):
     """Train one prompt on the task, on pseudo-examples, and on writing both."""
 
     Params = Lfpt5Params
+    version = 2
     about = About(
         title="one soft prompt that solves the tasks and writes pseudo-examples of the earlier ones",
         paper="LFPT5, arXiv 2110.07298",

@@ -6,5 +6,8 @@ MOVED = {
     "inf_lora": "version 2: layer bases hold less of the energy by default; blocks of A_t are turned towards the mean input",
     "gain_lora": "version 2: decoder-only models' p_0 is scaled to RMS 1; the key is turned towards the mean p_L, block by "
     "block; over inf_lora what is new there",
+    "lfpt5": "version 2: the texts that it writes obey no generation settings that a checkpoint brings",
 }
 """Method -> what has changed in its arithmetic or its defaults. Their stages are trained anew; CHANGELOG.md says so too."""
+MOVED_SETTINGS = {"schedule": "the last step of a linear or cosine schedule has a rate above 0"}
+"""Variation of the settings in test_keys.py -> why all stages made with it are trained anew."""
