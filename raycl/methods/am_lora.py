@@ -35,7 +35,7 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import kaiming
 from raycl.adapters.selectors import Selectors, attention
 from raycl.files import Json
-from raycl.methods.common.base import About, Moments, Penalty, Step
+from raycl.methods.common.base import About, InPeft, Moments, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.spec import InKeyUnlessDefault, Weight, at_stage
@@ -120,6 +120,11 @@ class AmLora(LoraMethod[AmLoraParams]):
             "method": {"rank": 8, "alpha": 32.0, "dropout": 0.1, "l1": L1_LONG.get(order, L1_STANDARD)},
             "train": {"lr": 1e-4, "epochs": 1, "batch_size": 64 if t5 else 8, "weight_decay": 0.0},
         }
+
+    @classmethod
+    def in_peft(cls, params: AmLoraParams) -> InPeft:
+        """Branches are weighed token by token."""
+        return "none"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Frozen branches, a new branch, the last selectors and a new row of them."""

@@ -29,7 +29,7 @@ from raycl.adapters.gates import Gate, GateInput, Pooling, Score, Squash, frozen
 from raycl.adapters.moments import add_rows, mean_name
 from raycl.adapters.subspace import grow, joined, leading_outside
 from raycl.files import Json
-from raycl.methods.common.base import About, Moments, Observes, StageInfo, When
+from raycl.methods.common.base import About, InPeft, Moments, Observes, StageInfo, When
 from raycl.methods.common.delegate import Wrapping
 from raycl.methods.common.lora import LoraMethod
 from raycl.methods.common.published import gpm_settings, is_t5
@@ -152,6 +152,11 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         if not is_t5(family):
             settings["method"] |= {"gate_hidden": [50], "gate_chunks": 4, "layer_chunks": 4}
         return settings
+
+    @classmethod
+    def in_peft(cls, params: GainLoraParams) -> InPeft:
+        """No branch acts without its gate."""
+        return "none"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The inner branches, all frozen gates, and a new gate inside its constraints."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branch_scalars import BranchScalars
 from raycl.files import Json
-from raycl.methods.common.base import About, Gradients, Moments, Penalty, Step
+from raycl.methods.common.base import About, Gradients, InPeft, Moments, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
 from raycl.spec import Weight, at_stage
@@ -116,6 +116,11 @@ class Lorac(LoraMethod[LoracParams]):
     def follows_gradients(self) -> bool:
         """IPC's importance is made of them."""
         return self.params.ipc
+
+    @classmethod
+    def in_peft(cls, params: LoracParams) -> InPeft:
+        """Branches have weights of their own in every layer."""
+        return "none"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Frozen branches with their scalars, and a new branch where the module is not critical."""

@@ -35,7 +35,7 @@ from raycl.adapters.carriers import stored_transposed
 from raycl.adapters.full_weights import FullWeights
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
 from raycl.files import Json
-from raycl.methods.common.base import About, Carries
+from raycl.methods.common.base import About, Carries, InPeft
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import WEIGHTS, TrainedParams
@@ -120,6 +120,11 @@ class Merging(LoraOrFullMethod[MergingParams]):
     def carries(cls, params: MergingParams) -> Carries:
         """Merging reads every part's weights."""
         return "all"
+
+    @classmethod
+    def in_peft(cls, params: MergingParams) -> InPeft:
+        """What is served is merged when it is served."""
+        return "none"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Train on from the last weights, or from the backbone."""

@@ -35,7 +35,7 @@ from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
 from raycl.files import Json
-from raycl.methods.common.base import About, Moments, Observes, Penalty, Row, Step, When, Write
+from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Row, Step, When, Write
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import is_short, is_t5, t5_dropout
@@ -112,6 +112,11 @@ class SaptLora(LoraMethod[SaptLoraParams]):
             "method": {"rank": rank, "alpha": 32.0, "dropout": 0.0, "kl_weight": kl_weight},
             "train": {"lr": 3e-4 if t5 else 5e-5, "epochs": epochs, "batch_size": 32, "weight_decay": 0.0},
         }
+
+    @classmethod
+    def in_peft(cls, params: SaptLoraParams) -> InPeft:
+        """Branches are weighed input by input."""
+        return "none"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """All branches under the attention, with a new key; open the memory."""

@@ -20,6 +20,14 @@ SETTINGS = (("t5", "std-1"), ("t5", "long-6"), ("t5", "sni-1"), ("llama", "std-1
 """Model families and orders whose published settings a card shows."""
 
 
+IN_PEFT = {
+    "last": '`PeftModel.from_pretrained(base, "<last stage>/adapter")`',
+    "sum": "the adapters of all stages loaded and set active together, which adds them up; one alone is another model",
+    "none": "not possible: serve it with raycl",
+}
+"""How a model is loaded without raycl."""
+
+
 def write_cards(folder: Path, results: Path) -> None:
     """Write `folder/NAME.md` for every method and an index. `results` holds the cells of benchmarks/quality.py."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +122,7 @@ def _facts(method: type[Method]) -> list[tuple[str, str]]:
         ("task id at test", "needed" if method.needs_task_id else "not needed"),
         ("examples of earlier tasks", about.replays),
         ("can be merged into the weights", "yes" if about.mergeable else "no"),
+        ("the model as scored, by PEFT alone", IN_PEFT[method.in_peft(method.Params())]),
     ]
 
 

@@ -223,7 +223,8 @@ def test_several_changes_change_a_key_if_one_of_them_does(chosen: list[tuple[str
 
 def test_the_keys_of_older_versions_stand() -> None:
     """Every case of every method and many settings have the stage keys that version 0.1 gave them, but for what stands in
-    MOVED and MOVED_SETTINGS, of which no stage is taken for one of the old arithmetic. No score is taken for one that obeyed a checkpoint."""
+    MOVED and MOVED_SETTINGS, of which no stage is taken for one of the old arithmetic. No score is taken for
+    one that obeyed a checkpoint."""
     known = json.loads((ROOT / "tests" / "fixtures" / "keys-0.1.json").read_text())
     base = {"model": {"precision": "bf16"}, "eval": {"forward": True}, "train": {"keep": "last", "holdout": 0.0}}
     found = {}

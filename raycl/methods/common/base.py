@@ -51,6 +51,8 @@ Observes = Literal["inputs", "layers", "gradients"]
 Replays = Literal["no", "real", "pseudo", "all data"]
 Carries = Literal["all", "last"]
 """Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
+InPeft = Literal["last", "sum", "none"]
+"""What PEFT alone makes the served model of: the last stage's adapter, all stages' adapters active at once, or nothing."""
 P = TypeVar("P", bound=MethodParams)
 
 
@@ -202,6 +204,11 @@ class Method(ABC, Generic[P]):
     def carries(cls, params: P) -> Carries:
         """Whose tensors a stage with these hyper-parameters needs."""
         return "all"
+
+    @classmethod
+    def in_peft(cls, params: P) -> InPeft:
+        """What PEFT alone, without raycl, makes the served model of."""
+        return "none"
 
     @abstractmethod
     def install(self, backbone: Backbone, state: StageState) -> None:

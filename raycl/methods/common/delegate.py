@@ -13,6 +13,7 @@ from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.methods.common.base import (
     Carries,
     Gradients,
+    InPeft,
     Method,
     Moments,
     Observes,
@@ -51,6 +52,11 @@ class Wrapping(Method[P], Generic[P, Inner]):
     def carries(cls, params: P) -> Carries:
         """The inner method's."""
         return cls.inner_class(params).carries(params)
+
+    @classmethod
+    def in_peft(cls, params: P) -> InPeft:
+        """The inner method's."""
+        return cls.inner_class(params).in_peft(params)
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The inner method's."""

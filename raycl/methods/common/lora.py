@@ -11,7 +11,7 @@ from pydantic import Field
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.files import Json
-from raycl.methods.common.base import Method, Moments
+from raycl.methods.common.base import InPeft, Method, Moments
 from raycl.spec import MethodParams, PositiveInt
 from raycl.state.stage_state import Branch, StagePart, StageState
 
@@ -67,6 +67,11 @@ class LoraMethod(Method[L]):
     """A method whose stage is one LoRA branch. Subclasses say what is stacked frozen and what trains."""
 
     branches: Branches
+
+    @classmethod
+    def in_peft(cls, params: L) -> InPeft:
+        """The plain sum of all branches, unless the user weighs them."""
+        return "none" if params.serving() else "sum"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Stack the frozen branches and start a new one: A Kaiming-uniform, B = 0."""

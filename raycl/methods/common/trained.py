@@ -6,7 +6,7 @@ from abc import abstractmethod
 from typing import Generic, TypeVar
 
 from raycl.adapters.backbone import Backbone
-from raycl.methods.common.base import Carries, Method, Moments, P
+from raycl.methods.common.base import Carries, InPeft, Method, Moments, P
 from raycl.methods.common.lora import L
 from raycl.methods.common.weights import LoraTrainee, TrainedParams, Trainee, trainee
 from raycl.state.stage_state import StagePart, StageState
@@ -24,6 +24,11 @@ class TrainedMethod(Method[P], Generic[P, W]):
     def carries(cls, params: P) -> Carries:
         """The last part holds all weights."""
         return "last"
+
+    @classmethod
+    def in_peft(cls, params: P) -> InPeft:
+        """The last adapter is all that trains; full weights are none."""
+        return "last" if params.adapts_modules() else "none"
 
     @abstractmethod
     def make_trainee(self) -> W:
