@@ -63,14 +63,16 @@ def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
 
 def _labels(encoder: Encoder, task: Task) -> Iterator[str]:
     """Labels that the model can never answer: cut by the limit, or not written by its tokenizer."""
-    for label in task.labels or ():
-        needed = encoder.answer_length(label)
-        if needed > encoder.max_target:
-            yield (
-                f"data.max_target_tokens: {encoder.max_target} cuts the label {label!r} of {task.name}; "
-                f"it takes {needed} with its end token"
-            )
-            continue
+    labels = task.labels or ()
+    lengths = {label: encoder.answer_length(label) for label in labels}
+    longest = max(labels, key=lengths.__getitem__)
+    cut = [label for label in labels if lengths[label] > encoder.max_target]
+    if cut:
+        yield (
+            f"data.max_target_tokens: {encoder.max_target} cuts {len(cut)} of the {len(labels)} labels of {task.name}; the "
+            f"longest, {longest!r}, takes {lengths[longest]} with its end token"
+        )
+    for label in labels:
         written = encoder.read_back(label)
         if not score(task.metric, [written], [Example("", "", "", "", (label,))]):
             yield (

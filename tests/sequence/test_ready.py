@@ -104,8 +104,8 @@ def test_a_label_that_the_limit_cuts_is_named_with_what_it_needs(llama: Path) ->
     """At the number it names, the label fits."""
     labels = ("yes", "an answer of quite a few words")
     said = check(llama, task(labels, answer="yes"), data={"max_target_tokens": 4})
-    assert "cuts the label 'an answer of quite a few words' of toy" in said
-    needed = int(said.partition("it takes ")[2].split()[0])
+    assert "cuts 1 of the 2 labels of toy; the longest, 'an answer of quite a few words', takes" in said
+    needed = int(said.partition("words', takes ")[2].split()[0])
     assert not check(llama, task(labels, answer="yes"), data={"max_target_tokens": needed})
     assert check(llama, task(labels, answer="yes"), data={"max_target_tokens": needed - 1})
 

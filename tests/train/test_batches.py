@@ -95,6 +95,38 @@ def test_a_decoder_only_answer_is_the_continuation_of_its_prompt():
     assert split.answer == (2, 99)
 
 
+class Ends:
+    """A tokenizer of one token per letter that appends its end token (99) to every text with special tokens."""
+
+    eos_token_id = 99
+    pad_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        return type("Ids", (), {"input_ids": [ord(one) for one in text] + [99] * add_special_tokens})
+
+
+@pytest.mark.parametrize("limit", [64, 6])
+def test_an_end_token_stands_where_an_answer_ends_and_nowhere_else(limit):
+    """A decoder goes on after its prompt, so its prompt has none, cut or whole; an encoder's ends with one, cut or whole."""
+    row = Example("1", "ab", "cdefgh", "ij", ("k",))
+    whole = [ord(one) for one in "abcdefghij"]
+    (decoder,) = Encoder(Ends(), False, limit, 8).encode([row])
+    assert list(decoder.prompt) == (whole if limit == 64 else [ord(one) for one in "abcdij"])
+    assert decoder.answer == (ord(" "), ord("k"), 99)
+    (encoder_,) = Encoder(Ends(), True, limit, 8).encode([row])
+    assert list(encoder_.prompt) == ([*whole, 99] if limit == 64 else [ord(one) for one in "abcij"] + [99])
+    assert encoder_.answer == (ord("k"), 99)
+
+
+def test_a_label_is_as_long_and_reads_as_it_will_be_generated(tiny):
+    """Length with the end token, uncut; the text without special tokens."""
+    ours = encoder(tiny, target=2)
+    assert ours.answer_length("very bad") == 3
+    assert ours.read_back("very bad") == "very bad"
+    assert ours.read_back("</s>") == ""
+    assert ours.generated(["good", "very bad"]) == 3 and ours.generated(None) == 2
+
+
 @pytest.mark.parametrize("family", ["llama"], indirect=True)
 def test_decoder_only_batches_are_padded_on_the_left(tiny, family):
     """Prompt and answer are one row; labels are the answer only; masks tell prompt, answer and padding apart."""
