@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.adapters.moments import SecondMoment
+from raycl.adapters.moments import SecondMoment, mean_name
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StageState
@@ -55,15 +55,21 @@ def test_first_layer_moment_by_hand(tiny, family, toy_task):
     assert (moments[path].value - x.T @ x / len(x)).abs().max() <= 1e-5
 
 
-def test_gate_moments_by_hand(tiny, toy_task):
-    """p_0's moment is that of the mean prompt embedding, one row per example, whatever the batches."""
+def test_gate_moments_by_hand(tiny, family, toy_task):
+    """p_0's moment is that of the mean prompt embedding (for a decoder-only model at RMS 1), one row per example, whatever
+    the batches; before training there are moment and mean of the last level."""
     examples = toy_task(1, distinct=5, repeats=1, spread=3).train
     embed = tiny.backbone.model.get_input_embeddings()
     p0 = torch.stack([embed(torch.tensor(tiny.tokenizer(e.prompt).input_ids)).mean(dim=0) for e in examples]).double()
+    p0 = p0 if family == "t5" else p0 / p0.square().mean(dim=1, keepdim=True).sqrt()
     for batch_size in (1, 2, 5):
         _, moments, _ = passed(tiny, GAIN, examples, batch_size, "after")
         assert moments["gate/0"].count.item() == 5
         assert (moments["gate/0"].value - p0.T @ p0 / 5).abs().max() <= 1e-5 * p0.square().mean()
+    method, moments, _ = passed(tiny, GAIN, examples, 2)
+    assert moments.keys() == {"gate/2", mean_name("gate/2")}
+    last = method.gate.features(p0.float())[-1].detach().double()
+    assert (moments[mean_name("gate/2")].value - last.mean(dim=0)).abs().max() <= 1e-5 * last.abs().max()
 
 
 def test_batch_size_and_padding_do_not_enter(tiny, toy_task):
@@ -92,7 +98,7 @@ def test_workers_share_the_examples_out(tiny, toy_task):
     _, left, _ = passed(tiny, INF, examples, 2, workers=Silent(0, 2))
     _, right, _ = passed(tiny, INF, examples, 2, workers=Silent(1, 2))
     for name, moment in whole.items():
-        both = SecondMoment(48)
+        both = type(moment)(48)
         both.total, both.count = left[name].total + right[name].total, left[name].count + right[name].count
         assert both.count == moment.count
         assert (both.value - moment.value).abs().max() <= 1e-5 * moment.value.abs().max()
