@@ -1,0 +1,108 @@
+"""What `benchmarks/experiments.py` runs: each experiment's question, its sequences, and which of them are set against which.
+
+An entry is written as `raycl compare --method` takes it; its values are explicit, so that a later default changes no key.
+Learning rates are those that `benchmarks/quality.py` chose where they differ from the common one, 1e-3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quality import BRANCH, SHARED, VALIDATION
+
+from raycl.comparison.grid import GridSpec
+from raycl.files import Json
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One question, and the sequences that answer it on every pair of order and seed."""
+
+    question: str
+    arms: dict[str, str]
+    """Label -> entry."""
+    against: tuple[tuple[str, str], ...]
+    """Pairs of labels: the difference first minus second is taken order by order and seed by seed."""
+    rates: tuple[str, ...] = ()
+    """Arms that differ in the learning rate alone: scored on validation rows too, and one is chosen there."""
+
+
+def _layers(method: str, name: str, rate: str) -> dict[str, str]:
+    """The three yardsticks of layer bases, for one method."""
+    settings = {
+        "0.995, power 1": "0.995,energy_power=1",
+        "0.95": "0.95,energy_power=1",
+        "power 2": "0.995,energy_power=2",
+    }
+    return {f"{name}, {label}": f"{method}epsilon={value}{rate}" for label, value in settings.items()}
+
+
+def _against(name: str) -> tuple[tuple[str, str], ...]:
+    """The new yardsticks against the old one, and against each other."""
+    old, new, squares = (f"{name}, {label}" for label in ("0.995, power 1", "0.95", "power 2"))
+    return (new, old), (squares, old), (new, squares)
+
+
+INF, GAIN = "inf_lora", "gain over inf_lora"
+RATES = ("3e-4", "1e-3", "3e-3")
+EXPERIMENTS = {
+    "A": Experiment(
+        "How much of the layer inputs' energy should a basis hold, and how is it measured?",
+        _layers("inf_lora:", INF, "") | _layers("gain_lora:over=inf_lora,", GAIN, ",train.lr=3e-3"),
+        _against(INF) + _against(GAIN),
+    ),
+    "B": Experiment(
+        "Do gates of a decoder-only model learn more from p_0 at RMS 1 than from p_0 as it is?",
+        {"gain_lora, rms": "gain_lora:gate_input=auto", "gain_lora, raw": "gain_lora:gate_input=raw"},
+        (("gain_lora, rms", "gain_lora, raw"),),
+    ),
+    "C": Experiment(
+        "Is what GainLoRA learns less of the last tasks a matter of steps?",
+        {
+            "gain_lora, 1 epoch": "gain_lora:gate_input=auto",
+            "gain_lora, 1 2 4 4 epochs": "gain_lora:gate_input=auto,train.epochs=[1, 2, 4, 4]",
+            "o_lora, 1 epoch": "o_lora",
+            "o_lora, 1 2 4 4 epochs": "o_lora:train.epochs=[1, 2, 4, 4]",
+        },
+        (
+            ("gain_lora, 1 2 4 4 epochs", "gain_lora, 1 epoch"),
+            ("o_lora, 1 2 4 4 epochs", "o_lora, 1 epoch"),
+            ("gain_lora, 1 epoch", "o_lora, 1 epoch"),
+            ("gain_lora, 1 2 4 4 epochs", "o_lora, 1 2 4 4 epochs"),
+        ),
+    ),
+    "E": Experiment(
+        "Is AM-LoRA's learning rate another one if it is chosen after four validation tasks instead of two?",
+        {f"am_lora, {rate}": f"am_lora:train.lr={rate}" for rate in RATES},
+        (("am_lora, 1e-3", "am_lora, 3e-4"), ("am_lora, 3e-3", "am_lora, 1e-3")),
+        tuple(f"am_lora, {rate}" for rate in RATES),
+    ),
+    "F": Experiment(
+        "What does SLAO owe to its alpha, to its merging and to its starts?",
+        {
+            "slao, alpha 32": "slao:alpha=32.0",
+            "slao": "slao:alpha=16.0",
+            "slao, preserve_function": "slao:alpha=16.0,preserve_function=true",
+            "slao, no merging": "slao:alpha=16.0,merge_schedule=none",
+        },
+        (("slao", "slao, alpha 32"), ("slao, preserve_function", "slao"), ("slao, no merging", "slao")),
+    ),
+}
+DILUTED = "E"
+"""The experiment whose first stages experiment D adds zero branches to."""
+COMPARISON = ["sin_lora", "o_lora", "gain_lora:over=o_lora", "slao"]
+"""The methods of benchmarks/results/comparison, whose predictions experiment G resamples."""
+
+
+def grid_of(methods: list[str], orders: list[str], seeds: list[int], data: str, validation: bool = False) -> GridSpec:
+    """A comparison under the common budget; with `validation` scored on train rows that training does not use."""
+    settings: Json = SHARED | {"method": BRANCH}
+    split = {"test_split": "validation", "test_examples": VALIDATION} if validation else {}
+    settings |= {"data": settings["data"] | {"source": data} | split}
+    shared: Json = {"bounds": False, "preset": "laptop", "settings": settings, "overrides": {}}
+    return GridSpec(methods=methods, orders=orders, seeds=seeds, **shared)
+
+
+def arms_of(experiment: Experiment) -> list[str]:
+    """An experiment's entries under their labels."""
+    return [f"{label}={entry}" for label, entry in experiment.arms.items()]
