@@ -99,7 +99,8 @@ def _read(folder: Path, spec: ModelSpec) -> _Files:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = auto.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False, **how)
+    loaded: Any = auto.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False, **how)
+    model, report = loaded
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return _Files(config, model, tokenizer, report, dropout)
 

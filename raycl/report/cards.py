@@ -113,6 +113,7 @@ def _indented(docstring: str) -> str:
 
 def _facts(method: type[Method]) -> list[tuple[str, str]]:
     about = method.about
+    params = method.Params.model_validate({"name": method.Params.model_fields["name"].default})
     return [
         ("trains", about.trains),
         ("frozen", about.frozen),
@@ -122,7 +123,7 @@ def _facts(method: type[Method]) -> list[tuple[str, str]]:
         ("task id at test", "needed" if method.needs_task_id else "not needed"),
         ("examples of earlier tasks", about.replays),
         ("can be merged into the weights", "yes" if about.mergeable else "no"),
-        ("the model as scored, by PEFT alone", IN_PEFT[method.in_peft(method.Params())]),
+        ("the model as scored, by PEFT alone", IN_PEFT[method.in_peft(params)]),
     ]
 
 

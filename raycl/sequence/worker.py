@@ -108,15 +108,21 @@ class SequenceWorker:
 
         Raises UserError, on all workers or on none, if it cannot be read or the run cannot use it.
         """
-        error = None
+        found = self._load()
+        everyone = self.workers.gather(found if isinstance(found, UserError) else None)
+        problems = [problem for problem in everyone if problem is not None]
+        if problems or isinstance(found, UserError):
+            self.agreed = problems[0]
+            raise self.agreed
+        return found
+
+    def _load(self) -> LoadedModel | UserError:
+        """The base model, or why this worker cannot use it."""
         try:
             loaded = self.load(self.job.spec.model, self.workers.device)
             require_ready(loaded, self._encoder(loaded), self.job.spec, self.job.tasks)
-        except UserError as one:
-            error = one
-        self.agreed = next((one for one in self.workers.gather(error) if one is not None), None)
-        if self.agreed is not None:
-            raise self.agreed
+        except UserError as error:
+            return error
         return loaded
 
     @cached_property

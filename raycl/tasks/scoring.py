@@ -36,13 +36,18 @@ def raw_match(prediction: str, answers: Sequence[str]) -> float:
 def label_metric(labels: Sequence[str]) -> Metric:
     """What tells the labels of a set apart: `exact_match`, or, where normalising makes two alike or leaves nothing of one
     (`-1` and `1`, `+` and `-`), `raw_match`. Raises ValueError naming labels that only white space tells apart."""
-    for metric, form in (("exact_match", normalise), ("raw_match", str.strip)):
-        forms = [form(label) for label in labels]
-        if all(forms) and len(set(forms)) == len(forms):
-            return metric
+    if _distinct([normalise(label) for label in labels]):
+        return "exact_match"
+    if _distinct([label.strip() for label in labels]):
+        return "raw_match"
     stripped = Counter(label.strip() for label in labels)
     twins = [label for label in labels if stripped[label.strip()] > 1 or not label.strip()]
     raise ValueError(f"the labels {', '.join(map(repr, twins))} differ in white space only")
+
+
+def _distinct(forms: Sequence[str]) -> bool:
+    """Whether none is empty and no two are equal."""
+    return all(forms) and len(set(forms)) == len(forms)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
