@@ -84,6 +84,5 @@ def regions(model: Any) -> dict[str, Region]:
     finally:
         for hook in hooks:
             hook.remove()
-    alike = {path: next(iter(found)) for path, found in seen.items() if len(found) == 1}
-    known: dict[str, Region] = {path: region for path, region in alike.items() if region is not None}
-    return known
+    alike: dict[str, Region | None] = {path: next(iter(found)) for path, found in seen.items() if len(found) == 1}
+    return {path: region for path, region in alike.items() if region is not None}

@@ -113,7 +113,7 @@ class SequenceWorker:
         problems = [problem for problem in everyone if problem is not None]
         if problems or isinstance(found, UserError):
             self.agreed = problems[0]
-            raise self.agreed
+            raise problems[0]
         return found
 
     def _load(self) -> LoadedModel | UserError:

@@ -59,11 +59,11 @@ def test_what_cannot_be_used_is_one_message(arguments: list[str], words: str, tm
     assert not (tmp_path / "out" / "compare.json").exists()
 
 
-def test_a_comparison_leaves_all_its_files(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_comparison_leaves_all_its_files(model_folders: dict[str, Path], tmp_path: Path) -> None:
     """From the command line in this process, with a method that the user can mend: exit code 2, the table stands."""
-    data = {"source": "demo", "train_examples": 4, "test_examples": 2, "max_source_tokens": 32, "max_target_tokens": 4}
+    data = {"source": "demo", "train_examples": 4, "test_examples": 2, "max_source_tokens": 32, "max_target_tokens": 9}
     config = {
-        "model": {"name": str(tiny_folders["llama"]), "precision": "fp32"},
+        "model": {"name": str(model_folders["llama"]), "precision": "fp32"},
         "data": data,
         "train": {"batch_size": 4},
     }

@@ -204,9 +204,10 @@ def test_a_model_folder_without_configuration_is_one_message(refused: Callable[.
 def test_a_model_of_an_unknown_type_is_one_message(refused: Callable[..., str], tmp_path: Path) -> None:
     """raycl cannot guess which modules to adapt; the message shows how to name them."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mbart"}')
+    (tmp_path / "model" / "model.safetensors").touch()
     text = refused(model=tmp_path / "model")
-    assert "'gpt2'" in text
+    assert "'mbart'" in text
     assert "method.targets=" in text
 
 

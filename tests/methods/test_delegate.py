@@ -37,6 +37,11 @@ class Inner(Method[BareParams]):
         """An answer that no default gives."""
         return ("carries", params)
 
+    @classmethod
+    def in_peft(cls, params: BareParams) -> Any:
+        """An answer that no default gives."""
+        return ("in_peft", params)
+
 
 class Bare(Wrapping[BareParams, Inner]):
     """A wrapping with nothing of its own."""
@@ -71,7 +76,7 @@ def test_every_hook_goes_to_the_inner_method(hook: str) -> None:
     outer, inner = wrapped()
     declared = inspect.getattr_static(Method, hook)
     if isinstance(declared, classmethod):
-        assert getattr(outer, hook)(outer.params) == ("carries", outer.params)
+        assert getattr(outer, hook)(outer.params) == (hook, outer.params)
         return
     if isinstance(declared, property):
         setattr(inner, hook, answer := object())
