@@ -30,7 +30,6 @@ from raycl.state.store import Store
 from raycl.tasks.orders import order_words
 from raycl.tracking.memory import RunMemory
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import mlflow_ui_command
 from raycl.tracking.tracker import GroupTracker
 from raycl.train.workers import cores
 
@@ -228,7 +227,7 @@ class Comparison:
         self.terminal.leaderboard(board)
         self.terminal.failures(results)
         self.terminal.borrowed(borrowed)
-        for name, place in (("outputs", self.folder), ("MLflow", mlflow_ui_command(self.tracker.uri))):
+        for name, place in {"outputs": str(self.folder), **self.tracker.places}.items():
             self.terminal.line(f"{name:<8} {place}")
         return ComparisonResult(board, results, outputs, self.trained)
 

@@ -23,7 +23,6 @@ from raycl.state.keys import content_key
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import mlflow_ui_command
 from raycl.tracking.tracker import Tracker
 
 Host = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
@@ -185,5 +184,5 @@ class Records:
             "outputs": str(self._folder),
             "last stage": self._job.store.folder(last),
             "store": self._job.store.uri,
-            "MLflow": mlflow_ui_command(self._tracker.uri),
+            **self._tracker.places,
         }

@@ -25,7 +25,6 @@ from raycl.sweep.plan import SweepPlan, SweepRequest, plan_sweep
 from raycl.sweep.record import SweepRecord
 from raycl.tasks.orders import order_words
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import mlflow_ui_command
 from raycl.tracking.tracker import GroupTracker
 
 MOST_VIEWS = 12
@@ -70,7 +69,7 @@ def run_sweep(
         outputs = _write(plan, record, folder)
         # A step that grows: a resumed sweep writes its measures anew.
         group.finish(_measures(record), record.sharing.needed, list(outputs.values()), status)
-    _show(plan, record, store, folder, terminal, mlflow_ui_command(group.uri))
+    _show(plan, record, store, folder, terminal, group.places)
     return SweepResult(record, outputs)
 
 
@@ -163,10 +162,10 @@ def _measures(record: SweepRecord) -> dict[str, float]:
 
 
 def _show(
-    plan: SweepPlan, record: SweepRecord, store: Store, folder: Path, terminal: SweepTerminal, mlflow: str
+    plan: SweepPlan, record: SweepRecord, store: Store, folder: Path, terminal: SweepTerminal, mlflow: dict[str, str]
 ) -> None:
     """Print the end of a sweep."""
-    paths = {"outputs": str(folder), "store": store.uri, "MLflow": mlflow}
+    paths = {"outputs": str(folder), "store": store.uri, **mlflow}
     if (folder / "best.yaml").is_file():
         order, config = shlex.quote(order_words(plan.example.order)), shlex.quote(str(folder / "best.yaml"))
         where = shlex.quote(store.uri)

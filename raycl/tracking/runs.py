@@ -16,7 +16,7 @@ from typing import Any
 
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import RunRecord
-from raycl.tracking.server import connect, exists, passing, resolve_uri
+from raycl.tracking.server import connect, exists, mlflow_ui_command, passing, resolve_uri
 
 log = logging.getLogger(__name__)
 FLUSH_METRICS = 500
@@ -58,6 +58,11 @@ class Runs:
     def run_id(self) -> str:
         """The id of the run; empty until MLflow has answered."""
         return self._parent.id
+
+    @property
+    def places(self) -> dict[str, str]:
+        """`MLflow` -> the command that opens the runs in a browser; empty where no call has recorded any."""
+        return {"MLflow": mlflow_ui_command(self.uri)} if self.run_id or self._resumed.run_id else {}
 
     def _open_parent(self, tags: Mapping[str, str]) -> None:
         """Connect, then resume the run or make one."""

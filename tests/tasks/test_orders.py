@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,12 @@ def test_the_nearest_name_is_suggested() -> None:
         resolve_order("ylp,amazon")
     with pytest.raises(SpecError, match="did you mean 'long-4'"):
         resolve_order("long-44")
+
+
+def test_all_superni_tasks_are_named_by_number() -> None:
+    """An unknown task's message says how many there are, and each number it lists is one of them."""
+    with pytest.raises(SpecError) as caught:
+        resolve_order("task123_something")
+    listed = re.search(r"one of the 15 SuperNI tasks by name or number \((.*); docs/", str(caught.value))
+    assert listed is not None
+    assert {canonical_task(number) for number in listed[1].split(", ")} == set(BENCHMARKS["superni"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from raycl.tracking import outbox
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import LONGEST_PARAM, flat
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking.server import default_uri, mlflow_ui_command, resolve_uri, sqlite_uri
 from raycl.tracking.tracker import GroupTracker, Tracker
 
 SPEC: dict[str, Any] = {
@@ -229,6 +230,7 @@ def test_a_server_that_is_down_costs_one_warning_and_no_error(
         scores(tracker, AccuracyMatrix(SPEC["tasks"]))
         assert len(caplog.records) == 1
         finish(tracker)
+    assert tracker.places == {}, "there is nothing to look at"
     assert [("no answer, the run goes on" in r.message, "are lost" in r.message) for r in caplog.records] == [
         (True, False),
         (False, True),
@@ -341,6 +343,35 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_uri(None) == "http://server"
     with pytest.raises(SpecError, match="sqlite:///<file>"):
         resolve_uri("./mlruns")
+
+
+@pytest.mark.parametrize(
+    ("path", "quoted"),
+    [("/a b/é#x/m.db", "/a b/é#x/m.db"), ("/a?b/m.db", "/a%3Fb/m.db"), ("/100%/a%20b/m.db", "/100%25/a%2520b/m.db")],
+)
+def test_a_path_is_quoted_where_a_uri_would_take_it_for_its_own(path: str, quoted: str) -> None:
+    """And only there; what is quoted is not quoted again, and a query stays."""
+    assert sqlite_uri(Path(path)) == f"sqlite:///{quoted}"
+    assert resolve_uri(f"sqlite:///{quoted}") == f"sqlite:///{quoted}"
+    assert resolve_uri(f"sqlite:///{quoted}?timeout=5") == f"sqlite:///{quoted}?timeout=5"
+
+
+@pytest.mark.parametrize("name", ["what?", "100% of it", "a%20b", "#1"])
+def test_the_database_lies_where_the_home_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the folder is called: database and artifacts are in it, and MLflow finds the run under the printed URI."""
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RAYCL_HOME", str(tmp_path / name))
+    tracker = Tracker(None, "odd", "run")
+    assert tracker.places == {}, "nothing is recorded yet"
+    start(tracker)
+    finish(tracker)
+    assert (tmp_path / name / "mlflow.db").stat().st_size > 0
+    artifacts = tmp_path / name / "mlartifacts" / tracker.run_id / "artifacts"
+    assert json.loads((artifacts / "spec.json").read_text()) == SPEC
+    uri = shlex.split(tracker.places["MLflow"])[-1]
+    assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "FINISHED"
 
 
 def test_ui_command() -> None:
