@@ -100,9 +100,15 @@ class Runs:
 
         params = {name.replace("[", ".").replace("]", ""): value for name, value in params.items()}
         known = self._client.get_run(run_id).data.params
-        changed = sorted(name for name, value in params.items() if known.get(name, value) != value)
+        changed = [
+            f"{name} {known[name]} (now {value})" for name, value in params.items() if known.get(name, value) != value
+        ]
         if changed:
-            log.warning("MLflow: resumed run %s keeps its first value of %s", run_id, ", ".join(changed))
+            log.warning(
+                "MLflow: run %s is gone on with, and its params stay those it was begun with: %s; spec.json has today's",
+                run_id,
+                ", ".join(sorted(changed)),
+            )
         new = [Param(name, value) for name, value in params.items() if name not in known]
         for first in range(0, len(new), BATCH_PARAMS):
             self._client.log_batch(run_id, params=new[first : first + BATCH_PARAMS])

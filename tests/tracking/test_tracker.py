@@ -206,7 +206,8 @@ def test_a_changed_param_is_a_warning_and_keeps_its_first_value(
     start(again, {**SPEC, "seed": 4})
     finish(again)
     assert client.get_run(finished.run_id).data.params["seed"] == "3"
-    assert [record.message for record in caplog.records if "keeps its first value of seed" in record.message]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "stay those it was begun with: seed 3 (now 4); spec.json has today's" in message
 
 
 def test_a_run_or_experiment_that_was_removed_does_not_stop_tracking(client: Any, uri: str) -> None:
