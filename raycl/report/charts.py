@@ -131,7 +131,7 @@ def _task_chart(
 def cost_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:
     """AP against what it cost, one point per finished sequence."""
     costs: list[tuple[str, str, Callable[[SequenceView], float]]] = [
-        ("AP against time", "seconds of all stages", lambda one: one.seconds),
+        ("AP against time", "seconds of training, passes and scoring", lambda one: one.seconds),
         ("AP against trained parameters", "trainable parameters, largest stage", lambda one: one.trainable),
         ("AP against storage", "bytes in the store, all stages", lambda one: one.bytes),
     ]

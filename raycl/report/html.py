@@ -105,7 +105,10 @@ def _sheets(
         )
     whole = [one for one in sequences if one.last == len(one.matrix.tasks) and one.stages]
     if whole:
-        note = "One point per finished sequence. Time: that of all its stages wherever they were made, without scoring."
+        note = (
+            "One point per finished sequence. Time: training, data passes and scoring, wherever they were made, "
+            "without start-up, builds and waiting."
+        )
         sheets.append(_Sheet("cost", "Cost and quality", note, charts.cost_charts(whole, styles)))
     return sheets
 

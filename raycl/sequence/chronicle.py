@@ -35,9 +35,9 @@ class Chronicle:
         """Keys of stages and cells that were told of."""
         self._rows: set[int] = set()
 
-    def start(self, missing: Missing) -> None:
-        """Say what is going to happen."""
-        self._tell(SequenceStart(self.job.spec.model_dump(mode="json"), self._planned(missing)))
+    def start(self, missing: Missing, places: Mapping[str, str] | None = None) -> None:
+        """Say what is going to happen; `places` as in `SequenceStart`."""
+        self._tell(SequenceStart(self.job.spec.model_dump(mode="json"), self._planned(missing), places or {}))
 
     def _planned(self, missing: Missing) -> tuple[PlannedStage, ...]:
         return tuple(

@@ -24,9 +24,24 @@ from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
 from raycl.tracking.runs import Resumed
 from raycl.tracking.tracker import Tracker
+from raycl.train.workers import local_device
 
-Host = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
+Run = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
 """Runs what the store lacks of a job in so many workers, and hands every event on."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """Who runs a sequence."""
+
+    run: Run
+    workers: int
+    """0 = this process."""
+    device: str
+    """What it runs on, for people."""
+
+
+NOBODY = Host(run_here, 0, "none: all is in the store")
 
 
 @dataclass(frozen=True)
@@ -83,18 +98,19 @@ def run_sequence(
     if spec.workers is not None:
         check_workers(spec, spec.workers)
     job = make_job(spec, options.place())
-    records = Records(job, options, options.folder("runs", run_name(spec)))
+    folder = options.folder("runs", run_name(spec))
+    records = Records(job, options, folder)
     job.store.check_usable()
     missing = Missing.of(job.plan, job.store)
-    host, workers = _host(job, missing) if missing else (run_here, 0)
+    host = _host(job, missing) if missing else NOBODY
     heard = [*([Terminal()] if listeners is None else listeners), *([records] if missing or not records.whole else [])]
     chronicle = Chronicle(job, heard)
     started = time.time()
-    chronicle.start(missing)
+    chronicle.start(missing, {"device": host.device, "store": job.store.uri, "output": str(folder)})
     try:
         chronicle.catch_up()
         if missing:
-            host(job, workers, chronicle.handle)
+            host.run(job, host.workers, chronicle.handle)
             chronicle.catch_up(cached=False)
     except BaseException as error:
         chronicle.end(status_of(error))
@@ -126,18 +142,19 @@ def _facts(job: SequenceJob, trained: list[int], seconds: float) -> Json:
     }
 
 
-def _host(job: SequenceJob, missing: Missing) -> tuple[Host, int]:
-    """Who does the work, in how many workers, after a look at all that can be wrong. Raises UserError."""
+def _host(job: SequenceJob, missing: Missing) -> Host:
+    """Who does the work, after a look at all that can be wrong. Raises UserError."""
     check_model(job.spec)
     check_states(job.plan, job.store, missing.stages, missing.cells)
     if job.spec.workers == 0:
-        return run_here, 0
-    from raycl.cluster import default_workers  # brings Ray, which a stored or local sequence does without
+        return Host(run_here, 0, f"{local_device()}, in this process")
+    from raycl.cluster import cluster_gpus, default_workers  # brings Ray, which a stored or local sequence does without
     from raycl.sequence.group import run_group
 
     workers = job.spec.workers or default_workers()
     check_workers(job.spec, workers)
-    return run_group, workers
+    kind = "GPU" if cluster_gpus() else "CPU"
+    return Host(run_group, workers, f"{kind}, {workers} Ray Train {'worker' if workers == 1 else 'workers'}")
 
 
 def run_name(spec: RunSpec) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from raycl.analysis.angles import branch_angles
 from raycl.analysis.views import SequenceView, StageView
-from raycl.sequence.history import stored_matrix
+from raycl.sequence.history import stored_matrix, stored_seconds
 from raycl.sequence.job import SequenceJob
 from raycl.spec import RunSpec
 from raycl.state.manifest import ADAPTER_MODEL, Manifest
@@ -38,6 +38,7 @@ def view_of(job: SequenceJob, label: str | None = None, status: str | None = Non
         matrix=matrix,
         stages=[_stage(store.manifest(stage.key)) for stage in stored],
         status=status or done,
+        scoring=stored_seconds(store, plan),
     )
     return with_angles(view, store) if angles else view
 

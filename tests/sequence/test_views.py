@@ -37,7 +37,13 @@ def test_a_view_grows_with_the_store(flags, tmp_path: Path) -> None:
     assert whole.keys == [stage.key for stage in job.plan.stages]
     assert [len(stage.steps) for stage in whole.stages] == [4, 4]
     assert {"gate_mean/1", "gate_mean/2"} <= set(whole.stages[1].gauges)
-    assert whole.seconds > 0 and whole.trainable > 0 and whole.bytes > 0
+    assert whole.trainable > 0 and whole.bytes > 0
+    recorded = [store.manifest(key).end.seconds for key in whole.keys]
+    assert ["start_up" in seconds for seconds in recorded] == [True, False], "the first stage's process starts, once"
+    scored = sum(store.read_scores(cell.key)["seconds"] for cell in job.plan.cells)
+    work = sum(value for seconds in recorded for name, value in seconds.items() if name != "start_up")
+    assert whole.scoring == pytest.approx(scored) and scored > 0
+    assert whole.seconds == pytest.approx(work + scored), "and its start-up is no part of what the sequence costs"
     assert whole.params["method.over"] == "o_lora"
     assert whole.angles is None
     angles = with_angles(whole, store).angles
