@@ -146,6 +146,19 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """One split of a task's data in a `SequenceStart`."""
+
+    task: str
+    split: Literal["train", "test"]
+    digest: str
+    """SHA-256 of its examples, as in the keys."""
+    rows: int
+    source: Json
+    """Where it comes from: source, layout, files with their hashes, licence; what is not known is left out."""
+
+
+@dataclass(frozen=True)
 class SequenceStart:
     """A sequence begins: its run spec as JSON and its stages."""
 
@@ -153,6 +166,9 @@ class SequenceStart:
     stages: tuple[PlannedStage, ...]
     places: Mapping[str, str] = field(default_factory=dict)
     """What it runs on and where it reads and writes, for people: device, store, output."""
+    data: tuple[Dataset, ...] = ()
+    environment: Json = field(default_factory=dict)
+    """What it runs with, as manifests record it: libraries, the source's git commit."""
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,11 @@ class SequenceView:
 
     label: str
     """Its name in tables and charts; differs from every other sequence's in a report."""
-    method: str
-    """The method with its inner one, e.g. `gain_lora over inf_lora`; sequences of one method share a colour."""
+    line: str
+    """What its lines are called in charts: the method with its inner one, or the label of a variant. Sequences of one line
+    share a colour."""
     order: str
+    """The order as a heading."""
     seed: int
     params: Mapping[str, str]
     """The spec as `outer.inner` -> text."""

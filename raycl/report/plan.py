@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from raycl.events import SequenceStart
 from raycl.files import Json
 
 
 def plan_lines(event: SequenceStart) -> list[str]:
     """One line each: method, model, learning rate, and the places that the event names; what is not known is left out."""
-    facts = {**_settings(event.spec), **event.places}
+    return aligned({**settings_words(event.spec), **event.places})
+
+
+def aligned(facts: Mapping[str, str]) -> list[str]:
+    """One line for each name and its text, the texts below each other."""
     width = max(map(len, facts), default=0)
     return [f"{name:<{width}}  {text}" for name, text in facts.items()]
 
 
-def _settings(spec: Json) -> dict[str, str]:
+def settings_words(spec: Json) -> dict[str, str]:
+    """Method, model and learning rate of a spec, as far as it has them."""
     facts: dict[str, str] = {}
     if method := spec.get("method"):
         over = f" over {method['over']}" if method.get("over") else ""

@@ -31,7 +31,7 @@ from raycl.events import (
     work_seconds,
 )
 from raycl.report.pace import Pace
-from raycl.report.plan import plan_lines
+from raycl.report.plan import aligned, plan_lines
 from raycl.report.tables import matrix_tables, number, plan_table
 from raycl.state.manifest import Manifest
 
@@ -130,9 +130,8 @@ class Terminal:
             self.console.print(table)
         if last := matrix.last_stage:
             self._line(f"After stage {last}/{len(matrix.tasks)}: {_measures(matrix.summary(last))}")
-        width = max(map(len, event.places), default=0)
-        for name, place in event.places.items():
-            self._line(f"{name:<{width}}  {place}")
+        for line in aligned(event.places):
+            self._line(line)
 
     def _start(self, event: StageStart) -> None:
         self.close()

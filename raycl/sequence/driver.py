@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
@@ -16,13 +16,13 @@ from raycl.sequence.chronicle import Chronicle
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import run_here
+from raycl.sequence.names import run_name, run_title
 from raycl.sequence.plan import Plan
 from raycl.sequence.preflight import check_model, check_output, check_states, check_workers
 from raycl.spec import RunSpec
-from raycl.state.keys import content_key
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
-from raycl.tracking.runs import Resumed
+from raycl.tracking.runs import NEW_RUN, Resumed
 from raycl.tracking.tracker import Tracker
 from raycl.train.workers import local_device
 
@@ -120,14 +120,17 @@ def run_sequence(
     return SequenceResult(chronicle.matrix, job.plan, records.whole, trained)
 
 
-def record_sequence(job: SequenceJob, options: Options, folder: Path, parent: str | None) -> None:
-    """Let output files and MLflow (below the run `parent`) hear of a sequence that is finished in the store."""
+def record_sequence(job: SequenceJob, options: Options, folder: Path, label: str, above: Resumed) -> None:
+    """Let output files and MLflow hear of a sequence that is finished in the store; `label` is its method's in MLflow.
+
+    `above` says what the sequence is a part of.
+    """
     check_output(folder)
-    records = Records(job, options, folder, parent)
+    records = Records(job, options, folder, label, above)
     if records.whole:
         return
     chronicle = Chronicle(job, [records])
-    chronicle.start(Missing())
+    chronicle.start(Missing(), {"store": job.store.uri, "output": str(folder)})
     chronicle.catch_up()
     chronicle.end("FINISHED", _facts(job, [], 0.0), records.places)
 
@@ -157,24 +160,23 @@ def _host(job: SequenceJob, missing: Missing) -> Host:
     return Host(run_group, workers, f"{kind}, {workers} Ray Train {'worker' if workers == 1 else 'workers'}")
 
 
-def run_name(spec: RunSpec) -> str:
-    """A readable name that two different specs never share."""
-    order = spec.order if "," not in spec.order else f"custom-{len(spec.tasks)}"
-    over = getattr(spec.method, "over", None)
-    method = f"{spec.method.name}-{over}" if over else spec.method.name
-    short = content_key({"spec": spec.model_dump(mode="json", exclude={"workers"})})[:8]
-    return f"{order.replace(':', '-')}-{method}-seed{spec.seed}-{short}"
-
-
 class Records:
     """What lasts of a sequence, output files and MLflow, as one listener; and what it remembers of earlier calls."""
 
-    def __init__(self, job: SequenceJob, options: Options, folder: Path, parent: str | None = None) -> None:
-        """`parent` is the MLflow run of a comparison above this sequence."""
+    def __init__(
+        self,
+        job: SequenceJob,
+        options: Options,
+        folder: Path,
+        label: str | None = None,
+        above: Resumed = NEW_RUN,
+    ) -> None:
+        """`label` is the method's in MLflow, none = its name; `above` says what the sequence is a part of."""
         self._job, self._folder = job, folder
         self._memory = RunMemory(folder, options.tracking)
         self._files = OutputFiles(folder)
-        self._tracker = Tracker(options.tracking, options.experiment, folder.name, Resumed(parent, self._memory.run_id))
+        resumed = replace(above, run_id=self._memory.run_id)
+        self._tracker = Tracker(options.tracking, options.experiment, run_title(job.spec, label), resumed)
 
     def handle(self, event: Event) -> None:
         """Write the files, then MLflow, which keeps them; then note what is recorded."""

@@ -129,6 +129,15 @@ def _nearest(name: str) -> str | None:
     return matches[0] if matches else None
 
 
+def order_title(order: str) -> str:
+    """An order's id as a heading: a name, or the tasks of one's own order; of more than four the first and the last."""
+    if not order.startswith(CUSTOM):
+        return order
+    tasks = order_words(order).split(",")
+    named = tasks if len(tasks) <= 4 else [*tasks[:2], "...", f"{tasks[-1]} ({len(tasks)} tasks)"]
+    return ", ".join(named)
+
+
 def order_words(order: str) -> str:
     """An order's id as a user writes it: a name, or the tasks of an order of one's own."""
     return order.removeprefix(CUSTOM)

@@ -100,6 +100,9 @@ def _experiment(client: Any, name: str, artifact_folder: str | None) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    for tag, value in EXPERIMENT_TAGS.items():
+        if tag not in found.tags:
+            client.set_experiment_tag(found.experiment_id, tag, value)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id

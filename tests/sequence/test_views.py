@@ -31,7 +31,13 @@ def test_a_view_grows_with_the_store(flags, tmp_path: Path) -> None:
     stepper.step()
     files = sorted(tmp_path.rglob("*"))
     whole = view_of(job, angles=False)
-    assert whole.label == f"gain_lora over o_lora, {spec.order}, seed 0"
+    assert whole.label == "gain_lora over o_lora, roget, snippets, seed 0"
+    assert (whole.line, whole.order, whole.params["order"]) == (
+        "gain_lora over o_lora",
+        "roget, snippets",
+        "roget,snippets",
+    )
+    assert view_of(job, angles=False, line="a").line == "a"
     assert (whole.status, whole.last) == ("finished", 2)
     assert whole.matrix == stepper.matrix
     assert whole.keys == [stage.key for stage in job.plan.stages]

@@ -10,7 +10,7 @@ import pytest
 
 from raycl.errors import SpecError
 from raycl.tasks.catalogue import TASKS
-from raycl.tasks.orders import BENCHMARKS, ORDERS, canonical_task, resolve_order
+from raycl.tasks.orders import BENCHMARKS, ORDERS, canonical_task, order_title, resolve_order
 
 
 def test_the_orders_hold_known_tasks_once() -> None:
@@ -103,6 +103,13 @@ def test_the_nearest_name_is_suggested() -> None:
         resolve_order("ylp,amazon")
     with pytest.raises(SpecError, match="did you mean 'long-4'"):
         resolve_order("long-44")
+
+
+def test_an_order_of_ones_own_is_titled_by_its_tasks() -> None:
+    """With spaces, where a heading may break; many are shortened."""
+    assert order_title("std-1") == "std-1"
+    assert order_title("custom:yelp,amazon") == "yelp, amazon"
+    assert order_title("custom:a,b,c,d,e") == "a, b, ..., e (5 tasks)"
 
 
 def test_all_superni_tasks_are_named_by_number() -> None:
