@@ -1,16 +1,17 @@
 """What happens in a run, as values, and who may listen.
 
 A stage reports `StageStart`, `Step` and `Phase`; its worker adds `StageEnd` and one `Scored` for every cell of the accuracy
-matrix. These five are sent between processes and kept in manifests, as JSON (`to_json`, `from_json`). The driver hands them
-on, in order and with what it read from the store among them, between a `SequenceStart` and a `SequenceEnd`, and says with
-`RowDone` when a row of the matrix is whole. The terminal, MLflow, the output files and tests are `Listener`s of that one
-stream.
+matrix, the group of workers `Retry`. These six are sent between processes and have a JSON form, in which manifests keep some
+(`to_json`, `from_json`). The driver hands them on, in order and with what it read from the store among them, between a
+`SequenceStart` and a `SequenceEnd`, and says with `RowDone` when a row of the matrix is whole. The terminal, MLflow, the
+output files and tests are `Listener`s of that one stream.
 
     event          reported by   when
     SequenceStart  driver        once, before anything else
     StageStart     stage         its rows are ready
     Step           stage         every `train.log_every` optimizer steps, the first and the last
-    Phase          stage, worker a data pass, an evaluation or a wait moves on
+    Phase          stage, worker a start-up, a data pass, an evaluation or a wait moves on
+    Retry          group         a worker died or failed, and the group is started again
     StageEnd       worker        the stage is in the store; or it was there (`cached`)
     Scored         worker        a cell is in the store; or it was there
     RowDone        driver        all cells of a row are known
@@ -30,6 +31,8 @@ from raycl.files import Json
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run ended, in MLflow's words: to its end, by an error, or interrupted by its user."""
+START_UP = "start_up"
+"""Kind of work in `StageEnd.seconds`: loading the model, starting DeepSpeed, building its ops."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,18 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Retry:
+    """The worker group has failed and is started again; what is in the store stays."""
+
+    reason: str
+    """The error's first line."""
+    attempt: int
+    """1 = the first time that it is started again."""
+    most: int
+    """So many times at most."""
+
+
+@dataclass(frozen=True)
 class StageEnd:
     """A stage is in the store."""
 
@@ -93,7 +108,7 @@ class StageEnd:
     cached: bool
     """Whether it was there before."""
     seconds: Mapping[str, float]
-    """Seconds by kind of work: train, pass_before, pass_after, other."""
+    """Seconds by kind of work: train, pass_before, pass_after, other; start_up, if its process started for this stage."""
     gauges: Mapping[str, float]
     log: tuple[Step, ...] = ()
     """Of a stage that nobody reported live: its steps, from the manifest. No part of the JSON form."""
@@ -131,11 +146,29 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """One split of a task's data in a `SequenceStart`."""
+
+    task: str
+    split: Literal["train", "test"]
+    digest: str
+    """SHA-256 of its examples, as in the keys."""
+    rows: int
+    source: Json
+    """Where it comes from: source, layout, files with their hashes, licence; what is not known is left out."""
+
+
+@dataclass(frozen=True)
 class SequenceStart:
     """A sequence begins: its run spec as JSON and its stages."""
 
     spec: Json
     stages: tuple[PlannedStage, ...]
+    places: Mapping[str, str] = field(default_factory=dict)
+    """What it runs on and where it reads and writes, for people: device, store, output."""
+    data: tuple[Dataset, ...] = ()
+    environment: Json = field(default_factory=dict)
+    """What it runs with, as manifests record it: libraries, the source's git commit."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +195,8 @@ class SequenceEnd:
     """What to look at -> where it is, for people."""
 
 
-StageEvent = StageStart | Step | Phase | StageEnd | Scored
-"""What a worker reports."""
+StageEvent = StageStart | Step | Phase | Retry | StageEnd | Scored
+"""What a worker reports, or the group of workers."""
 Event = StageEvent | SequenceStart | RowDone | SequenceEnd
 
 
@@ -178,6 +211,7 @@ NAMES: dict[type[StageEvent], str] = {
     StageStart: "stage_start",
     Step: "step",
     Phase: "phase",
+    Retry: "retry",
     StageEnd: "stage_end",
     Scored: "scores",
 }
@@ -210,6 +244,11 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _with_nan(item) for name, item in value.items()}
     return math.nan if value is None else value
+
+
+def work_seconds(seconds: Mapping[str, float]) -> float:
+    """What a stage costs in seconds: all that its method does, and not the start of the process that did it."""
+    return sum(value for name, value in seconds.items() if name != START_UP)
 
 
 def status_of(error: BaseException) -> Status:

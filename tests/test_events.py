@@ -15,6 +15,7 @@ from raycl.events import (
     NAMES,
     Event,
     Phase,
+    Retry,
     Scored,
     StageEnd,
     StageEvent,
@@ -24,6 +25,7 @@ from raycl.events import (
     from_json,
     status_of,
     to_json,
+    work_seconds,
 )
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -35,6 +37,7 @@ EVENTS = st.one_of(
     st.builds(StageStart, COUNT, TEXT, COUNT),
     st.builds(Step, COUNT, COUNT, COUNT, NUMBER, NUMBER, NUMBER, TERMS, GAUGES),
     st.builds(Phase, COUNT, TEXT, COUNT, COUNT),
+    st.builds(Retry, TEXT, COUNT, COUNT),
     st.builds(StageEnd, COUNT, TEXT, TEXT, st.booleans(), GAUGES, GAUGES),
     st.builds(Scored, COUNT, TEXT, TEXT, NUMBER, COUNT, NUMBER, st.booleans()),
 )
@@ -79,6 +82,11 @@ def test_every_event_is_frozen_and_every_reported_one_has_a_name() -> None:
     assert set(NAMES) == set(get_args(StageEvent))
     for kind in get_args(Event):
         assert is_dataclass(kind) and kind.__dataclass_params__.frozen and fields(kind)
+
+
+def test_a_start_up_is_no_work_of_a_stage() -> None:
+    """Kinds of work that an older version recorded count."""
+    assert work_seconds({"train": 9.5, "pass": 1.0, "other": 0.25, "start_up": 288.0}) == 10.75
 
 
 def test_who_interrupts_kills_and_all_else_fails() -> None:

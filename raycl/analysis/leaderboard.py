@@ -53,7 +53,7 @@ class Line:
     failed: int
     measures: Mapping[str, Spread]
     minutes: Spread
-    """Time of all stages of a sequence, without scoring, whichever call made them."""
+    """Time of a sequence's stages and scores, whichever call made them, without start-up and waiting."""
     trainable: int
     """Numbers that train in the stage that has most of them."""
     megabytes: Spread

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Step
+from raycl.events import Step, work_seconds
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StageView:
     gauges: dict[str, float]
     """The method's measures at the end of the stage."""
     seconds: dict[str, float]
-    """Duration by kind of work (train, pass, ...), wherever and whenever the stage was made."""
+    """Duration by kind of work (train, pass, ..., start_up), wherever and whenever the stage was made."""
     trainable: int
     """Parameters that trained."""
     bytes: int
@@ -36,9 +36,11 @@ class SequenceView:
 
     label: str
     """Its name in tables and charts; differs from every other sequence's in a report."""
-    method: str
-    """The method with its inner one, e.g. `gain_lora over inf_lora`; sequences of one method share a colour."""
+    line: str
+    """What its lines are called in charts: the method with its inner one, or the label of a variant. Sequences of one line
+    share a colour."""
     order: str
+    """The order as a heading."""
     seed: int
     params: Mapping[str, str]
     """The spec as `outer.inner` -> text."""
@@ -46,6 +48,8 @@ class SequenceView:
     stages: list[StageView] = field(default_factory=list)
     status: str = "finished"
     """`finished`, or in words how far it went."""
+    scoring: float = 0.0
+    """Seconds in which its cells were scored, wherever and whenever that was."""
     angles: np.ndarray | None = None
     """Mean principal angle in degrees between the branches of two stages, (T, T); none = the method has no branches."""
 
@@ -61,8 +65,11 @@ class SequenceView:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all its stages, also of those that it found in the store."""
-        return sum(sum(stage.seconds.values()) for stage in self.stages)
+        """What it costs: seconds of training, data passes and scoring, also of what it found in the store.
+
+        Start-up, builds of ops, waiting for other runs and reading the store are no part of it.
+        """
+        return sum(work_seconds(stage.seconds) for stage in self.stages) + self.scoring
 
     @property
     def trainable(self) -> int:

@@ -51,7 +51,7 @@ def run(
     answers in seconds.
     """
     if fields:
-        return show_fields(method or "gain_lora")
+        return show_fields(method or "gain_lora", "" if preset == "auto" else preset)
     flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed, "workers": workers}
     layers = make_layers(config, sets, flags)
     prepare()

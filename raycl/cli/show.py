@@ -23,12 +23,16 @@ def methods() -> None:
     print_methods()
 
 
-def fields(method: Annotated[str, typer.Argument(help="whose hyper-parameters to list")] = "gain_lora") -> None:
-    """List every field of a run spec with its meaning, its allowed values and its default."""
+def fields(
+    method: Annotated[str, typer.Argument(help="whose hyper-parameters to list")] = "gain_lora",
+    preset: Annotated[str, typer.Option(help="laptop | paper | demo: also show what this preset sets a field to")] = "",
+) -> None:
+    """List every field of a run spec with its meaning, its allowed values, its default and a preset's value."""
     from raycl.report.fields import field_table
+    from raycl.sequence.resolve import preset_layer
 
     try:
-        print(field_table(method))
+        print(field_table(method, preset, preset_layer(preset, method) if preset else None))
     except ValueError as error:
         raise SpecError(f"method {method!r}: {error}") from None
 

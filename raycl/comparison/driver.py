@@ -18,19 +18,21 @@ from raycl.errors import SpecError
 from raycl.events import status_of
 from raycl.files import Json
 from raycl.report.comparison import ComparisonTerminal, borrowed_tables, cell_record, leaderboard_rows, write_comparison
+from raycl.report.plan import aligned, settings_words
 from raycl.report.tables import number
-from raycl.sequence.driver import Options, record_sequence, run_name
+from raycl.sequence.driver import Options, record_sequence
 from raycl.sequence.history import Missing
+from raycl.sequence.job import known_environment
 from raycl.sequence.local import StepResult
+from raycl.sequence.names import run_name
 from raycl.sequence.sharing import spread
 from raycl.sequence.views import view_of, with_angles
-from raycl.state.environment import describe_environment
 from raycl.state.keys import content_key
 from raycl.state.store import Store
-from raycl.tasks.orders import order_words
+from raycl.tasks.orders import order_title, order_words
 from raycl.tracking.memory import RunMemory
+from raycl.tracking.records import About
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import mlflow_ui_command
 from raycl.tracking.tracker import GroupTracker
 from raycl.train.workers import cores
 
@@ -112,8 +114,16 @@ class Comparison:
 
     def __post_init__(self) -> None:
         self.memory = RunMemory(self.folder, self.options.tracking)
-        resumed = Resumed(run_id=self.memory.run_id)
-        self.tracker = GroupTracker(self.options.tracking, self.options.experiment, self.folder.name, resumed)
+        resumed = Resumed(run_id=self.memory.run_id, part_of="comparison")
+        name = f"comparison of {self._what()} · {self.folder.name}"
+        self.tracker = GroupTracker(self.options.tracking, self.options.experiment, name, resumed)
+
+    def _what(self) -> str:
+        """What is compared, in words."""
+        labels = ", ".join(dict.fromkeys(cell.entry.label for cell in self.cells))
+        orders = " and ".join(dict.fromkeys(order_title(cell.order) for cell in self.cells))
+        seeds = ", ".join(str(seed) for seed in dict.fromkeys(cell.seed for cell in self.cells))
+        return f"{labels} on {orders}, seeds {seeds}"
 
     def run(self) -> ComparisonResult:
         """Record what is stored, run what is missing, finish."""
@@ -122,7 +132,9 @@ class Comparison:
         self._announce(missing)
         self.recording = bool(missing) or self.memory.finished != self._signature()
         if self.recording:
-            self.memory.remember(self.tracker.start("comparison", self.grid.model_dump(mode="json")))
+            note = f"Comparison of {self._what()}. Output: {self.folder}. Store: {self.store.uri}."
+            about = About(note, known_environment())
+            self.memory.remember(self.tracker.start(self.grid.model_dump(mode="json"), about))
         try:
             for n, cell in enumerate(self.cells):
                 if n not in missing and cell.error is None:
@@ -145,6 +157,10 @@ class Comparison:
             f"Comparison: {labels} methods on {pairs} pairs of order and seed: {len(self.cells)} sequences, {stored} in the "
             f"store, {len(missing)} to run{words}"
         )
+        spec = next((cell.job.spec for cell in self.cells if cell.job), None)
+        known = settings_words(spec.model_dump(mode="json", include={"model"})) if spec else {}
+        for line in aligned({"methods": self._what(), **known, "store": self.store.uri, "output": str(self.folder)}):
+            self.terminal.line(line)
         if not {"per_task", "mtl"} <= {cell.entry.method for cell in self.cells}:
             self.terminal.line("Without the bounds per_task, mtl and sin_lora: add them with --bounds")
         for cell in self.cells:
@@ -200,7 +216,8 @@ class Comparison:
         """A finished sequence's own MLflow run, matrix and figures, all read from the store."""
         if self.recording and cell.job is not None:
             folder = self.folder / "sequences" / run_name(cell.job.spec)
-            record_sequence(cell.job, self.options, folder, self.tracker.run_id or None)
+            above = Resumed(self.tracker.run_id or None, part_of="comparison")
+            record_sequence(cell.job, self.options, folder, cell.entry.label, above)
 
     def _results(self) -> list[CellResult]:
         return [self._result(cell) for cell in self.cells]
@@ -209,11 +226,12 @@ class Comparison:
         """What the store holds of a cell; one that is not complete there has failed, whatever was reported."""
         entry, view, error = cell.entry, None, cell.error
         if cell.job is not None:
-            view = view_of(cell.job, cell.name, "failed" if error else None, angles=False)
+            view = view_of(cell.job, cell.name, "failed" if error else None, angles=False, line=entry.label)
             if error is None and cell.missing():
                 error = f"not complete in the store: {view.status}"
         defect = cell.trace is not None
-        return CellResult(entry.label, entry.method, entry.bound, cell.order, cell.seed, view, error, defect)
+        order = order_words(cell.order)
+        return CellResult(entry.label, entry.method, entry.bound, order, cell.seed, view, error, defect)
 
     def _finish(self, seconds: float) -> ComparisonResult:
         results = self._results()
@@ -228,8 +246,8 @@ class Comparison:
         self.terminal.leaderboard(board)
         self.terminal.failures(results)
         self.terminal.borrowed(borrowed)
-        for name, place in (("outputs", self.folder), ("MLflow", mlflow_ui_command(self.tracker.uri))):
-            self.terminal.line(f"{name:<8} {place}")
+        for line in aligned({"outputs": str(self.folder), **self.tracker.places}):
+            self.terminal.line(line)
         return ComparisonResult(board, results, outputs, self.trained)
 
     def _page(self, board: Leaderboard, results: Sequence[CellResult]) -> Path:
@@ -237,7 +255,7 @@ class Comparison:
 
         views = [cell.view for cell in results if cell.view is not None and cell.view.stages]
         views[:MOST_SEQUENCES] = [with_angles(view, self.store) for view in views[:MOST_SEQUENCES]]
-        orders = " and ".join(dict.fromkeys(order_words(cell.order) for cell in self.cells))
+        orders = " and ".join(dict.fromkeys(order_title(cell.order) for cell in self.cells))
         title = f"Comparison of {len(board.lines)} methods on {orders}"
         return write_html(self.folder / "report.html", title, views, leaderboard_rows(board))
 
@@ -256,7 +274,7 @@ class Comparison:
             "schema": SCHEMA,
             "request": self.grid.model_dump(mode="json"),
             "store": self.store.uri,
-            "environment": describe_environment(),
+            "environment": known_environment(),
             "seconds": seconds,
             "trained_stages": self.trained,
             "cells": cells,

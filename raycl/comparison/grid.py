@@ -24,7 +24,7 @@ from raycl.sequence.resolve import resolve
 from raycl.spec import RunSpec, Strict
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import resolve_order
+from raycl.tasks.orders import order_title, resolve_order
 from raycl.tasks.task import Task
 
 BOUNDS = ("per_task", "mtl", "sin_lora")
@@ -108,7 +108,7 @@ class GridCell:
     @property
     def name(self) -> str:
         """How it is called in lines of text."""
-        return f"{self.entry.label}  {self.order}  seed {self.seed}"
+        return f"{self.entry.label}  {order_title(self.order)}  seed {self.seed}"
 
     def missing(self) -> Missing:
         """What the store lacks of it."""

@@ -40,8 +40,8 @@ def method_class(name: str) -> type[Method]:
     """The class of a method. Raises ValueError that names the nearest match for an unknown name."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown method{hint} allowed: {', '.join(METHODS)}")
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown method{hint}; allowed: {', '.join(METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)
 

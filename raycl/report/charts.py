@@ -1,6 +1,6 @@
 """Charts that lay several sequences or trials over each other. A chart is drawn alone on a page, or many on one sheet.
 
-A method keeps its colour, dash and marker in all charts of a report; no meaning hangs on colour alone.
+A method, a variant or a trial keeps its colour, dash and marker in all charts of a report; no meaning hangs on colour alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raycl.report.tables import number, short
 
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v")
-"""Five markers and seven colours: a pair comes back after 35 methods."""
+"""Five markers and seven colours: a pair comes back after 35 lines."""
 GRID = "#e5e5e5"
 PAPER = "#ffffff"
 PER_ROW = 3
@@ -36,7 +36,7 @@ DECADE = 20
 
 @dataclass(frozen=True)
 class Style:
-    """How a method's lines and points look."""
+    """How the lines and points of one method, variant or trial look."""
 
     colour: int
     """Index into OKABE_ITO."""
@@ -59,9 +59,9 @@ class Chart:
     size: tuple[float, float] = (3.9, 2.6)
 
 
-def styles_of(methods: Sequence[str]) -> dict[str, Style]:
-    """A style for every method, in order of appearance."""
-    names = dict.fromkeys(methods)
+def styles_of(lines: Sequence[str]) -> dict[str, Style]:
+    """A style for every line, in order of appearance."""
+    names = dict.fromkeys(lines)
     return {
         name: Style(i % len(OKABE_ITO), DASHES[i // len(OKABE_ITO) % len(DASHES)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(names)
@@ -69,12 +69,13 @@ def styles_of(methods: Sequence[str]) -> dict[str, Style]:
 
 
 def sheet(charts: Sequence[Chart], styles: Mapping[str, Style], legend: bool = True) -> Figure:
-    """All charts on one figure, with a legend of the methods below."""
+    """All charts on one figure, with a legend of the lines below."""
     columns = min(PER_ROW, len(charts))
     rows = math.ceil(len(charts) / columns)
     width, height = charts[0].size
+    beside = _beside(styles, width * columns)
     with mpl.rc_context({**AS_TEXT, "font.size": 9}):
-        key = 0.25 * math.ceil(len(styles) / (2 * columns)) if legend else 0
+        key = 0.25 * math.ceil(len(styles) / beside) if legend else 0
         figure = Figure(figsize=(width * columns, height * rows + key), layout="constrained")
         FigureCanvasAgg(figure)
         for place, chart in enumerate(charts, start=1):
@@ -88,10 +89,16 @@ def sheet(charts: Sequence[Chart], styles: Mapping[str, Style], legend: bool = T
                 handles,
                 [_drawable(name) for name in styles],
                 loc="outside lower left",
-                ncols=2 * columns,
+                ncols=beside,
                 frameon=False,
             )
     return figure
+
+
+def _beside(names: Iterable[str], width: float) -> int:
+    """How many entries of a legend fit beside each other in so many inches."""
+    longest = max(map(len, names), default=0)
+    return max(1, int(width / (0.6 + 0.08 * longest)))
 
 
 # --- what is drawn -----------------------------------------------------------------------------------------------
@@ -102,10 +109,10 @@ def ap_chart(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> 
 
     def draw(axes: Axes) -> None:
         for one in sequences:
-            _line(axes, ap_points(one.matrix), styles[one.method])
+            _line(axes, ap_points(one.matrix), styles[one.line])
         _stages(axes, 1, len(sequences[0].matrix.tasks))
 
-    return Chart("AP after every stage", draw, (6.8, 4.4))
+    return Chart("AP after every stage", draw, (4.4, 3.2))
 
 
 def task_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:
@@ -122,7 +129,7 @@ def _task_chart(
     def draw(axes: Axes) -> None:
         for one in sequences:
             stages = range(index + 1, len(tasks) + 1)
-            _line(axes, [(stage, one.matrix.get(stage, tasks[index])) for stage in stages], styles[one.method])
+            _line(axes, [(stage, one.matrix.get(stage, tasks[index])) for stage in stages], styles[one.line])
         _stages(axes, index + 1, len(tasks))
 
     return Chart(f"{index + 1} {short(tasks[index], 32)}", draw)
@@ -131,7 +138,7 @@ def _task_chart(
 def cost_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:
     """AP against what it cost, one point per finished sequence."""
     costs: list[tuple[str, str, Callable[[SequenceView], float]]] = [
-        ("AP against time", "seconds of all stages", lambda one: one.seconds),
+        ("AP against time", "seconds of training, passes and scoring", lambda one: one.seconds),
         ("AP against trained parameters", "trainable parameters, largest stage", lambda one: one.trainable),
         ("AP against storage", "bytes in the store, all stages", lambda one: one.bytes),
     ]
@@ -147,7 +154,7 @@ def _cost_chart(
 ) -> Chart:
     def draw(axes: Axes) -> None:
         for one in sequences:
-            axes.plot(cost(one), one.ap, **{**styles[one.method].line, "ls": "none", "ms": 6})
+            axes.plot(cost(one), one.ap, **{**styles[one.line].line, "ls": "none", "ms": 6})
         if _wide([cost(one) for one in sequences]):
             axes.set_xscale("log")
         else:
@@ -184,7 +191,7 @@ def sweep_chart(trials: Sequence[TrialView]) -> Chart:
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
 
-    return Chart("Settings of every trial, and its AP", draw, (max(5.0, 1.5 * (len(names) + 1)), 3.6))
+    return Chart("Settings of every trial, and its AP", draw, (max(4.4, 1.5 * (len(names) + 1)), 3.6))
 
 
 def _trial_line(trial: TrialView, best: bool, heights: Sequence[float]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from raycl.report.terminal import standard_output
 LEGEND = (
     "Mean ± standard deviation over (order, seed) pairs, n of them; [95 % interval of the mean, BCa bootstrap]. AP: average "
     "score after the last stage; FT: forgetting; BWT, FWT: backward and forward transfer; IM: intransigence, how far each "
-    "task's score at its own stage falls short of `per_task`. Time: minutes of all stages without scoring. Parameters: "
-    "numbers that train in a stage. State: what a sequence takes in the store."
+    "task's score at its own stage falls short of `per_task`. Time: minutes of training, data passes and scoring, without "
+    "start-up, builds and waiting. Parameters: numbers that train in a stage. State: what a sequence takes in the store."
 )
 BORROWED = "Borrowed from a paper: other models, data and budgets. Not made by raycl, not part of the leaderboard."
 COLUMNS = ("method", "n", "AP", "95 % interval", *MEASURES[1:], "min", "parameters", "state MB", "above")
@@ -112,9 +112,10 @@ def cells_frame(cells: Sequence[CellResult]) -> pd.DataFrame:
 def cell_record(cell: CellResult, cells: Sequence[CellResult]) -> Json:
     """A sequence of the comparison as flat data."""
     view = cell.finished
-    costs: Json = {"seconds": None, "trainable_parameters": None, "bytes": None}
+    costs: Json = dict.fromkeys(("seconds", "scoring_seconds", "trainable_parameters", "bytes"))
     if view is not None:
-        costs = {"seconds": view.seconds, "trainable_parameters": view.trainable, "bytes": view.bytes}
+        costs |= {"seconds": view.seconds, "scoring_seconds": view.scoring}
+        costs |= {"trainable_parameters": view.trainable, "bytes": view.bytes}
     place: Json = {
         "label": cell.label,
         "method": cell.method,

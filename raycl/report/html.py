@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from raycl.analysis.views import SequenceView, TrialView
 from raycl.report import charts
@@ -35,12 +36,12 @@ def write_html(
     `leaderboard` has one row per line, best first: column -> text or number (none = empty), the columns of the first row.
     `sweep` has the trials of a sweep. The charts are also written as PNG and SVG into `<name of the page>-figures`.
     """
-    styles = charts.styles_of([one.method for one in sequences])
+    styles = charts.styles_of([one.line for one in sequences])
     sheets = _sheets(sequences, styles, sweep)
     environment = Environment(
         loader=PackageLoader("raycl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"value": _value, "measures": charts.measures}
+    environment.filters |= {"value": _value, "measures": charts.measures, "breakable": _breakable}
     text = environment.get_template("report.html").render(
         title=title,
         sequences=sequences,
@@ -105,7 +106,10 @@ def _sheets(
         )
     whole = [one for one in sequences if one.last == len(one.matrix.tasks) and one.stages]
     if whole:
-        note = "One point per finished sequence. Time: that of all its stages wherever they were made, without scoring."
+        note = (
+            "One point per finished sequence. Time: training, data passes and scoring, wherever they were made, "
+            "without start-up, builds and waiting."
+        )
         sheets.append(_Sheet("cost", "Cost and quality", note, charts.cost_charts(whole, styles)))
     return sheets
 
@@ -152,6 +156,11 @@ def write_figures(
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             save(figure, folder / f"{name}.{kind}")
+
+
+def _breakable(text: object) -> Markup:
+    """A heading that a narrow column breaks after a dot, an underscore or the like, and never inside a word."""
+    return Markup(re.sub(r"([._,/:=])(?=\S)", r"\1<wbr>", str(escape(str(text)))))
 
 
 def _value(value: object) -> str:

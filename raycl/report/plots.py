@@ -28,8 +28,12 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "
 """Without the palette's yellow, which is too pale for a line on white."""
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^")
-LONGEST_NAME = 28
-"""Characters of a task's name a label shows."""
+LONGEST_COLUMN = 16
+"""Characters up to which the columns of a matrix are named; beyond, they are numbered, and the rows have the names."""
+LONGEST_NAME = 64
+"""Characters of a task's name that a label shows: every name of the benchmarks in full."""
+LETTER = 0.085
+"""Inches that a letter of a label takes at most, on average."""
 DPI = 150
 REPRODUCIBLE: dict[RcKeyType, object] = {"svg.hashsalt": "raycl", "svg.fonttype": "none"}
 """The same matrix gives the same SVG, with text as text."""
@@ -63,22 +67,20 @@ def heat_map(matrix: AccuracyMatrix) -> Figure:
     count = len(matrix.tasks)
     first = 0 if any(not math.isnan(value) for value in matrix.cells[0]) else 1
     stages = range(first, count + 1)
-    figure = _figure(2.4 + 0.62 * count, 1.6 + 0.42 * len(stages))
+    rows = [_stage_label(matrix, stage) for stage in stages]
+    names = _column_names(matrix)
+    beside, below = (LETTER * max(map(len, labels)) for labels in (rows, names))
+    figure = _figure(max(1.5 + beside + 0.55 * count, 4.4), 1.2 + 0.7 * below + 0.42 * len(stages))
     axes = figure.add_subplot()
     colours = mpl.colormaps["cividis"]
     for stage in stages:
         for i in range(count):
             _draw_cell(axes, matrix, stage, i, colours)
     axes.set(xlim=(-0.5, count - 0.5), ylim=(count + 0.5, first - 0.5))
-    axes.set_xticks(
-        range(count),
-        [short(task, LONGEST_NAME) for task in matrix.tasks],
-        rotation=40,
-        ha="right",
-        rotation_mode="anchor",
-    )
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if below > 2 * LETTER else {}
+    axes.set_xticks(range(count), names, **turned)
     axes.tick_params(length=0)
-    axes.set_yticks(stages, [_stage_label(matrix, stage) for stage in stages])
+    axes.set_yticks(stages, rows)
     axes.set(xlabel="score on task", ylabel="after stage")
     axes.spines[:].set_visible(False)
     bar = cm.ScalarMappable(colors.Normalize(0, 100), colours)
@@ -147,6 +149,13 @@ def _draw_cell(axes: Axes, matrix: AccuracyMatrix, stage: int, column: int, colo
     axes.add_patch(Rectangle(corner, 1, 1, fc=colours(value / 100), ec="white", lw=1))
     colour = "black" if value > 55 else "white"
     axes.text(column, stage, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _column_names(matrix: AccuracyMatrix) -> list[str]:
+    """The names of the tasks, or their numbers where a name is long: the rows have both."""
+    if max(map(len, matrix.tasks)) <= LONGEST_COLUMN:
+        return list(matrix.tasks)
+    return [str(number) for number in range(1, len(matrix.tasks) + 1)]
 
 
 def _stage_label(matrix: AccuracyMatrix, stage: int) -> str:

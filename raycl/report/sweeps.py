@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raycl.files import write_text
+from raycl.report.plan import aligned
 from raycl.report.tables import in_pieces, number, short
 from raycl.report.terminal import standard_output
 
@@ -21,6 +22,10 @@ SHOWN = 20
 """Trials of the leaderboard on the terminal; sweep.csv has them all."""
 LONGEST_VALUE = 28
 """Characters of a setting's value in the leaderboard."""
+COLUMNS = ("place", "trial", "AP", "FT", "stages", "status")
+"""Columns of the leaderboard on the terminal before the settings. `rank` is a setting of most methods."""
+PAGE_COLUMNS = ("place", "trial", "AP", "FT", "done", "status")
+"""The same on the page."""
 COLOURS = {"finished": "green", "stopped": "yellow", "failed": "red", "running": ""}
 
 
@@ -31,9 +36,14 @@ class SweepTerminal:
         """`console` none = standard output."""
         self.console = console or standard_output()
 
-    def plan(self, search: str, trials: int, stages: int, counts: Mapping[str, int] | None, at_once: int) -> None:
-        """Print how large the sweep is; `counts` as `sharing_line` takes them, none if the points are not known yet."""
-        self._line(f"Sweep: {trials:,} trials x {stages} stages, {search}, {at_once} at once")
+    def plan(self, size: str, counts: Mapping[str, int] | None, facts: Mapping[str, str]) -> None:
+        """Print how large the sweep is, what it runs and where.
+
+        `counts` as `sharing_line` takes them, none if the points are not known yet.
+        """
+        self._line(f"Sweep: {size}")
+        for line in aligned(facts):
+            self._line(line)
         if counts:
             self._line(
                 f"Stage runs: {counts['needed']:,} needed, {counts['distinct']:,} distinct, {counts['stored']:,} in the "
@@ -66,9 +76,8 @@ class SweepTerminal:
         if len(rows) > SHOWN:
             self._line(f"... and {len(rows) - SHOWN} more in sweep.csv")
         self._line(sharing_line(counts))
-        width = max(map(len, paths))
-        for name, path in paths.items():
-            self._line(f"{name:<{width}}  {path}")
+        for line in aligned(paths):
+            self._line(line)
 
     def _line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -83,16 +92,32 @@ def sharing_line(counts: Mapping[str, int]) -> str:
 
 
 def leaderboard(rows: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
-    """Rows as rich tables: rank, trial, measures, the settings that differ; several where `width` is too little for one."""
+    """Rows as rich tables: place, trial, measures, the settings that differ; several where `width` is too little for one."""
     settings = settings_of(rows)
-    words = ["status", *(name.removeprefix("method.") for name in settings)]
+    words = ["status", *headings(settings, COLUMNS).values()]
     lines = []
     for row in rows:
         numbers = [str(row["rank"]), str(row["trial"]), _number(row["AP"]), _number(row["FT"])]
         numbers.append(f"{row['done']}/{row['stages']}")
         values = [short(setting_text(row["params"].get(name)), LONGEST_VALUE) for name in settings]
         lines.append([*map(Text, numbers), Text(row["status"], COLOURS.get(row["status"], "")), *map(Text, values)])
-    return in_pieces(["rank", "trial", "AP", "FT", "stages", *words], lines, width, words, fixed=2)
+    return in_pieces([*COLUMNS[:-1], *words], lines, width, words, fixed=2)
+
+
+def headings(settings: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Setting -> its column's heading: without `method.`, unless a column of the table is called so already."""
+    return {name: name if (short := name.removeprefix("method.")) in taken else short for name in settings}
+
+
+def page_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """The trials, best first, as the page shows them: column -> value, the settings by their headings."""
+    heads = headings(list(dict.fromkeys(name for row in rows for name in row["params"])), PAGE_COLUMNS)
+    return [
+        {"place": row["rank"]}
+        | {name: row[name] for name in PAGE_COLUMNS[1:]}
+        | {head: setting_text(row["params"][name]) for name, head in heads.items() if name in row["params"]}
+        for row in rows
+    ]
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a sequence shows while it runs: the plan, one bar per stage (or plain lines in a log), the growing matrix.
 
-On a terminal a stage is a live bar with loss and tokens/s; elsewhere it is a few plain lines, so that a log file or
-`ray job logs` stays readable.
+On a terminal a stage is a live bar with loss and tokens/s, below one over all stages with the time that is left; elsewhere
+it is a few plain lines, so that a log file or `ray job logs` stays readable.
 """
 
 from __future__ import annotations
@@ -17,7 +17,21 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Event, Phase, RowDone, SequenceEnd, SequenceStart, StageEnd, StageStart, Step
+from raycl.events import (
+    START_UP,
+    Event,
+    Phase,
+    Retry,
+    RowDone,
+    SequenceEnd,
+    SequenceStart,
+    StageEnd,
+    StageStart,
+    Step,
+    work_seconds,
+)
+from raycl.report.pace import Pace
+from raycl.report.plan import aligned, plan_lines
 from raycl.report.tables import matrix_tables, number, plan_table
 from raycl.state.manifest import Manifest
 
@@ -47,6 +61,7 @@ class Terminal:
         self._phase: tuple[int, str] | None = None
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
+        self._pace = Pace(0)
 
     def close(self) -> None:
         """End the live display; what comes next may draw a new one."""
@@ -65,6 +80,8 @@ class Terminal:
                 self._step(event)
             case Phase():
                 self._on_phase(event)
+            case Retry():
+                self._retry(event)
             case StageEnd():
                 self._end(event)
             case RowDone():
@@ -79,14 +96,27 @@ class Terminal:
         self._stages = len(event.stages)
         self._tasks = {stage.stage: stage.task for stage in event.stages}
         stored = sum(stage.stored for stage in event.stages)
+        self._pace = Pace(len(event.stages) - stored)
         self._line(f"Plan: {len(event.stages)} stages, {stored} in the store, {len(event.stages) - stored} to run")
+        for line in plan_lines(event):
+            self._line(line)
         self.console.print(plan_table(event.stages))
+
+    def _retry(self, event: Retry) -> None:
+        """The workers have failed: what was shown of their stage is void."""
+        self.close()
+        self._line(
+            f"the worker group failed ({event.reason}) and is started again, try {event.attempt} of {event.most}; "
+            "finished stages are in the store"
+        )
 
     def _row(self, event: RowDone) -> None:
         """The new row of the accuracy matrix: the scores of the tasks seen, and the measures so far."""
         self.close()
         scores = "  ".join(f"{task} {number(score)}" for task, score in event.scores.items())
         self._line(f"{self._name(event.stage)} scores: {scores}  |  {_measures(event.measures)}")
+        if self._pace.stage_done() and self._pace.left:
+            self._line(f"{self._pace.done} of {self._pace.total} stages run{self._pace.words}")
 
     def _summary(self, event: SequenceEnd) -> None:
         """Of a sequence that came to its end: the whole matrix, the measures, where the files are."""
@@ -100,14 +130,14 @@ class Terminal:
             self.console.print(table)
         if last := matrix.last_stage:
             self._line(f"After stage {last}/{len(matrix.tasks)}: {_measures(matrix.summary(last))}")
-        width = max(map(len, event.places), default=0)
-        for name, place in event.places.items():
-            self._line(f"{name:<{width}}  {place}")
+        for line in aligned(event.places):
+            self._line(line)
 
     def _start(self, event: StageStart) -> None:
         self.close()
         self._tasks[event.stage] = event.task
         self._quarter, self._phase = 0, None
+        self._pace.begin()
         if self.console.is_terminal:
             self._bar("steps", self._name(event.stage), event.steps)
         else:
@@ -115,9 +145,11 @@ class Terminal:
 
     def _step(self, event: Step) -> None:
         speed = f"loss {event.loss:.3f}  {event.tokens_per_s:,.0f} tokens/s"
+        self._pace.within(event.step / max(event.steps, 1))
         if self.console.is_terminal:
             self._end_phase()
             self._update("steps", self._name(event.stage), event.step, event.steps, speed)
+            self._update("stages", "all stages", self._pace.done, self._pace.total, self._pace.words.lstrip(", "))
             return
         quarter = PROGRESS_LINES_PER_STAGE * event.step // max(event.steps, 1)
         if quarter > self._quarter:
@@ -142,10 +174,12 @@ class Terminal:
         if event.cached:
             self._line(f"{self._name(event.stage)}: taken from the store ({event.key[:12]})")
             return
-        seconds = {name: value for name, value in event.seconds.items() if value}
-        parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+        parts = [f"{name} {value:.1f}" for name, value in event.seconds.items() if value and name != START_UP]
+        start = event.seconds.get(START_UP)
         self._line(
-            f"{self._name(event.stage)}: done in {sum(seconds.values()):.1f} s" + (f" ({parts})" if parts else "")
+            f"{self._name(event.stage)}: done in {work_seconds(event.seconds):.1f} s"
+            + (f" ({', '.join(parts)})" if parts else "")
+            + (f", after a start-up of {start:.1f} s" if start else "")
         )
 
     # --- drawing -----------------------------------------------------------------------------------------------------

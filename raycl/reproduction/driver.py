@@ -108,7 +108,8 @@ def runner(place: Place, where: Where) -> Iterator[Runner]:
 
 
 def _run_driver(spec: RunSpec, where: Where) -> AccuracyMatrix:
-    from raycl.sequence.driver import Options, run_name, run_sequence
+    from raycl.sequence.driver import Options, run_sequence
+    from raycl.sequence.names import run_name
 
     output = str(where.folder / "sequences" / run_name(spec))
     return run_sequence(spec, Options(where.store, where.tracking, "raycl-reproduce", output)).matrix

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
+    Dataset,
     Event,
     Listener,
     PlannedStage,
@@ -21,6 +22,20 @@ from raycl.files import Json
 from raycl.sequence.history import Missing, stored_scores, stored_stage
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import StagePlan
+from raycl.tasks.task import Task
+
+SOURCE = ("source", "layout", "hub", "files", "licence")
+"""Fields of a task's record that say where its data come from."""
+
+
+def datasets(tasks: Sequence[Task]) -> tuple[Dataset, ...]:
+    """Train and test split of each task."""
+    found = []
+    for task in tasks:
+        source = {name: task.record[name] for name in SOURCE if name in task.record}
+        found.append(Dataset(task.name, "train", task.train_fingerprint, len(task.train), source))
+        found.append(Dataset(task.name, "test", task.test_fingerprint, len(task.test), source))
+    return tuple(found)
 
 
 class Chronicle:
@@ -35,9 +50,10 @@ class Chronicle:
         """Keys of stages and cells that were told of."""
         self._rows: set[int] = set()
 
-    def start(self, missing: Missing) -> None:
-        """Say what is going to happen."""
-        self._tell(SequenceStart(self.job.spec.model_dump(mode="json"), self._planned(missing)))
+    def start(self, missing: Missing, places: Mapping[str, str] | None = None) -> None:
+        """Say what is going to happen; `places` as in `SequenceStart`."""
+        job, spec = self.job, self.job.spec.model_dump(mode="json")
+        self._tell(SequenceStart(spec, self._planned(missing), places or {}, datasets(job.tasks), job.environment))
 
     def _planned(self, missing: Missing) -> tuple[PlannedStage, ...]:
         return tuple(

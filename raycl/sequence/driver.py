@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
@@ -16,18 +16,32 @@ from raycl.sequence.chronicle import Chronicle
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import run_here
+from raycl.sequence.names import run_name, run_title
 from raycl.sequence.plan import Plan
 from raycl.sequence.preflight import check_model, check_output, check_states, check_workers
 from raycl.spec import RunSpec
-from raycl.state.keys import content_key
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
-from raycl.tracking.runs import Resumed
-from raycl.tracking.server import mlflow_ui_command
+from raycl.tracking.runs import NEW_RUN, Resumed
 from raycl.tracking.tracker import Tracker
+from raycl.train.workers import local_device
 
-Host = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
+Run = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
 """Runs what the store lacks of a job in so many workers, and hands every event on."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """Who runs a sequence."""
+
+    run: Run
+    workers: int
+    """0 = this process."""
+    device: str
+    """What it runs on, for people."""
+
+
+NOBODY = Host(run_here, 0, "none: all is in the store")
 
 
 @dataclass(frozen=True)
@@ -84,18 +98,19 @@ def run_sequence(
     if spec.workers is not None:
         check_workers(spec, spec.workers)
     job = make_job(spec, options.place())
-    records = Records(job, options, options.folder("runs", run_name(spec)))
+    folder = options.folder("runs", run_name(spec))
+    records = Records(job, options, folder)
     job.store.check_usable()
     missing = Missing.of(job.plan, job.store)
-    host, workers = _host(job, missing) if missing else (run_here, 0)
+    host = _host(job, missing) if missing else NOBODY
     heard = [*([Terminal()] if listeners is None else listeners), *([records] if missing or not records.whole else [])]
     chronicle = Chronicle(job, heard)
     started = time.time()
-    chronicle.start(missing)
+    chronicle.start(missing, {"device": host.device, "store": job.store.uri, "output": str(folder)})
     try:
         chronicle.catch_up()
         if missing:
-            host(job, workers, chronicle.handle)
+            host.run(job, host.workers, chronicle.handle)
             chronicle.catch_up(cached=False)
     except BaseException as error:
         chronicle.end(status_of(error))
@@ -105,14 +120,17 @@ def run_sequence(
     return SequenceResult(chronicle.matrix, job.plan, records.whole, trained)
 
 
-def record_sequence(job: SequenceJob, options: Options, folder: Path, parent: str | None) -> None:
-    """Let output files and MLflow (below the run `parent`) hear of a sequence that is finished in the store."""
+def record_sequence(job: SequenceJob, options: Options, folder: Path, label: str, above: Resumed) -> None:
+    """Let output files and MLflow hear of a sequence that is finished in the store; `label` is its method's in MLflow.
+
+    `above` says what the sequence is a part of.
+    """
     check_output(folder)
-    records = Records(job, options, folder, parent)
+    records = Records(job, options, folder, label, above)
     if records.whole:
         return
     chronicle = Chronicle(job, [records])
-    chronicle.start(Missing())
+    chronicle.start(Missing(), {"store": job.store.uri, "output": str(folder)})
     chronicle.catch_up()
     chronicle.end("FINISHED", _facts(job, [], 0.0), records.places)
 
@@ -127,38 +145,38 @@ def _facts(job: SequenceJob, trained: list[int], seconds: float) -> Json:
     }
 
 
-def _host(job: SequenceJob, missing: Missing) -> tuple[Host, int]:
-    """Who does the work, in how many workers, after a look at all that can be wrong. Raises UserError."""
+def _host(job: SequenceJob, missing: Missing) -> Host:
+    """Who does the work, after a look at all that can be wrong. Raises UserError."""
     check_model(job.spec)
     check_states(job.plan, job.store, missing.stages, missing.cells)
     if job.spec.workers == 0:
-        return run_here, 0
-    from raycl.cluster import default_workers  # brings Ray, which a stored or local sequence does without
+        return Host(run_here, 0, f"{local_device()}, in this process")
+    from raycl.cluster import cluster_gpus, default_workers  # brings Ray, which a stored or local sequence does without
     from raycl.sequence.group import run_group
 
     workers = job.spec.workers or default_workers()
     check_workers(job.spec, workers)
-    return run_group, workers
-
-
-def run_name(spec: RunSpec) -> str:
-    """A readable name that two different specs never share."""
-    order = spec.order if "," not in spec.order else f"custom-{len(spec.tasks)}"
-    over = getattr(spec.method, "over", None)
-    method = f"{spec.method.name}-{over}" if over else spec.method.name
-    short = content_key({"spec": spec.model_dump(mode="json", exclude={"workers"})})[:8]
-    return f"{order.replace(':', '-')}-{method}-seed{spec.seed}-{short}"
+    kind = "GPU" if cluster_gpus() else "CPU"
+    return Host(run_group, workers, f"{kind}, {workers} Ray Train {'worker' if workers == 1 else 'workers'}")
 
 
 class Records:
     """What lasts of a sequence, output files and MLflow, as one listener; and what it remembers of earlier calls."""
 
-    def __init__(self, job: SequenceJob, options: Options, folder: Path, parent: str | None = None) -> None:
-        """`parent` is the MLflow run of a comparison above this sequence."""
+    def __init__(
+        self,
+        job: SequenceJob,
+        options: Options,
+        folder: Path,
+        label: str | None = None,
+        above: Resumed = NEW_RUN,
+    ) -> None:
+        """`label` is the method's in MLflow, none = its name; `above` says what the sequence is a part of."""
         self._job, self._folder = job, folder
         self._memory = RunMemory(folder, options.tracking)
         self._files = OutputFiles(folder)
-        self._tracker = Tracker(options.tracking, options.experiment, folder.name, Resumed(parent, self._memory.run_id))
+        resumed = replace(above, run_id=self._memory.run_id)
+        self._tracker = Tracker(options.tracking, options.experiment, run_title(job.spec, label), resumed)
 
     def handle(self, event: Event) -> None:
         """Write the files, then MLflow, which keeps them; then note what is recorded."""
@@ -185,5 +203,5 @@ class Records:
             "outputs": str(self._folder),
             "last stage": self._job.store.folder(last),
             "store": self._job.store.uri,
-            "MLflow": mlflow_ui_command(self._tracker.uri),
+            **self._tracker.places,
         }

@@ -16,14 +16,14 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 
 from raycl.cluster import cluster_gpus, start_cluster
-from raycl.errors import UserError
-from raycl.events import StageEvent
+from raycl.errors import UserError, first_line
+from raycl.events import Retry, StageEvent
 from raycl.files import home
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import StagePlan
@@ -108,6 +108,7 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
         name=f"sequence-{uuid.uuid4().hex[:12]}",
         storage_path=f"{store.uri.rstrip('/')}/ray" if "://" in store.uri else str(home() / "ray"),
         failure_config=FailureConfig(max_failures=0 if config["nested"] else GROUP_RESTARTS),
+        callbacks=[] if config["nested"] else [FailureNotes(config["queue"])],
     )
     try:
         result = TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
@@ -117,6 +118,31 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, UserError):
         raise result.return_value
+
+
+class FailureNotes(UserCallback):
+    """Tells the driver of each failure of the group after which Ray Train starts it again; lives in Ray's own process."""
+
+    def __init__(self, queue: Queue) -> None:
+        """`queue` takes a `Retry` for each."""
+        self._queue, self._failures = queue, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called once for each failure, with what ended the workers by rank."""
+        self._failures += 1
+        if self._failures <= GROUP_RESTARTS:
+            causes = [_cause(error) for error in worker_exceptions.values()] or [RuntimeError("no reason is known")]
+            self._queue.put(Retry(_why(causes[0]), self._failures, GROUP_RESTARTS))
+
+
+def _cause(failure: Any) -> BaseException:
+    """The error that a worker raised, without what Ray Train put around it."""
+    return getattr(failure, "_base_exc", failure)
+
+
+def _why(error: BaseException) -> str:
+    """An error as one line with its kind."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def end_group(group: PlacementGroup) -> None:
@@ -131,14 +157,14 @@ def end_group(group: PlacementGroup) -> None:
 def _users_error(error: TrainingFailedError) -> UserError | None:
     """The error behind a failed group that the user can mend, if it was one."""
     failures = getattr(error, "worker_failures", {}).values()
-    causes = [getattr(failure, "_base_exc", failure) for failure in failures]
-    return next((cause for cause in causes if isinstance(cause, UserError)), None)
+    return next((cause for cause in map(_cause, failures) if isinstance(cause, UserError)), None)
 
 
 def _train_loop(config: dict[str, Any]) -> UserError | None:
     """What Ray Train calls on every worker. Returns an error that the user must mend: to start the group again is no use.
 
-    Of several workers the others may wait for this one: an error that they do not share is raised and ends the group.
+    So it is with all that the start-up finds, on whichever worker. Later the others of several workers may wait for the
+    one with the error, so there it is raised and ends the group.
     """
     context = ray.train.get_context()
     set_threads(config["threads"])
@@ -148,14 +174,26 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     job: SequenceJob = ray.get(config["job"])
     workers = Workers(rank, context.get_world_size(), str(get_device()))
     worker = SequenceWorker(job, workers, queue.put if rank == 0 else lambda event: None)
+    if refused := _refused(worker):
+        return refused
     try:
-        job.store.check_usable()
         worker.run(lambda stage: _report_stage(job.store, stage, rank))
     except UserError as error:
-        if workers.world > 1 and error is not worker.agreed:
+        if workers.world > 1:
             raise
         return error
     return None
+
+
+def _refused(worker: SequenceWorker) -> UserError | None:
+    """Start a worker up together with the others of its group; the first error of theirs that the user must mend."""
+    try:
+        worker.job.store.check_usable()
+        worker.start_up_for_rest()
+        found = None
+    except UserError as error:
+        found = error
+    return next((one for one in worker.workers.gather(found) if one), None)
 
 
 def _report_stage(store: Store, stage: StagePlan, rank: int) -> None:

@@ -47,6 +47,12 @@ def stored_scores(store: Store, plan: Plan, row: int) -> list[Scored]:
     ]
 
 
+def stored_seconds(store: Store, plan: Plan) -> float:
+    """Seconds that the stored cells took; a score that fills several cells counts once."""
+    keys = dict.fromkeys(cell.key for cell in plan.cells)
+    return sum(float(store.read_scores(key)["seconds"]) for key in keys if store.has_scores(key))
+
+
 def stored_matrix(store: Store, plan: Plan, tasks: list[str]) -> AccuracyMatrix:
     """The accuracy matrix as far as the store holds it."""
     rows = dict.fromkeys(cell.stage for cell in plan.cells)

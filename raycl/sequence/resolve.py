@@ -36,12 +36,26 @@ def resolve(preset: str, layers: list[Json], gpus: int = 0, kind: str | None = N
     return _with_precision(spec, gpus)
 
 
+def preset_layer(preset: str, method: str) -> Json:
+    """What a preset sets; with `paper` also the method's published settings for T5 on std-1, the first of the tables.
+
+    Raises SpecError for an unknown preset, ValueError for an unknown method.
+    """
+    layer = PRESETS[_known(preset)]
+    return merge(layer, method_class(method).settings("t5", "std-1")) if preset == "paper" else layer
+
+
 def _preset(preset: str, order: str, gpus: int) -> str:
     """The preset by its name. Raises SpecError for an unknown one."""
     if preset == "auto":
         return "paper" if gpus else "demo" if order == "demo" else "laptop"
+    return _known(preset, "auto, ")
+
+
+def _known(preset: str, others: str = "") -> str:
+    """The name of a preset. Raises SpecError for an unknown one; `others` are the words allowed beside the presets."""
     if preset not in PRESETS:
-        raise SpecError(f"--preset {preset!r}: unknown; allowed: auto, {', '.join(PRESETS)}")
+        raise SpecError(f"--preset {preset!r}: unknown; allowed: {others}{', '.join(PRESETS)}")
     return preset
 
 

@@ -8,20 +8,27 @@ from dataclasses import replace
 
 from raycl.analysis.angles import branch_angles
 from raycl.analysis.views import SequenceView, StageView
-from raycl.sequence.history import stored_matrix
+from raycl.sequence.history import stored_matrix, stored_seconds
 from raycl.sequence.job import SequenceJob
-from raycl.spec import RunSpec
+from raycl.sequence.names import method_words
 from raycl.state.manifest import ADAPTER_MODEL, Manifest
 from raycl.state.stage_state import Branch
 from raycl.state.store import Store
+from raycl.tasks.orders import order_title, order_words
 from raycl.tracking.records import flat
 
 
-def view_of(job: SequenceJob, label: str | None = None, status: str | None = None, angles: bool = True) -> SequenceView:
+def view_of(
+    job: SequenceJob,
+    label: str | None = None,
+    status: str | None = None,
+    angles: bool = True,
+    line: str | None = None,
+) -> SequenceView:
     """Read a sequence, finished or not; nothing is trained.
 
-    `label` none = method, order and seed; `status` none = what the store shows. Without `angles` no tensor is read:
-    `with_angles` does so later.
+    `label` none = method, order and seed; `status` none = what the store shows; `line`, the name that it shares with other
+    sequences in charts, none = the method. Without `angles` no tensor is read: `with_angles` does so later.
     """
     spec, plan, store = job.spec, job.plan, job.store
     matrix = stored_matrix(store, plan, [task.name for task in job.tasks])
@@ -30,14 +37,15 @@ def view_of(job: SequenceJob, label: str | None = None, status: str | None = Non
     done = "finished" if scored == len(plan.stages) else f"{scored} of {len(plan.stages)} stages"
     method = method_words(spec)
     view = SequenceView(
-        label=label or f"{method}, {spec.order}, seed {spec.seed}",
-        method=method,
-        order=spec.order,
+        label=label or f"{method}, {order_title(spec.order)}, seed {spec.seed}",
+        line=line or method,
+        order=order_title(spec.order),
         seed=spec.seed,
-        params=flat(spec.model_dump(mode="json", exclude={"tasks"})),  # the order names them
+        params=flat(spec.model_dump(mode="json", exclude={"tasks"}) | {"order": order_words(spec.order)}),
         matrix=matrix,
         stages=[_stage(store.manifest(stage.key)) for stage in stored],
         status=status or done,
+        scoring=stored_seconds(store, plan),
     )
     return with_angles(view, store) if angles else view
 
@@ -50,12 +58,6 @@ def with_angles(view: SequenceView, store: Store) -> SequenceView:
 def _branch(store: Store, key: str) -> Branch | None:
     """A stage's branch. A part without one, which may be a whole model, stays where it is."""
     return store.read(key).branch if ADAPTER_MODEL in store.manifest(key).files else None
-
-
-def method_words(spec: RunSpec) -> str:
-    """The method's name, with the method it works over."""
-    over = getattr(spec.method, "over", None)
-    return f"{spec.method.name} over {over}" if over else spec.method.name
 
 
 def _stage(manifest: Manifest) -> StageView:

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
-from raycl.errors import UserError
-from raycl.events import Phase, Scored, StageEnd, StageEvent, to_json
+from raycl.events import START_UP, Phase, Scored, StageEnd, StageEvent, to_json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
@@ -27,7 +26,9 @@ from raycl.state.manifest import Provenance
 from raycl.state.stage_state import StagePart, StageState
 from raycl.state.store import Store
 from raycl.train.batches import Encoder
+from raycl.train.engine import start_deepspeed
 from raycl.train.generation import Decoder
+from raycl.train.ops import builds_reported
 from raycl.train.stage import StageRun
 from raycl.train.workers import Workers
 
@@ -61,8 +62,10 @@ class SequenceWorker:
     load: Callable[[ModelSpec, str], LoadedModel] = load_model
     """Gets the base model; a host that runs many sequences in one process keeps it."""
     trained: bool = field(default=False, init=False)
-    agreed: UserError | None = field(default=None, init=False)
-    """An error that all workers raise, so that none waits for another."""
+    _started: set[str] = field(default_factory=set, init=False)
+    """The steps of the start-up that are done."""
+    _start_up: float = field(default=0.0, init=False)
+    """Seconds that it took, until a stage records them."""
 
     def run(self, stage_done: Callable[[StagePlan], None] = lambda stage: None) -> None:
         """Do what the store lacks, the untrained model's row last.
@@ -81,6 +84,33 @@ class SequenceWorker:
                 self._train(stage)
         self.trained = mine
         return self.score(stage.row) or mine
+
+    def start_up_for_rest(self) -> None:
+        """Start up for the first stage or row that the store lacks, if it lacks any; raises as `start_up`."""
+        plan, store = self.job.plan, self.store
+        missing = next((stage.stage for stage in plan.stages if not store.has(stage.key)), None)
+        row = next((cell.stage for cell in plan.cells if not store.has_scores(cell.key)), None)
+        missing, row = self._agreed((missing, row))
+        if missing is not None or row is not None:
+            self.start_up(missing or row or 0, trains=missing is not None)
+
+    def start_up(self, stage: int, trains: bool = True) -> None:
+        """Load the model and, if the worker `trains`, start DeepSpeed, each once: no part of what `stage` costs.
+
+        Raises UserError for a model that cannot be loaded and for an op of DeepSpeed's that cannot be built.
+        """
+        device = self.workers.device
+        steps: dict[str, Callable[[], object]] = {"loading the model": lambda: self.model}
+        if trains:
+            builds = "" if device == "cpu" else ", building its ops where they are missing"
+            steps[f"starting DeepSpeed{builds}"] = lambda: start_deepspeed(device)
+        for name, step in steps.items():
+            if name not in self._started:
+                started = time.perf_counter()
+                self.report(Phase(stage, name, 0, 1))
+                step()
+                self._started.add(name)
+                self._start_up += time.perf_counter() - started
 
     @contextmanager
     def _right_to_make(self, stage: StagePlan) -> Iterator[bool]:
@@ -104,25 +134,9 @@ class SequenceWorker:
 
     @cached_property
     def model(self) -> LoadedModel:
-        """The base model, loaded once for all stages.
-
-        Raises UserError, on all workers or on none, if it cannot be read or the run cannot use it.
-        """
-        found = self._load()
-        everyone = self.workers.gather(found if isinstance(found, UserError) else None)
-        problems = [problem for problem in everyone if problem is not None]
-        if problems or isinstance(found, UserError):
-            self.agreed = problems[0]
-            raise problems[0]
-        return found
-
-    def _load(self) -> LoadedModel | UserError:
-        """The base model, or why this worker cannot use it."""
-        try:
-            loaded = self.load(self.job.spec.model, self.workers.device)
-            require_ready(loaded, self._encoder(loaded), self.job.spec, self.job.tasks)
-        except UserError as error:
-            return error
+        """The base model, loaded once for all stages. Raises UserError if it cannot be read or this run cannot use it."""
+        loaded = self.load(self.job.spec.model, self.workers.device)
+        require_ready(loaded, self._encoder(loaded), self.job.spec, self.job.tasks)
         return loaded
 
     @cached_property
@@ -140,6 +154,7 @@ class SequenceWorker:
 
     def _train(self, stage: StagePlan) -> None:
         """Run one stage and publish it."""
+        self.start_up(stage.stage)
         run = StageRun(
             model=self.model,
             method=build(self.job.spec.method, self._info(stage.stage)),
@@ -151,13 +166,16 @@ class SequenceWorker:
             report=self.report,
             partial=StagePartial(self.store, stage.key) if self.job.spec.train.checkpoint_every else None,
         )
-        part = run.run()
+        with builds_reported():
+            part = run.run()
         if self.workers.rank == 0:
             self._publish(stage, run, part)
+        self._start_up = 0.0
         self.workers.barrier()
 
     def _publish(self, stage: StagePlan, run: StageRun, part: StagePart) -> None:
-        end = StageEnd(stage.stage, stage.task, stage.key, False, run.seconds, run.method.measures())
+        seconds = {**run.seconds, **({START_UP: self._start_up} if self._start_up else {})}
+        end = StageEnd(stage.stage, stage.task, stage.key, False, seconds, run.method.measures())
         adapter = None
         if part.branch is not None:
             adapter = adapter_config(self.model.backbone, part.branch, self.model.name)
@@ -165,7 +183,7 @@ class SequenceWorker:
             "workers": self.workers.world,
             "device": self.workers.device,
             "process": os.getpid(),
-            "seconds": run.seconds,
+            "seconds": seconds,
             "trainable_parameters": run.trainable,
             "model": self.model.record,
         }
@@ -199,6 +217,8 @@ class SequenceWorker:
     def score(self, row: int) -> bool:
         """Score the missing cells of one row, state by state: one, unless the task id is at hand. Whether there were any."""
         cells = self._agreed([cell for cell in self.job.plan.cells_of(row) if not self.store.has_scores(cell.key)])
+        if cells:
+            self.start_up(row, trains=False)
         done = 0
         for state, group in groupby(cells, key=lambda cell: cell.state):
             with self._served(state) as method:

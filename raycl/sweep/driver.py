@@ -12,6 +12,7 @@ from raycl.report.sweeps import SweepTerminal
 from raycl.sequence.chronicle import Chronicle
 from raycl.sequence.driver import Options
 from raycl.sequence.history import Missing
+from raycl.sequence.names import run_title
 from raycl.sequence.plan import StagePlan
 from raycl.state.store import Store
 from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
@@ -78,10 +79,12 @@ class SweepDriver:
         """The trial's chronicle, which writes its MLflow run; what an earlier driver recorded is read back."""
         if trial.id not in self.opened:
             uri, experiment = self.options.tracking, self.options.experiment
-            resumed = Resumed(self.record.run_id or None, trial.run_id or None)
-            tracker = Tracker(uri, experiment, f"{self.folder.name}-{trial.number:03d}", resumed)
-            chronicle = Chronicle(self.plan.job(trial.point), [tracker])
-            chronicle.start(Missing.of(chronicle.job.plan, self.store))
+            resumed = Resumed(self.record.run_id or None, trial.run_id or None, part_of="sweep")
+            job = self.plan.job(trial.point)
+            tracker = Tracker(uri, experiment, run_title(job.spec, trial.words), resumed)
+            chronicle = Chronicle(job, [tracker])
+            places = {"store": self.store.uri, "output": str(self.folder)}
+            chronicle.start(Missing.of(chronicle.job.plan, self.store), places)
             trial.run_id = tracker.run_id
             for row in trial.rows:
                 chronicle.catch_up_stage(chronicle.job.plan.stages[row["stage"] - 1], cached=not row["trained"])

@@ -21,7 +21,7 @@ from raycl.state.keys import content_key
 from raycl.sweep.spaces import Point, Space, load_space
 from raycl.sweep.trials import TrialSettings
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import DEFAULT_ORDER, resolve_order
+from raycl.tasks.orders import DEFAULT_ORDER, order_title, resolve_order
 from raycl.tasks.task import Task
 
 TRIALS = 20
@@ -112,6 +112,11 @@ class SweepPlan:
         shared = self.trial.model_dump(mode="json", include={"preset", "layers", "workers", "store"})
         spec = self.example.model_dump(mode="json")
         return {"space": {"dimensions": dimensions, "first": self.space.first}, **dumped, **shared, "example": spec}
+
+    @property
+    def title(self) -> str:
+        """The sweep as a heading."""
+        return f"Sweep of {Path(self.space.path).stem} on {order_title(self.example.order)}"
 
     def name(self) -> str:
         """A readable name that two different sweeps never share."""

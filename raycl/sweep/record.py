@@ -44,6 +44,12 @@ class TrialRecord(Strict):
         return gathered(self.point)
 
     @property
+    def words(self) -> str:
+        """Its number and its settings, as a name."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.params.items())
+        return f"trial {self.number:03d} ({settings})"
+
+    @property
     def ap(self) -> float | None:
         """AP after the last finished stage."""
         return self.rows[-1]["AP"] if self.rows else None

@@ -14,8 +14,10 @@ from raycl.analysis.views import TrialView
 from raycl.errors import SpecError
 from raycl.events import Status, status_of
 from raycl.files import Json, write_text
-from raycl.report.sweeps import SweepTerminal, setting_text, write_csv
+from raycl.report.plan import settings_words
+from raycl.report.sweeps import SweepTerminal, page_rows, write_csv
 from raycl.sequence.driver import Options
+from raycl.sequence.job import known_environment
 from raycl.sequence.preflight import check_model, check_workers
 from raycl.sequence.sharing import sharing
 from raycl.sequence.views import view_of
@@ -24,8 +26,8 @@ from raycl.sweep.driver import SweepDriver
 from raycl.sweep.plan import SweepPlan, SweepRequest, plan_sweep
 from raycl.sweep.record import SweepRecord
 from raycl.tasks.orders import order_words
+from raycl.tracking.records import About
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import mlflow_ui_command
 from raycl.tracking.tracker import GroupTracker
 
 MOST_VIEWS = 12
@@ -55,8 +57,11 @@ def run_sweep(
     check_model(plan.example)
     check_workers(plan.example, plan.settings.workers)
     record = _record(plan, folder, store, request.resume)
-    group = GroupTracker(options.tracking, options.experiment, folder.name, Resumed(run_id=record.run_id or None))
-    record.run_id = group.start("sweep", record.settings)
+    name = f"{plan.title} · {folder.name}"
+    resumed = Resumed(run_id=record.run_id or None, part_of="sweep")
+    group = GroupTracker(options.tracking, options.experiment, name, resumed)
+    about = About(f"{plan.title}. Output: {folder}. Store: {store.uri}.", known_environment())
+    record.run_id = group.start(record.settings, about)
     record.save(folder)
     driver = SweepDriver(plan, record, store, folder, options, terminal)
     status: Status = "FINISHED"
@@ -70,7 +75,7 @@ def run_sweep(
         outputs = _write(plan, record, folder)
         # A step that grows: a resumed sweep writes its measures anew.
         group.finish(_measures(record), record.sharing.needed, list(outputs.values()), status)
-    _show(plan, record, store, folder, terminal, mlflow_ui_command(group.uri))
+    _show(plan, record, store, folder, terminal, group.places)
     return SweepResult(record, outputs)
 
 
@@ -103,12 +108,24 @@ def _run(plan: SweepPlan, driver: SweepDriver) -> None:
 
     record, terminal = driver.record, driver.terminal
     counts = None if plan.keys is None else sharing(plan.keys, record.stored).to_json()
-    words = f"{plan.search}, scheduler {plan.settings.scheduler}"
-    terminal.plan(words, plan.trials, plan.stages, counts, trials_at_once(plan))
+    search = f"{plan.search}, scheduler {plan.settings.scheduler}, {trials_at_once(plan)} at once"
+    facts = _facts(plan) | {"store": driver.store.uri, "output": str(driver.folder)}
+    terminal.plan(f"{plan.trials:,} trials x {plan.stages} stages, {search}", counts, facts)
     if record.trials:
         terminal.resumed(sum(trial.status != "running" for trial in record.trials))
     run_trials(plan, record.tune, driver.handle)
     driver.settle()
+
+
+def _facts(plan: SweepPlan) -> dict[str, str]:
+    """What all trials have in common, what they differ in, and what each runs on."""
+    varied = list(dict.fromkeys(name.partition("[")[0] for name in plan.space.dimensions))
+    fields = {"method": ("method.name", "method.over"), "model": ("model.name",), "learning rate": ("train.lr",)}
+    shared = settings_words(plan.example.model_dump(mode="json"))
+    known = {name: text for name, text in shared.items() if not set(fields[name]) & set(varied)}
+    workers = plan.settings.workers
+    device = f"{plan.trial.device}, {workers} {'worker' if workers == 1 else 'workers'} a trial"
+    return known | {"varied": ", ".join(varied), "device": device}
 
 
 def leaderboard_rows(record: SweepRecord) -> list[Json]:
@@ -136,15 +153,10 @@ def _write(plan: SweepPlan, record: SweepRecord, folder: Path) -> dict[str, Path
         outputs["best.yaml"] = write_text(folder / "best.yaml", yaml.safe_dump(spec, sort_keys=False))
     views = []
     for trial in [one for one in ranked if one.rows][:MOST_VIEWS]:
-        views.append(view_of(plan.job(trial.point), f"trial {trial.number}", trial.status))
+        name = f"trial {trial.number}"
+        views.append(view_of(plan.job(trial.point), name, trial.status, line=name))
     trials = [TrialView(f"trial {one.number}", _plain(one.params), one.ap, len(one.rows), one.status) for one in ranked]
-    shown = [
-        {name: row[name] for name in ("rank", "trial", "AP", "FT", "done", "status")}
-        | {name.removeprefix("method."): setting_text(value) for name, value in row["params"].items()}
-        for row in rows
-    ]
-    title = f"Sweep of {Path(plan.space.path).stem} on {order_words(plan.example.order)}"
-    outputs["report.html"] = write_html(folder / "report.html", title, views, shown, trials)
+    outputs["report.html"] = write_html(folder / "report.html", plan.title, views, page_rows(rows), trials)
     return outputs
 
 
@@ -163,10 +175,10 @@ def _measures(record: SweepRecord) -> dict[str, float]:
 
 
 def _show(
-    plan: SweepPlan, record: SweepRecord, store: Store, folder: Path, terminal: SweepTerminal, mlflow: str
+    plan: SweepPlan, record: SweepRecord, store: Store, folder: Path, terminal: SweepTerminal, mlflow: dict[str, str]
 ) -> None:
     """Print the end of a sweep."""
-    paths = {"outputs": str(folder), "store": store.uri, "MLflow": mlflow}
+    paths = {"outputs": str(folder), "store": store.uri, **mlflow}
     if (folder / "best.yaml").is_file():
         order, config = shlex.quote(order_words(plan.example.order)), shlex.quote(str(folder / "best.yaml"))
         where = shlex.quote(store.uri)

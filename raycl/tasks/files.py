@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,24 @@ from raycl.tasks.rows import checked_text, complaint, shorten
 _RESTORE = "restore the file from its source"
 
 
+@dataclass(frozen=True)
+class Lines:
+    """The rows of JSON lines, each with its place."""
+
+    rows: list[tuple[str, Any]]
+
+
 class Reader:
     """Reads the files of one task below `root` and remembers their hashes.
 
     `hashes` maps each file read, relative to `root`, to the SHA-256 of its bytes as stored (compressed or not).
+    `read_as` maps each file that is not of the form that its name says to the form that it was read as.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.hashes: dict[str, str] = {}
+        self.read_as: dict[str, str] = {}
 
     def name(self, path: Path) -> str:
         """The path relative to the root, with forward slashes."""
@@ -49,13 +59,24 @@ class Reader:
         """The value in a JSON file. Raises DataError."""
         return _parse(self.text(path), str(path))
 
-    def json_lines(self, path: Path) -> list[tuple[str, Any]]:
-        """(place, value) of each line that is not blank. Raises DataError at the first line that is not JSON."""
-        # Not splitlines(): JSON texts may hold U+2028 and other characters that Python takes for line ends.
-        lines = enumerate(self.text(path).split("\n"), start=1)
-        return [
-            (f"{path}, line {number}", _parse(line, f"{path}, line {number}")) for number, line in lines if line.strip()
-        ]
+    def content(self, path: Path) -> Any:
+        """What a file of rows holds, whatever its name ends in: `Lines`, or the one JSON value in it. Raises DataError.
+
+        More than one value makes JSON lines; a file named so is one JSON value only where it opens as a list.
+        """
+        text, named_lines = self.text(path), ".jsonl" in path.suffixes
+        if named_lines and not text.lstrip().startswith("["):
+            return _lines(text, path)
+        try:
+            value = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+            if several and not named_lines:
+                self.read_as[self.name(path)] = "JSON lines"
+            return _lines(text, path) if several or named_lines else _parse(text, str(path))
+        if named_lines:
+            self.read_as[self.name(path)] = "one JSON list"
+        return value
 
     def labels(self, path: Path) -> tuple[str, ...]:
         """The label set in a `labels.json`: a list of at least two different texts. Raises DataError."""
@@ -66,6 +87,13 @@ class Reader:
         if len(set(labels)) != len(labels):
             raise complaint(str(path), "a label stands twice", "different labels", "remove the repeated label")
         return labels
+
+
+def _lines(text: str, path: Path) -> Lines:
+    """Each line that is not blank, with its place. Raises DataError at the first one that is not JSON."""
+    # Not splitlines(): JSON texts may hold U+2028 and other characters that Python takes for line ends.
+    numbered = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1))
+    return Lines([(where, _parse(line, where)) for where, line in numbered if line.strip()])
 
 
 def _parse(text: str, where: str) -> Any:

@@ -6,20 +6,21 @@
 | o-lora | `<category>/<Task>/{train,test,labels}.json` |
 | gainlora | `Long_Sequence/<task>/{train,test,labels}.json`, `SuperNI/<task>/{train,test}.json` |
 
+Whether a file of rows is JSON lines or one JSON value is told by its content; the record says where the name says another.
 The folder may be the published `CL_Benchmark` folder or its parent. Only the train and the test file are opened:
 `dev.json` is a copy of `test.json` in the published data, so nothing may be trained or selected on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from raycl.tasks.catalogue import TaskInfo
-from raycl.tasks.files import Reader
+from raycl.tasks.files import Lines, Reader
 from raycl.tasks.rows import (
     RawTask,
     Row,
@@ -68,9 +69,10 @@ def load_folder(root: Path, info: TaskInfo) -> RawTask:
     reader = Reader(root)
     labels = _labels(reader, place, info)
     parse = _Parser(info, labels)
-    read = _gainlora_split if place.layout == "gainlora" else _plain_split
-    train, test = gather([partial(read, reader, place.train, parse), partial(read, reader, place.test, parse)])
-    return RawTask(place.layout, _style(place.layout, info), labels, train, test, reader.hashes)
+    items = _instances if place.layout == "gainlora" else _listed
+    train, test = gather([partial(_split, reader, path, items, parse) for path in (place.train, place.test)])
+    details = {"read_as": reader.read_as} if reader.read_as else {}
+    return RawTask(place.layout, _style(place.layout, info), labels, train, test, reader.hashes, details)
 
 
 def _style(layout: Layout, info: TaskInfo) -> Style:
@@ -114,19 +116,22 @@ def _labels(reader: Reader, place: Place, info: TaskInfo) -> tuple[str, ...] | N
     return ("yes", "no") if qqp else labels
 
 
-def _plain_split(reader: Reader, path: Path, parse: _Parser) -> Split:
-    """Rows of a JSON-lines file, or of a file with one JSON list."""
-    if path.suffix != ".json":
-        return collect(reader.json_lines(path), parse, str(path))
-    value = reader.json(path)
+def _split(reader: Reader, path: Path, items: Callable[[Any, Path], list[Any]], parse: _Parser) -> Split:
+    """Rows of JSON lines, or what `items` finds in the one JSON value of the file."""
+    content = reader.content(path)
+    places = content.rows if isinstance(content, Lines) else _numbered(items(content, path), path)
+    return collect(places, parse, str(path))
+
+
+def _listed(value: Any, path: Path) -> list[Any]:
+    """The rows of a JSON list."""
     if not isinstance(value, list):
         raise complaint(str(path), f"got {shorten(value)}", "a JSON list of rows", "restore the file from its source")
-    return collect(_numbered(value, path), parse, str(path))
+    return value
 
 
-def _gainlora_split(reader: Reader, path: Path, parse: _Parser) -> Split:
+def _instances(value: Any, path: Path) -> list[Any]:
     """Rows of a JSON object with `Definition` and `Instances`; the definition is added to each row."""
-    value = reader.json(path)
     instances = value.get("Instances") if isinstance(value, dict) else None
     if not isinstance(instances, list):
         raise complaint(
@@ -135,8 +140,7 @@ def _gainlora_split(reader: Reader, path: Path, parse: _Parser) -> Split:
     definition = value.get("Definition")
     if isinstance(definition, list):
         definition = definition[0] if definition else ""
-    items = [item | {"definition": definition} if isinstance(item, dict) else item for item in instances]
-    return collect(_numbered(items, path), parse, str(path))
+    return [item | {"definition": definition} if isinstance(item, dict) else item for item in instances]
 
 
 def _numbered(items: list[Any], path: Path) -> Iterator[tuple[str, Any]]:

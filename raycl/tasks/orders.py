@@ -25,6 +25,11 @@ def _task_of_number(number: int) -> str:
     return next(name for name in TASKS if name.startswith(f"task{number:03d}_"))
 
 
+def _number(name: str) -> str:
+    """The number of a SuperNI task: `task1572` of `task1572_samsum_summary`."""
+    return name.partition("_")[0]
+
+
 _SNI_1 = (1572, 363, 1290, 181, 2, 1510, 639, 1729, 73, 1590, 748, 511, 591, 1687, 875)
 _SNI_2 = (748, 73, 1590, 639, 1572, 1687, 591, 363, 1510, 1729, 181, 511, 2, 1290, 875)
 
@@ -111,7 +116,8 @@ def _unknown(text: str, unknown: list[str]) -> str:
         f"order: {text!r} is not known (unknown: {', '.join(map(repr, unknown))}){guess}\n"
         f"  allowed: an id ({', '.join(ORDERS)}), a number 1 to 6 (AM-LoRA's orders), or tasks joined by commas\n"
         f"  tasks: {', '.join(name for name, info in TASKS.items() if info.suite != 'superni')}, "
-        f"or a SuperNI task by name or number ({', '.join(BENCHMARKS['superni'][:2])}, ...)\n"
+        f"or one of the {len(BENCHMARKS['superni'])} SuperNI tasks by name or number "
+        f"({', '.join(map(_number, BENCHMARKS['superni']))}; docs/orders-and-data.md has the names)\n"
         "  next step: choose one of these, e.g. `--order std-1` or `--order dbpedia,amazon`"
     )
 
@@ -121,6 +127,15 @@ def _nearest(name: str) -> str | None:
     known = [*ORDERS, *TASKS]
     matches = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def order_title(order: str) -> str:
+    """An order's id as a heading: a name, or the tasks of one's own order; of more than four the first and the last."""
+    if not order.startswith(CUSTOM):
+        return order
+    tasks = order_words(order).split(",")
+    named = tasks if len(tasks) <= 4 else [*tasks[:2], "...", f"{tasks[-1]} ({len(tasks)} tasks)"]
+    return ", ".join(named)
 
 
 def order_words(order: str) -> str:

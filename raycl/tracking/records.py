@@ -5,16 +5,49 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from raycl.events import PlannedStage, StageEnd, Step
+from raycl.events import PlannedStage, SequenceStart, StageEnd, Step
+from raycl.files import Json
 from raycl.spec import at_stage
 
 LONGEST_PARAM = 500
 """Characters of a param's value shown as they are; a longer value is shown by its hash (spec.json has it in full)."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What MLflow shows of a run beside its params: a description, and what it was made with."""
+
+    note: str
+    """Markdown."""
+    environment: Json
+    """As `SequenceStart.environment`."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Description, program and git commit (where it is known) in MLflow's own tags."""
+        git = self.environment.get("git") or {}
+        changed = " The source differed from its commit." if git.get("dirty") else ""
+        commit = {"mlflow.source.git.commit": git["commit"]} if git else {}
+        program = Path(sys.argv[0]).name
+        source = "raycl" if program == "__main__.py" else program
+        tags = {"mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
+        return {**tags, **commit, "mlflow.note.content": self.note + changed}
+
+
+def sequence_note(event: SequenceStart) -> str:
+    """A sequence in words: method, model, tasks with their numbers, and where things are."""
+    spec = event.spec
+    over = f" over {spec['method']['over']}" if spec["method"].get("over") else ""
+    tasks = ", ".join(f"{number} {task}" for number, task in enumerate(spec["tasks"], start=1))
+    places = "".join(f" {name.capitalize()}: {place}." for name, place in event.places.items())
+    return f"{spec['method']['name']}{over} on {spec['model']['name']}, seed {spec['seed']}. Tasks: {tasks}.{places}"
 
 
 @dataclass
@@ -60,7 +93,8 @@ def stage_params(spec: Mapping[str, Any], planned: PlannedStage | None, stage: i
     examples = {} if planned is None else {"train_examples": planned.train, "test_examples": planned.test}
     train = {name: at_stage(value, stage) for name, value in spec.get("train", {}).items()}
     shared = {name: spec[name] for name in ("order", "seed", "method")}
-    return flat({"stage": stage, "task": spec["tasks"][stage - 1], **examples, **shared, "train": train})
+    task = spec["tasks"][stage - 1] if planned is None else planned.task
+    return flat({"stage": stage, "task": task, **examples, **shared, "train": train})
 
 
 def as_name(text: str) -> str:

@@ -6,23 +6,27 @@ every call to MLflow goes through an `Outbox`, which makes it once MLflow answer
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from raycl.events import Dataset
 from raycl.tracking.outbox import Outbox
 from raycl.tracking.records import RunRecord
-from raycl.tracking.server import connect, exists, passing, resolve_uri
+from raycl.tracking.server import connect, exists, mlflow_ui_command, passing, resolve_uri
 
 log = logging.getLogger(__name__)
 FLUSH_METRICS = 500
 """Metrics gathered before they are sent; MLflow takes at most 1000 in one call."""
 FLUSH_SECONDS = 5.0
 """Longest time a metric waits for others before it is sent."""
+DIGEST = 36
+"""Characters of a dataset's digest that MLflow takes."""
 BATCH_PARAMS = 100
 """Params MLflow takes in one call."""
 
@@ -35,6 +39,8 @@ class Resumed:
     """Id of the run above it, a comparison's or a sweep's; none = it stands alone."""
     run_id: str | None = None
     """Id of the run to go on with; none = a new one."""
+    part_of: Literal["sequence", "sweep", "comparison"] = "sequence"
+    """What was asked for, of which the run is all or a part: the tag `raycl.experiment`."""
 
 
 NEW_RUN = Resumed()
@@ -59,6 +65,11 @@ class Runs:
         """The id of the run; empty until MLflow has answered."""
         return self._parent.id
 
+    @property
+    def places(self) -> dict[str, str]:
+        """`MLflow` -> the command that opens the runs in a browser; empty where no call has recorded any."""
+        return {"MLflow": mlflow_ui_command(self.uri)} if self.run_id or self._resumed.run_id else {}
+
     def _open_parent(self, tags: Mapping[str, str]) -> None:
         """Connect, then resume the run or make one."""
         self._client, self._experiment_id = connect(self.uri, self.experiment)
@@ -66,8 +77,29 @@ class Runs:
         if run_id and exists(self._client, run_id):
             self._resume(self._parent, run_id)
             return
-        tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        tags = {**tags, **self._experiment_tag, **({"mlflow.parentRunId": parent} if parent else {})}
         self._parent.id = self._client.create_run(self._experiment_id, tags=tags, run_name=self.run_name).info.run_id
+
+    @property
+    def _experiment_tag(self) -> dict[str, str]:
+        return {"raycl.experiment": self._resumed.part_of}
+
+    def _inputs(self, run: RunRecord, datasets: Sequence[Dataset]) -> None:
+        self._call("the data of a run", run, lambda run_id: self._log_inputs(run_id, datasets))
+
+    def _log_inputs(self, run_id: str, datasets: Sequence[Dataset]) -> None:
+        """Name the data that a run reads; MLflow keeps each once, also where a run is gone on with."""
+        from mlflow.entities import Dataset as Named
+        from mlflow.entities import DatasetInput, InputTag
+
+        inputs = []
+        for one in datasets:
+            source, rows = json.dumps(one.source, ensure_ascii=False), json.dumps({"num_rows": one.rows})
+            named = Named(f"{one.task} ({one.split})", one.digest[:DIGEST], "raycl", source, profile=rows)
+            context = "training" if one.split == "train" else "testing"
+            inputs.append(DatasetInput(named, [InputTag("mlflow.data.context", context)]))
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
 
     def _resume(self, run: RunRecord, run_id: str) -> None:
         """Go on with an existing run; it keeps its points."""
@@ -95,9 +127,15 @@ class Runs:
 
         params = {name.replace("[", ".").replace("]", ""): value for name, value in params.items()}
         known = self._client.get_run(run_id).data.params
-        changed = sorted(name for name, value in params.items() if known.get(name, value) != value)
+        changed = [
+            f"{name} {known[name]} (now {value})" for name, value in params.items() if known.get(name, value) != value
+        ]
         if changed:
-            log.warning("MLflow: resumed run %s keeps its first value of %s", run_id, ", ".join(changed))
+            log.warning(
+                "MLflow: run %s is gone on with, and its params stay those it was begun with: %s; spec.json has today's",
+                run_id,
+                ", ".join(sorted(changed)),
+            )
         new = [Param(name, value) for name, value in params.items() if name not in known]
         for first in range(0, len(new), BATCH_PARAMS):
             self._client.log_batch(run_id, params=new[first : first + BATCH_PARAMS])

@@ -11,7 +11,7 @@ import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
@@ -37,18 +37,30 @@ ENVIRONMENT = {
 
 def default_uri() -> str:
     """The tracking URI when none is given: MLFLOW_TRACKING_URI, else a database in RAYCL_HOME (~/.raycl)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home() / "mlflow.db")
+
+
+def sqlite_uri(database: Path, query: str = "") -> str:
+    """The URI of a SQLite database at an absolute path; what a URI would take for its own (`?`, `%`) is quoted.
+
+    `query` is what stands behind the path in a URI, without its question mark.
+    """
+    path = str(database).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" + (f"?{query}" if query else "")
 
 
 def resolve_uri(uri: str | None) -> str:
-    """`uri` (none = `default_uri`) with a SQLite path made absolute, so that it means the same in every folder."""
+    """`uri` (none = `default_uri`) with a SQLite path made absolute, so that it means the same in every folder.
+
+    Raises SpecError for one that is no URI.
+    """
     uri = uri or default_uri()
     if "://" not in uri and uri != "databricks":
         raise SpecError(
             f"tracking URI {uri!r}: allowed are sqlite:///<file>, http(s)://<host>:<port>, and MLflow's others"
         )
     database = _sqlite_file(uri)
-    return f"sqlite:///{database}" if database else uri
+    return sqlite_uri(database, uri.partition("?")[2]) if database else uri
 
 
 def mlflow_ui_command(uri: str) -> str:
@@ -88,6 +100,9 @@ def _experiment(client: Any, name: str, artifact_folder: str | None) -> str:
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    for tag, value in EXPERIMENT_TAGS.items():
+        if tag not in found.tags:
+            client.set_experiment_tag(found.experiment_id, tag, value)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
@@ -112,5 +127,7 @@ def passing(error: BaseException) -> bool:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    """The absolute path of a SQLite URI's database; none for other URIs."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    """The absolute path of a SQLite URI's database; none for other URIs. The inverse of `sqlite_uri`."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute()

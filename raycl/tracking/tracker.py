@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
+    Dataset,
     Event,
     PlannedStage,
     RowDone,
@@ -19,7 +20,17 @@ from raycl.events import (
     Step,
 )
 from raycl.files import Json
-from raycl.tracking.records import RunRecord, as_name, end_metrics, flat, shared_tags, stage_params, step_metrics
+from raycl.tracking.records import (
+    About,
+    RunRecord,
+    as_name,
+    end_metrics,
+    flat,
+    sequence_note,
+    shared_tags,
+    stage_params,
+    step_metrics,
+)
 from raycl.tracking.runs import NEW_RUN, Resumed, Runs
 
 
@@ -34,6 +45,7 @@ class Tracker(Runs):
         self._spec: Json = {}
         self._plan: dict[int, PlannedStage] = {}
         self._children: dict[int, RunRecord] = {}
+        self._data: tuple[Dataset, ...] = ()
 
     def handle(self, event: Event) -> None:
         """Record one event; `Phase` has no place in MLflow and is passed over."""
@@ -58,8 +70,11 @@ class Tracker(Runs):
         """Open the run, or resume it, and record the spec."""
         self._spec, self._plan = event.spec, {stage.stage: stage for stage in event.stages}
         tags = {"raycl.kind": "sequence", "raycl.stages": str(len(event.spec["tasks"])), **shared_tags(event.spec)}
+        tags |= About(sequence_note(event), event.environment).tags
+        self._data = event.data
         self._outbox.send("the run of the sequence", lambda: self._open_parent(tags))
         self._params(self._parent, flat(event.spec))
+        self._inputs(self._parent, event.data)
         self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, event.spec, "spec.json"))
 
     def _end_sequence(self, event: SequenceEnd) -> None:
@@ -74,10 +89,16 @@ class Tracker(Runs):
         """The run of a stage, opened at its first event."""
         if stage not in self._children:
             self._children[stage] = child = RunRecord()
-            task = self._spec["tasks"][stage - 1]
+            tasks = self._tasks(stage)
+            task = self._plan[stage].task if stage in self._plan else "+".join(tasks)
             self._call(f"the run of stage {stage}", self._parent, lambda _: self._open_child(child, stage, task))
             self._params(child, stage_params(self._spec, self._plan.get(stage), stage))
+            self._inputs(child, [one for one in self._data if one.split == "train" and one.task in tasks])
         return self._children[stage]
+
+    def _tasks(self, stage: int) -> list[str]:
+        """The tasks that a stage trains on: its own, or all of them where one stage is the whole sequence."""
+        return self._spec["tasks"] if len(self._plan) == 1 else [self._spec["tasks"][stage - 1]]
 
     def _open_child(self, child: RunRecord, stage: int, task: str) -> None:
         """Resume the parent's run of this stage or make one."""
@@ -87,10 +108,9 @@ class Tracker(Runs):
             self._resume(child, found[0].info.run_id)
             return
         tags = {"mlflow.parentRunId": self.run_id, "raycl.kind": "stage", "raycl.stage": str(stage), "raycl.task": task}
-        name = f"{stage:02d} {task}"
-        child.id = self._client.create_run(
-            self._experiment_id, tags=tags | shared_tags(self._spec), run_name=name
-        ).info.run_id
+        tags |= shared_tags(self._spec) | self._experiment_tag
+        name = f"{stage:02d} {task} · {self.run_name}"
+        child.id = self._client.create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
 
     def _end_stage(self, event: StageEnd) -> None:
         """Record a stage's log (where it comes along), durations, gauges and key, and close its run."""
@@ -109,12 +129,10 @@ class GroupTracker(Runs):
     The sequences' own runs name it as their parent: `Resumed(parent=group.run_id)`.
     """
 
-    def start(self, kind: str, settings: Json) -> str:
-        """Open the run, or resume it, and record the settings; returns the run's id (empty in an outage).
-
-        `kind` is the tag `raycl.kind`: comparison, sweep.
-        """
-        self._outbox.send(f"the run of the {kind}", lambda: self._open_parent({"raycl.kind": kind}))
+    def start(self, settings: Json, about: About) -> str:
+        """Open the run, or resume it, and record the settings; returns the run's id (empty in an outage)."""
+        kind = self._resumed.part_of
+        self._outbox.send(f"the run of the {kind}", lambda: self._open_parent({"raycl.kind": kind, **about.tags}))
         self._params(self._parent, flat(settings))
         self._call("settings.json", self._parent, lambda run: self._client.log_dict(run, settings, "settings.json"))
         return self.run_id

@@ -6,8 +6,10 @@ keep fp32 precision at every ZeRO stage. The optimizer is torch's AdamW.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.spec import TrainSpec
+from raycl.train.ops import builds_reported, own_programs_first
 from raycl.train.workers import Workers
 
 
@@ -45,7 +48,7 @@ class Engine:
         bf16: bool,
         workers: Workers,
     ) -> None:
-        deepspeed = _deepspeed(workers.device)
+        deepspeed = start_deepspeed(workers.device)
         _plain_strides(module)
         self.parameters = list(parameters)
         self.zero = train.zero_stage
@@ -133,19 +136,26 @@ def _config(train: TrainSpec, shape: BatchShape, bf16: bool, largest: int) -> di
     }
 
 
-def _deepspeed(device: str) -> Any:
-    """Import DeepSpeed for `device` and make sure a process group stands."""
+def start_deepspeed(device: str) -> Any:
+    """Import DeepSpeed for `device` and make sure a process group stands; the module.
+
+    The first call in a process takes seconds, on a GPU minutes where an op has to be built. Raises SetupError for a build
+    that fails.
+    """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    import deepspeed
+    own_programs_first()
+    # DeepSpeed prints, and its loggers write, to what is standard output while it is imported: that is for results.
+    with builds_reported(), contextlib.redirect_stdout(sys.stderr):
+        import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if device == "cpu":
-        compile_nothing()
-    backend = "gloo" if device == "cpu" else "nccl"
-    _process_group(backend)
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        if device == "cpu":
+            compile_nothing()
+        backend = "gloo" if device == "cpu" else "nccl"
+        _process_group(backend)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return deepspeed
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from raycl.methods.o_lora import OLora
 from raycl.state.store import Store
 from tests.kit.cli import invoke
 
@@ -126,11 +127,24 @@ def test_fields_lists_every_field_of_a_method(method: str | None) -> None:
     assert ("method.gate_hidden" in result.stdout) == (method is None)
 
 
+def test_fields_show_what_a_preset_makes_of_them() -> None:
+    """Beside the default, and only where the preset sets the field; `paper` with the method's published settings."""
+    result = invoke("fields", ["o_lora", "--preset", "laptop"])
+    assert result == invoke("run", ["--fields", "--method", "o_lora", "--preset", "laptop"])
+    lines = {line.split()[0]: line for line in result.stdout.splitlines() if line.startswith("  ")}
+    assert lines["data.train_examples"].endswith("default None; preset laptop 256]")
+    assert lines["train.warmup"].endswith("default 0.0]")
+    paper = invoke("fields", ["o_lora", "--preset", "paper"]).stdout
+    published = OLora.settings("t5", "std-1")["train"]["lr"]
+    assert f"default 0.0005; preset paper {published!r}]" in paper
+    assert "allowed: laptop, paper, demo" in invoke("fields", ["o_lora", "--preset", "fast"]).stderr
+
+
 def test_fields_of_an_unknown_method_are_refused() -> None:
-    """With the nearest name."""
+    """With the nearest name, set apart from the list of all."""
     result = invoke("fields", ["olora"])
     assert (result.code, result.stdout) == (2, "")
-    assert "did you mean 'o_lora'?" in result.stderr
+    assert "unknown method (did you mean 'o_lora'?); allowed: seq_ft," in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,10 @@ def test_one_bad_sequence_does_not_stop_the_table(ended: Ended) -> None:
     assert ended.result.failed == 1
     assert "Comparison: 4 methods on 4 pairs of order and seed: 16 sequences, 0 in the store, 16 to run" in ended.shown
     assert "1 of 16 sequences failed:" in ended.shown
+    assert (
+        f"output   {ended.place.root / 'out'}" in ended.shown
+        and f"store    {ended.place.root / 'store'}" in ended.shown
+    )
     assert "ZeroDivisionError: cut off" in ended.shown
     assert {line.label: line.n for line in ended.result.board.lines} == {
         "o_lora": 4,
@@ -144,13 +148,17 @@ def test_mlflow_holds_comparison_sequences_and_stages(ended: Ended) -> None:
     known = json.loads((ended.place.root / "out" / "mlflow_run.json").read_text())
     top = client.get_run(known["run_id"])
     experiment = [top.info.experiment_id]
-    assert top.data.tags["raycl.kind"] == "comparison"
+    assert top.data.tags["raycl.kind"] == top.data.tags["raycl.experiment"] == "comparison"
+    assert top.info.run_name.startswith("comparison of ") and "roget, snippets and snippets, roget" in top.info.run_name
     assert top.data.metrics["failed"] == 1
     assert {"leaderboard.csv", "leaderboard.md", "leaderboard.tex", "compare.json"} <= {
         file.path for file in client.list_artifacts(known["run_id"])
     }
     sequences = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{known['run_id']}'")
     assert len(sequences) == 15
+    assert len({run.info.run_name for run in sequences}) == 15, "the names tell them apart"
+    assert {run.info.run_name.partition(" · ")[0] for run in sequences} == {"o_lora", "gain", "sin_lora", "per_task"}
+    assert {run.data.tags["raycl.experiment"] for run in sequences} == {"comparison"}
     assert {run.info.status for run in sequences} == {"FINISHED"}
     stages = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{sequences[0].info.run_id}'")
     assert {run.data.tags["raycl.stage"] for run in stages} == {"1", "2"}
@@ -179,7 +187,7 @@ def test_bounds_and_a_bad_setting(settings: dict[str, Any], tmp_path: Path) -> N
     grid = {"methods": ["o_lora", "wrong=o_lora:rank=0"], "orders": ["roget,snippets"], "bounds": True}
     result, shown = Place(tmp_path, settings).run(grid, borrowed=True)
     assert result.failed == 1
-    assert "wrong  custom:roget,snippets  seed 0: cannot run: 1 problem in the run spec:" in shown
+    assert "wrong  roget, snippets  seed 0: cannot run: 1 problem in the run spec:" in shown
     assert {line.label for line in result.board.lines if line.bound} == {"per_task", "mtl", "sin_lora"}
     assert {(test.first, test.second) for test in result.board.tests} <= {("o_lora", "wrong"), ("wrong", "o_lora")}
     assert "Borrowed from a paper" in shown

@@ -77,6 +77,25 @@ def test_figures_of_unfinished_sequences(tmp_path: Path, stopped: AccuracyMatrix
         plots.save(draw(matrix), tmp_path / "figure.svg")
 
 
+def test_columns_of_long_names_are_numbered_and_rows_have_the_whole_names(four: AccuracyMatrix) -> None:
+    """Short names stand below their columns."""
+    names = ["task1572_samsum_summary", "task748_glucose_reverse_cause_event_detection"]
+    axes = plots.heat_map(AccuracyMatrix(names)).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"{names[0]}  1", f"{names[1]}  2"]
+    axes = plots.heat_map(four).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(four.tasks)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 15])
+def test_cells_keep_their_size_whatever_the_names(count: int) -> None:
+    """Long names make the figure wider and not the cells smaller: a score of five characters fits."""
+    figure = plots.heat_map(AccuracyMatrix([f"task{i:04d}_multi_woz_user_utterance_generation" for i in range(count)]))
+    figure.canvas.draw()
+    width = figure.axes[0].get_window_extent().width / figure.dpi
+    assert width / count > 0.45
+
+
 def test_no_label_is_clipped(fifteen: AccuracyMatrix) -> None:
     figure = plots.heat_map(fifteen)
     figure.canvas.draw()

@@ -15,7 +15,7 @@ from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.views import SequenceView, StageView, TrialView
 from raycl.report.html import MOST_SEQUENCES, write_html
 
-VOID = {"meta", "br", "link", "img", "hr", "input"}
+VOID = {"meta", "br", "wbr", "link", "img", "hr", "input"}
 HOSTILE = '</title></style><script>alert("x")</script> $\\frac{$ & \'"id="f1-figure_1" --> {{ 7*7 }} \x07'
 SECTIONS = {"leaderboard", "sequences", "sweep", "ap", "forgetting", "cost", "accuracy", "branches", "angles"}
 
@@ -28,11 +28,14 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.broken = False
+        """Whether the last tag was a place where a word may break."""
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.broken = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -41,9 +44,14 @@ class Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.broken = False
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        if self.broken:
+            self.words[-1] += data
+        else:
+            self.words.append(data)
+        self.broken = False
 
     @property
     def text(self) -> str:
@@ -81,7 +89,7 @@ def sequence(label: str = "one", tasks: list[str] | None = None, **changes: Any)
     ]
     view = SequenceView(
         label=label,
-        method="gain_lora over o_lora",
+        line="gain_lora over o_lora",
         order="std-1",
         seed=0,
         params={"method.name": "gain_lora", "seed": "0"},
@@ -115,7 +123,7 @@ def test_with_all_data_every_section_is_there(tmp_path: Path, monkeypatch: pytes
     """And its figures are there, on the page and beside it."""
     monkeypatch.undo()
     board = [{"method": "gain_lora", "AP": 71.234, "sd": None, "sequences": 1200}]
-    sequences = [sequence(), sequence("two", method="o_lora", params={"method.name": "o_lora", "seed": "0"})]
+    sequences = [sequence(), sequence("two", line="o_lora", params={"method.name": "o_lora", "seed": "0"})]
     _, found = page(tmp_path, "All", sequences, leaderboard=board, sweep=TRIALS)
     assert found.sections == SECTIONS
     for words in ("71.23", "1,200", "61", "0.17", "gain_lora over o_lora", "method.name"):
@@ -167,7 +175,7 @@ def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     text, found = page(
         tmp_path,
         HOSTILE,
-        [sequence(HOSTILE, tasks=[HOSTILE, "_b"], method=HOSTILE, status=HOSTILE, params={"a": HOSTILE})],
+        [sequence(HOSTILE, tasks=[HOSTILE, "_b"], line=HOSTILE, status=HOSTILE, params={"a": HOSTILE})],
         leaderboard=[{HOSTILE: HOSTILE}],
         sweep=[TrialView(HOSTILE, {HOSTILE: HOSTILE, "b": 1}, 3.0), TrialView("x", {HOSTILE: "y", "b": 2}, 4.0)],
     )
@@ -208,6 +216,45 @@ def test_many_trials_and_wide_ranges(tmp_path: Path) -> None:
     text, _ = page(tmp_path, "Sweep", [], sweep=trials)
     for words in ("0.1", "1e-05", "1e-09", "True", "50"):
         assert f">{words}</text>" in text
+
+
+def test_variants_of_one_method_have_lines_of_their_own(tmp_path: Path) -> None:
+    """Each label is in the legend of every chart, with its own colour; sequences of one label share it."""
+    labels = ["a", "o_lora:rank=8", "a"]
+    views = [sequence(f"{label}  std-1  seed {seed}", line=label) for seed, label in enumerate(labels)]
+    text, found = page(tmp_path, "Variants", views)
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text, flags=re.DOTALL)
+    assert len(legends) == 3, "AP, forgetting, cost"
+    for legend in legends:
+        entries = re.findall(r"color:var\(--(c\d)\).*?</svg>\s*(.*?)</li>", legend, flags=re.DOTALL)
+        assert [(colour, label.replace("<wbr>", "")) for colour, label in entries] == [
+            ("c0", "a"),
+            ("c1", "o_lora:rank=8"),
+        ]
+    ap = re.search(r'<section id="ap">(.*?)</section>', text, flags=re.DOTALL)
+    drawn = re.findall(r"stroke: var\(--(c\d)\)", ap[1].partition("</ul>")[2])
+    assert {"c0", "c1"} <= set(drawn)
+    assert "o_lora:rank=8  std-1  seed 1" in found.text
+
+
+def test_headings_break_after_signs_and_never_inside_words(tmp_path: Path) -> None:
+    """So that a narrow column or screen needs not cut them."""
+    views = [sequence(str(rank), params={"method.gate_hidden": str(rank)}) for rank in (4, 8)]
+    text, _ = page(tmp_path, "Sweep on dbpedia, task1572_samsum_summary", views)
+    assert '<th class="setting">method.<wbr>gate_<wbr>hidden</th>' in text
+    assert "<h1>Sweep on dbpedia, task1572_<wbr>samsum_<wbr>summary</h1>" in text
+    assert "overflow-wrap: anywhere" not in text
+
+
+def test_no_chart_is_wider_than_a_phone_unless_it_says_so(tmp_path: Path) -> None:
+    """Of 390 pixels a page's margins leave some 365: what is drawn wider than 4.5 inches could not be read there when
+    shrunk, so it scrolls below a line that says so."""
+    many = [TrialView(str(i), {f"method.s{n}": i for n in range(6)}, 50.0 + i, 3) for i in range(3)]
+    text, _ = page(tmp_path, "Phone", [sequence()], sweep=many)
+    widths = {int(width) for width in re.findall(r'<svg viewBox="[^"]*" width="(\d+)"', text)}
+    assert [width for width in widths if width > 4.5 * 96] == [int(1.5 * 7 * 96)], "the parallel coordinates alone"
+    assert text.count('class="large"') == 1
+    assert ".chart:has(.large)::before" in text
 
 
 def test_a_page_is_the_same_twice(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raycl.report.sweeps import SweepTerminal
+from raycl.report.sweeps import COLUMNS, PAGE_COLUMNS, SweepTerminal, headings, page_rows
 from raycl.report.terminal import LOG_WIDTH, standard_output
 
 COUNTS = {"needed": 6, "distinct": 5, "stored": 0, "trained": 5, "shared": 1, "saved": 1}
@@ -47,7 +47,7 @@ def shown(width: int) -> list[str]:
 def test_a_wide_terminal_shows_one_table() -> None:
     """Best first, the settings that differ, none that is the same in all trials."""
     head, *lines = [line for line in shown(LOG_WIDTH) if line]
-    assert head.split()[:6] == ["rank", "trial", "AP", "FT", "stages", "status"]
+    assert head.split()[:6] == ["place", "trial", "AP", "FT", "stages", "status"]
     assert "gate_pooling" in head
     assert not head.split().count("8")
     assert [line.split()[:6] for line in lines] == [
@@ -56,11 +56,31 @@ def test_a_wide_terminal_shows_one_table() -> None:
     ]
 
 
+def test_a_column_is_called_so_once() -> None:
+    """A setting called like a column of the table keeps its whole name; `rank` is a setting, the other column is `place`."""
+    assert headings(["method.rank", "method.trial", "train.lr", "seed"], COLUMNS) == {
+        "method.rank": "rank",
+        "method.trial": "method.trial",
+        "train.lr": "train.lr",
+        "seed": "seed",
+    }
+
+
+def test_the_page_keeps_place_and_rank_apart() -> None:
+    rows = [trial(1, "finished", rank=8, done="x"), trial(2, "stopped", rank=4, done="y")]
+    first, second = page_rows(rows)
+    assert list(first) == [*PAGE_COLUMNS, "rank", "method.done"]
+    assert [(row["place"], row["rank"], row["done"], row["method.done"]) for row in (first, second)] == [
+        (1, "8", 2, "x"),
+        (2, "4", 2, "y"),
+    ]
+
+
 def test_a_narrow_terminal_breaks_no_word() -> None:
-    """The settings follow in further tables, each with rank and trial."""
+    """The settings follow in further tables, each with place and trial."""
     lines = shown(60)
     assert max(map(len, lines)) <= 60
-    assert sum(line.startswith("rank  trial") for line in lines) > 1
+    assert sum(line.startswith("place  trial") for line in lines) > 1
     text = "\n".join(lines)
     for word in ("gate_hidden", "[100, 100]", "clipped_abs", "mean_tokens", "stopped"):
         assert word in text

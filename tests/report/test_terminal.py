@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
     Phase,
     PlannedStage,
+    Retry,
     RowDone,
     Scored,
     SequenceEnd,
@@ -83,6 +85,67 @@ def test_a_terminal_gets_a_bar_with_loss_and_speed(four: AccuracyMatrix, plan: t
     assert "loss 1.234  1,234 tokens/s" in text
     assert "stage 1/4 dbpedia: done in 13.0 s" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor comes back"
+
+
+def test_the_plan_names_what_runs_and_where(plan: tuple[PlannedStage, ...]) -> None:
+    """Method, model, learning rate, device, store and output, before anything starts."""
+    spec = {
+        "method": {"name": "gain_lora", "over": "o_lora"},
+        "model": {"name": "packaged", "precision": "bf16"},
+        "train": {"lr": [1e-3, 5e-4, 5e-4, 1e-4]},
+        "seed": 3,
+    }
+    console = Console(file=io.StringIO(), width=80)
+    places = {"device": "CPU, 2 Ray Train workers", "store": "s3://bucket/x", "output": "/some/where"}
+    Terminal(console).handle(SequenceStart(spec, plan, places))
+    assert console.file.getvalue().splitlines()[:7] == [
+        "Plan: 4 stages, 1 in the store, 3 to run",
+        "method         gain_lora over o_lora, seed 3",
+        "model          packaged, bf16",
+        "learning rate  0.001, 0.0005, 0.0005, 0.0001 (by stage)",
+        "device         CPU, 2 Ray Train workers",
+        "store          s3://bucket/x",
+        "output         /some/where",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_group_that_is_started_again_is_one_line(terminal: bool, four: AccuracyMatrix) -> None:
+    """With the reason; the stage's bar is gone, and the cursor comes back."""
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+    shown = Terminal(console)
+    train(shown, 1, "reviews")
+    shown.handle(Retry("ActorDiedError: The actor died unexpectedly", 1, 2))
+    train(shown, 1, "reviews")
+    shown.handle(SequenceEnd("KILLED", four.to_json()))
+    text = console.file.getvalue()
+    words = "the worker group failed (ActorDiedError: The actor died unexpectedly) and is started again, try 1 of 2"
+    assert text.count(words) == 1
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")
+
+
+def test_a_log_says_how_far_it_is_after_each_stage_that_was_run(
+    four: AccuracyMatrix, plan: tuple[PlannedStage, ...]
+) -> None:
+    """Stored stages are not among those to run, and after the last one there is nothing to say."""
+    lines = run(Console(file=io.StringIO(), width=80), four, plan).splitlines()
+    found = [line.partition(",")[0] for line in lines if "stages run" in line]
+    assert found == ["1 of 3 stages run", "2 of 3 stages run"]
+
+
+def test_a_terminal_shows_all_stages_above_the_one_that_runs(
+    four: AccuracyMatrix, plan: tuple[PlannedStage, ...]
+) -> None:
+    console = Console(file=io.StringIO(), width=110, force_terminal=True)
+    text = run(console, four, plan)
+    for done in range(3):
+        assert re.search(rf"all stages.*{done}/3", text)
+
+
+def test_a_start_up_is_told_apart_from_the_stage() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    Terminal(console).handle(StageEnd(1, "roget", "ab" * 32, False, {"train": 9.5, "start_up": 288.25}, {}))
+    assert console.file.getvalue() == "stage 1 roget: done in 9.5 s (train 9.5), after a start-up of 288.2 s\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -114,6 +114,10 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(
     assert digests(tmp_path / "store") == digests(undisturbed)
     starts = [event["stage"] for event in done.events if event["event"] == "stage_start"]
     assert starts == [1, 2, 2]
+    (retry,) = [event for event in done.events if event["event"] == "retry"]
+    assert (retry["attempt"], retry["most"]) == (1, 2)
+    (line,) = [line for line in done.out.splitlines() if "is started again, try 1 of 2" in line]
+    assert line.startswith(f"the worker group failed ({retry['reason']})")
     store = Store(str(tmp_path / "store"))
     assert len({store.manifest(key).runtime["process"] for key in store.stage_keys()}) == 2
 
@@ -156,10 +160,11 @@ def assert_close_to_one_worker(flags: MakeFlags, started: Start, store: Store, t
 
 
 def test_a_damaged_model_is_one_message_from_the_workers_too(started: Start, flags: MakeFlags, tmp_path: Path) -> None:
-    """What only a worker can find out reaches the user as the same one message with exit code 2."""
+    """What only workers can find out reaches the user as the same one message with exit code 2, and is not tried again."""
     broken = shutil.copytree(flags.models["llama"], tmp_path / "model")
     (broken / "model.safetensors").write_bytes(b"\0" * 64)
-    done = started(flags(tmp_path / "store", "sin_lora", "llama", "roget", workers=1, model__name=broken)).wait()
+    done = started(flags(tmp_path / "store", "sin_lora", "llama", "roget", workers=2, model__name=broken)).wait()
     assert done.code == 2, done.err
     assert f"error: model.name: {broken} cannot be loaded" in done.err
+    assert [event["event"] for event in done.events] == ["phase"], "one look at the model, and no retry"
     assert "Traceback" not in done.err

@@ -31,13 +31,25 @@ def test_a_view_grows_with_the_store(flags, tmp_path: Path) -> None:
     stepper.step()
     files = sorted(tmp_path.rglob("*"))
     whole = view_of(job, angles=False)
-    assert whole.label == f"gain_lora over o_lora, {spec.order}, seed 0"
+    assert whole.label == "gain_lora over o_lora, roget, snippets, seed 0"
+    assert (whole.line, whole.order, whole.params["order"]) == (
+        "gain_lora over o_lora",
+        "roget, snippets",
+        "roget,snippets",
+    )
+    assert view_of(job, angles=False, line="a").line == "a"
     assert (whole.status, whole.last) == ("finished", 2)
     assert whole.matrix == stepper.matrix
     assert whole.keys == [stage.key for stage in job.plan.stages]
     assert [len(stage.steps) for stage in whole.stages] == [4, 4]
     assert {"gate_mean/1", "gate_mean/2"} <= set(whole.stages[1].gauges)
-    assert whole.seconds > 0 and whole.trainable > 0 and whole.bytes > 0
+    assert whole.trainable > 0 and whole.bytes > 0
+    recorded = [store.manifest(key).end.seconds for key in whole.keys]
+    assert ["start_up" in seconds for seconds in recorded] == [True, False], "the first stage's process starts, once"
+    scored = sum(store.read_scores(cell.key)["seconds"] for cell in job.plan.cells)
+    work = sum(value for seconds in recorded for name, value in seconds.items() if name != "start_up")
+    assert whole.scoring == pytest.approx(scored) and scored > 0
+    assert whole.seconds == pytest.approx(work + scored), "and its start-up is no part of what the sequence costs"
     assert whole.params["method.over"] == "o_lora"
     assert whole.angles is None
     angles = with_angles(whole, store).angles

@@ -321,3 +321,15 @@ def test_links_inside_a_store_are_not_followed(store: Store, tmp_path: Path) -> 
 
 def _turned(mapping: dict[str, Any]) -> dict[str, Any]:
     return dict(reversed(mapping.items()))
+
+
+@pytest.mark.parametrize("name", ["what?", "100% of it", "a%20b", "#1 [x]*"])
+def test_a_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    """What other programs take for parts of a URI or for patterns is a part of the path here."""
+    store = Store(str(tmp_path / "stores" / name))
+    key = publish(store).key
+    store.write_partial("ab" * 32, {}, {"step": 1})
+    store.drop_partial("ab" * 32)
+    assert same_part(Store(store.uri).read(key), make_part(1))
+    assert store.verify() == [] and store.stage_keys() == [key]
+    assert [path.name for path in (tmp_path / "stores").iterdir()] == [name]

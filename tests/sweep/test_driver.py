@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -92,6 +93,8 @@ def test_a_sweep_is_recorded_shown_and_written(
     result = sweep()
     out = capsys.readouterr().out
     assert "Sweep: 6 trials x 2 stages, grid, scheduler asha, 1 at once" in out
+    assert re.search(rf"^store +{re.escape(str(tmp_path / 'store'))}$", out, flags=re.MULTILINE)
+    assert re.search(r"^varied +method.lambda1, method.rank$", out, flags=re.MULTILINE)
     assert "Stage runs: 12 needed, 8 distinct, 0 in the store, 8 to train" in out
     assert "Stage runs: 11 needed, 7 trained, 4 shared between trials, 0 stored before; 4 saved" in out
     record = result.record
@@ -113,6 +116,12 @@ def check_mlflow(uri: str, run_id: str, trials: list[Any]) -> None:
     experiment = [parent.info.experiment_id]
     below = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert {run.info.run_id for run in below} == {trial.run_id for trial in trials}
+    names = {run.info.run_id: run.info.run_name for run in below}
+    for trial in trials:
+        settings = f"method.lambda1={trial.params['method.lambda1']}, method.rank={trial.params['method.rank']}"
+        assert names[trial.run_id].startswith(f"trial {trial.number:03d} ({settings}) · ")
+    assert parent.info.run_name.startswith("Sweep of ")
+    assert {run.data.tags["raycl.experiment"] for run in (parent, *below)} == {"sweep"}
     for trial in trials:
         points = client.get_metric_history(trial.run_id, "AP")
         assert [point.value for point in points] == [row["AP"] for row in trial.rows]

@@ -242,3 +242,38 @@ def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     path = tmp_path / "SC" / "SST-2" / "train.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS).encode())
     assert len(load(tmp_path)[0].train) == 4
+
+
+def test_json_lines_in_a_file_named_json_are_read_and_told_of(tmp_path: Path) -> None:
+    """The content decides; the record names the files whose name says another form, and the examples are the same."""
+    (plain,) = load(write_o_lora(tmp_path / "a"))
+    folder = write_o_lora(tmp_path / "b") / "SC" / "SST-2"
+    write_lines(folder / "train.json", ROWS)
+    (lines,) = load(tmp_path / "b")
+    assert lines.train == plain.train
+    assert lines.record["read_as"] == {"SC/SST-2/train.json": "JSON lines"}
+    assert "read_as" not in plain.record
+    write_lines(folder / "train.json", [ROWS[0], ROWS[1] | {"label": "Godo"}])
+    assert "train.json, line 2" in failure(tmp_path / "b")
+
+
+def test_json_lines_of_the_gainlora_form_bring_their_own_definitions(tmp_path: Path) -> None:
+    (published,) = load(write_gainlora(tmp_path / "a"))
+    folder = write_gainlora(tmp_path / "b") / "Long_Sequence" / "sst2"
+    rows = [{"input": row["sentence"], "output": row["label"], "definition": "Judge the text.\n"} for row in ROWS]
+    write_lines(folder / "train.json", rows)
+    assert load(tmp_path / "b")[0].train == published.train
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz"])
+def test_a_json_list_in_a_file_named_jsonl_is_read_and_told_of(ending: str, tmp_path: Path) -> None:
+    (lines,) = load(write_benchmark(tmp_path / "a", ending))
+    text = json.dumps(ROWS, indent=1).encode()
+    write_benchmark(tmp_path / "b", ending)
+    path = tmp_path / "b" / "sst2" / f"train{ending}"
+    path.write_bytes(gzip.compress(text) if ending == ".jsonl.gz" else text)
+    (listed,) = load(tmp_path / "b")
+    assert listed.train == lines.train
+    assert listed.record["read_as"] == {f"sst2/train{ending}": "one JSON list"}
+    path.write_bytes(gzip.compress(b"[\n") if ending == ".jsonl.gz" else b"[\n")
+    assert "line 1: not JSON" in failure(tmp_path / "b")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from raycl.errors import SpecError
 from raycl.tasks.catalogue import TASKS
-from raycl.tasks.orders import BENCHMARKS, ORDERS, canonical_task, resolve_order
+from raycl.tasks.orders import BENCHMARKS, ORDERS, canonical_task, order_title, resolve_order
 
 
 def test_the_orders_hold_known_tasks_once() -> None:
@@ -102,3 +103,19 @@ def test_the_nearest_name_is_suggested() -> None:
         resolve_order("ylp,amazon")
     with pytest.raises(SpecError, match="did you mean 'long-4'"):
         resolve_order("long-44")
+
+
+def test_an_order_of_ones_own_is_titled_by_its_tasks() -> None:
+    """With spaces, where a heading may break; many are shortened."""
+    assert order_title("std-1") == "std-1"
+    assert order_title("custom:yelp,amazon") == "yelp, amazon"
+    assert order_title("custom:a,b,c,d,e") == "a, b, ..., e (5 tasks)"
+
+
+def test_all_superni_tasks_are_named_by_number() -> None:
+    """An unknown task's message says how many there are, and each number it lists is one of them."""
+    with pytest.raises(SpecError) as caught:
+        resolve_order("task123_something")
+    listed = re.search(r"one of the 15 SuperNI tasks by name or number \((.*); docs/", str(caught.value))
+    assert listed is not None
+    assert {canonical_task(number) for number in listed[1].split(", ")} == set(BENCHMARKS["superni"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.errors import SpecError
 from raycl.events import (
+    Dataset,
     Phase,
     PlannedStage,
     RowDone,
@@ -28,9 +30,9 @@ from raycl.events import (
 )
 from raycl.tracking import outbox
 from raycl.tracking.outbox import Outbox
-from raycl.tracking.records import LONGEST_PARAM, flat
+from raycl.tracking.records import LONGEST_PARAM, About, flat
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import default_uri, mlflow_ui_command, resolve_uri
+from raycl.tracking.server import default_uri, mlflow_ui_command, resolve_uri, sqlite_uri
 from raycl.tracking.tracker import GroupTracker, Tracker
 
 SPEC: dict[str, Any] = {
@@ -48,6 +50,9 @@ PLAN = (
 )
 
 
+ABOUT = About("All of it.", {"git": {"commit": "c" * 40, "dirty": True}})
+
+
 def step(stage: int, number: int, loss: float) -> Step:
     """A log record."""
     return Step(stage, number, 3, 0.001, loss, 100.0, {"orthogonal": Term(2.0, 1.0, 0.5)}, {"overlap": 0.1})
@@ -58,6 +63,13 @@ def end(stage: int, cached: bool, log: tuple[Step, ...] = ()) -> StageEnd:
     planned = PLAN[stage - 1]
     seconds = {"train": 4.0, "pass": 0.0, "evaluation": 1.0, "other": 0.5}
     return StageEnd(stage, planned.task, planned.key, cached, seconds, {"overlap": 0.2}, log)
+
+
+DATA = tuple(
+    Dataset(task, split, digest * 64, rows, {"source": "hub", "licence": "CC"})
+    for task, digest in (("reviews", "a"), ("plots (long)", "b"))
+    for split, rows in (("train", 100), ("test", 20))
+)
 
 
 def first_stage(tracker: Tracker) -> None:
@@ -81,7 +93,7 @@ def scores(tracker: Tracker, matrix: AccuracyMatrix) -> None:
 
 def start(tracker: Tracker, spec: dict[str, Any] = SPEC) -> str:
     """Begin a sequence; the id of its run."""
-    tracker.handle(SequenceStart(spec, PLAN))
+    tracker.handle(SequenceStart(spec, PLAN, {"device": "cpu", "store": "/a store"}, DATA, ABOUT.environment))
     return tracker.run_id
 
 
@@ -168,6 +180,64 @@ def test_stage_runs(client: Any, finished: Tracker) -> None:
         assert (metrics["gauges/overlap"], metrics["stage/overlap"], metrics["seconds/train"]) == (0.1, 0.2, 4.0)
 
 
+def test_names_tell_runs_apart_and_name_the_tasks(client: Any, finished: Tracker) -> None:
+    """A stage's run has the sequence's name behind its own; each is marked with what was asked for."""
+    runs = children(client, finished)
+    assert [run.info.run_name for run in runs] == ["01 reviews · my run", "02 plots (long) · my run"]
+    assert {run.data.tags["raycl.experiment"] for run in (*runs, client.get_run(finished.run_id))} == {"sequence"}
+
+
+def test_a_run_says_what_it_is_and_what_made_it(client: Any, finished: Tracker) -> None:
+    """Description and source in MLflow's own tags, and the kind by which its pages are chosen."""
+    tags = client.get_run(finished.run_id).data.tags
+    assert tags["mlflow.note.content"] == (
+        "o_lora on packaged, seed 3. Tasks: 1 reviews, 2 plots (long). Device: cpu. Store: /a store."
+        " The source differed from its commit."
+    )
+    assert tags["mlflow.source.git.commit"] == "c" * 40
+    assert tags["mlflow.source.name"] and tags["mlflow.source.type"] == "LOCAL"
+    experiment = client.get_experiment_by_name(finished.experiment)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_data_of_a_run_are_its_inputs(client: Any, uri: str) -> None:
+    """Both splits of every task on the sequence, a stage's own training data on its run; none twice after a resume."""
+    run_id = None
+    for _ in range(2):
+        tracker = Tracker(uri, "inputs", "run", Resumed(run_id=run_id))
+        run_id = start(tracker)
+        tracker.handle(StageStart(2, "plots (long)", 3))
+        finish(tracker)
+
+    def inputs(run_id: str) -> list[tuple[str, str, str, int]]:
+        found = client.get_run(run_id).inputs.dataset_inputs
+        return sorted(
+            (one.dataset.name, one.dataset.digest, one.tags[0].value, json.loads(one.dataset.profile)["num_rows"])
+            for one in found
+        )
+
+    assert inputs(tracker.run_id) == [
+        ("plots (long) (test)", "b" * 36, "testing", 20),
+        ("plots (long) (train)", "b" * 36, "training", 100),
+        ("reviews (test)", "a" * 36, "testing", 20),
+        ("reviews (train)", "a" * 36, "training", 100),
+    ]
+    (stage,) = children(client, tracker)
+    assert inputs(stage.info.run_id) == [("plots (long) (train)", "b" * 36, "training", 100)]
+
+
+def test_a_joint_stage_names_all_its_tasks(client: Any, uri: str) -> None:
+    """Its run has the training data of all of them."""
+    tracker = Tracker(uri, "joint", "mtl")
+    planned = PlannedStage(1, "reviews+plots (long)", "a" * 64, stored=False, train=190, test=0)
+    tracker.handle(SequenceStart(SPEC, (planned,), data=DATA))
+    tracker.handle(StageStart(1, planned.task, 3))
+    finish(tracker)
+    (run,) = children(client, tracker)
+    assert run.data.params["task"] == run.data.tags["raycl.task"] == planned.task
+    assert len(run.inputs.dataset_inputs) == 2
+
+
 def test_artifacts_lie_beside_the_database(client: Any, finished: Tracker, folder: Path) -> None:
     paths = {file.path for file in client.list_artifacts(finished.run_id)}
     assert paths == {"matrix.png", "spec.json", "tables"}
@@ -205,7 +275,8 @@ def test_a_changed_param_is_a_warning_and_keeps_its_first_value(
     start(again, {**SPEC, "seed": 4})
     finish(again)
     assert client.get_run(finished.run_id).data.params["seed"] == "3"
-    assert [record.message for record in caplog.records if "keeps its first value of seed" in record.message]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "stay those it was begun with: seed 3 (now 4); spec.json has today's" in message
 
 
 def test_a_run_or_experiment_that_was_removed_does_not_stop_tracking(client: Any, uri: str) -> None:
@@ -213,7 +284,8 @@ def test_a_run_or_experiment_that_was_removed_does_not_stop_tracking(client: Any
     start(tracker)
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
     finish(tracker, status="KILLED")
-    client.delete_experiment(client.get_experiment_by_name("removed").experiment_id)
+    experiment = client.get_experiment_by_name("removed").experiment_id
+    client.delete_experiment(experiment)
     again = Tracker(uri, "removed", "run")
     assert client.get_run(start(again)).info.lifecycle_stage == "active"
 
@@ -229,6 +301,7 @@ def test_a_server_that_is_down_costs_one_warning_and_no_error(
         scores(tracker, AccuracyMatrix(SPEC["tasks"]))
         assert len(caplog.records) == 1
         finish(tracker)
+    assert tracker.places == {}, "there is nothing to look at"
     assert [("no answer, the run goes on" in r.message, "are lost" in r.message) for r in caplog.records] == [
         (True, False),
         (False, True),
@@ -343,6 +416,35 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_uri("./mlruns")
 
 
+@pytest.mark.parametrize(
+    ("path", "quoted"),
+    [("/a b/é#x/m.db", "/a b/é#x/m.db"), ("/a?b/m.db", "/a%3Fb/m.db"), ("/100%/a%20b/m.db", "/100%25/a%2520b/m.db")],
+)
+def test_a_path_is_quoted_where_a_uri_would_take_it_for_its_own(path: str, quoted: str) -> None:
+    """And only there; what is quoted is not quoted again, and a query stays."""
+    assert sqlite_uri(Path(path)) == f"sqlite:///{quoted}"
+    assert resolve_uri(f"sqlite:///{quoted}") == f"sqlite:///{quoted}"
+    assert resolve_uri(f"sqlite:///{quoted}?timeout=5") == f"sqlite:///{quoted}?timeout=5"
+
+
+@pytest.mark.parametrize("name", ["what?", "100% of it", "a%20b", "#1"])
+def test_the_database_lies_where_the_home_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the folder is called: database and artifacts are in it, and MLflow finds the run under the printed URI."""
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RAYCL_HOME", str(tmp_path / name))
+    tracker = Tracker(None, "odd", "run")
+    assert tracker.places == {}, "nothing is recorded yet"
+    start(tracker)
+    finish(tracker)
+    assert (tmp_path / name / "mlflow.db").stat().st_size > 0
+    artifacts = tmp_path / name / "mlartifacts" / tracker.run_id / "artifacts"
+    assert json.loads((artifacts / "spec.json").read_text()) == SPEC
+    uri = shlex.split(tracker.places["MLflow"])[-1]
+    assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
 def test_ui_command() -> None:
     assert mlflow_ui_command("sqlite:////a b/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
     assert mlflow_ui_command("http://host:5000") == "python -m webbrowser http://host:5000"
@@ -357,20 +459,23 @@ def test_a_group_stands_above_its_sequences(uri: str, folder: Path) -> None:
     """A comparison's run, the sequence below it by MLflow's own tag; resumed, it adds a step and is no second run."""
     table = folder / "table.md"
     table.write_text("| a |")
-    group = GroupTracker(uri, "groups", "all methods")
-    run_id = group.start("comparison", {"orders": ["demo"], "seeds": [0, 1]})
-    sequence = Tracker(uri, "groups", "one", Resumed(parent=run_id))
+    group = GroupTracker(uri, "groups", "all methods", Resumed(part_of="comparison"))
+    run_id = group.start({"orders": ["demo"], "seeds": [0, 1]}, ABOUT)
+    sequence = Tracker(uri, "groups", "one", Resumed(parent=run_id, part_of="comparison"))
     start(sequence)
     finish(sequence)
     group.finish({"AP/a b:c": 1.5, "BWT/x": float("nan")}, 1, [table])
-    again = GroupTracker(uri, "groups", "all methods", Resumed(run_id=run_id))
-    assert again.start("comparison", {"orders": ["demo"], "seeds": [0, 1]}) == run_id
+    again = GroupTracker(uri, "groups", "all methods", Resumed(run_id=run_id, part_of="comparison"))
+    assert again.start({"orders": ["demo"], "seeds": [0, 1]}, ABOUT) == run_id
     again.finish({"AP/a b:c": 2.5}, 2, [table])
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     run = client.get_run(run_id)
-    assert run.data.tags["raycl.kind"] == "comparison"
+    assert run.data.tags["raycl.kind"] == run.data.tags["raycl.experiment"] == "comparison"
+    assert run.data.tags["mlflow.note.content"] == "All of it. The source differed from its commit."
+    assert run.data.tags["mlflow.source.git.commit"] == "c" * 40
+    assert client.get_run(sequence.run_id).data.tags["raycl.experiment"] == "comparison"
     assert run.data.params["seeds"] == "[0, 1]"
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) == {"AP/a b_c"}
@@ -382,8 +487,8 @@ def test_a_group_stands_above_its_sequences(uri: str, folder: Path) -> None:
 
 def test_a_choice_per_stage_is_a_param(uri: str, caplog: pytest.LogCaptureFixture) -> None:
     """The dimensions of a tree have brackets, which MLflow's names do not."""
-    group = GroupTracker(uri, "groups", "a tree")
-    run_id = group.start("sweep", {"space": {"dimensions": {"method.l1[1]": [0.1, 0.2], "method.l1[2]": [0.1]}}})
+    group = GroupTracker(uri, "groups", "a tree", Resumed(part_of="sweep"))
+    run_id = group.start({"space": {"dimensions": {"method.l1[1]": [0.1, 0.2], "method.l1[2]": [0.1]}}}, ABOUT)
     group.finish({}, 0, [])
     from mlflow import MlflowClient
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,3 +85,21 @@ def test_zero_3_marks_partitioned_parameters(sharded: Engine) -> None:
     for parameter in sharded.parameters:
         assert not [name for name in vars(parameter) if name.startswith("ds_")]
         assert parameter.shape in (torch.Size([3, 4]), torch.Size([3]))
+
+
+def test_what_deepspeed_says_while_it_starts_is_not_on_standard_output() -> None:
+    """That is for results. Its loggers keep to it too: they take the stream that stands when they are made."""
+    code = (
+        "from raycl.train.engine import start_deepspeed; start_deepspeed('cpu')\n"
+        "from deepspeed.utils import logger; logger.error('a word of DeepSpeed')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"DEEPSPEED_LOG_LEVEL": "info", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert done.stdout == ""
+    assert "a word of DeepSpeed" in done.stderr
