@@ -109,7 +109,7 @@ def headings(settings: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
     return {name: name if (short := name.removeprefix("method.")) in taken else short for name in settings}
 
 
-def page_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+def page_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The trials, best first, as the page shows them: column -> value, the settings by their headings."""
     heads = headings(list(dict.fromkeys(name for row in rows for name in row["params"])), PAGE_COLUMNS)
     return [
