@@ -134,6 +134,10 @@ class MethodParams(Strict):
         """Whether the method puts branches on modules of the base model, which `targets` chooses."""
         return "targets" in type(self).model_fields and "targets" not in self.inert(1)
 
+    def writes_weights(self) -> bool:
+        """Whether branches end up in the base model's own weights when it is served: then none may sit on a tied weight."""
+        return False
+
     def soft_tokens(self, stages: int) -> int:
         """How many positions soft prompts take in an input, at most, in a sequence of `stages`."""
         return 0

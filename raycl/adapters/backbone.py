@@ -90,8 +90,8 @@ class Backbone:
     encoder_decoder: bool
     width: int
     """Width d of the token embeddings."""
-    regions: Mapping[str, Region] = field(default_factory=dict, repr=False)
-    """The linear modules that a forward pass calls, by path, and which tokens they read."""
+    regions: Mapping[str, Region | None] = field(default_factory=dict, repr=False)
+    """The linear modules that a forward pass calls, by path, and which tokens they read; none = neither as they stand."""
     dtype: torch.dtype = torch.float32
     """What matrix products are computed in: fp32, or bf16 under autocast."""
 
@@ -111,6 +111,7 @@ class Backbone:
         """
         if not self.encoder_decoder:
             return "source"
-        if path not in self.regions:
-            raise ValueError(f"{path}: reads neither the source's tokens nor the answer's")
-        return self.regions[path]
+        region = self.regions.get(path)
+        if region is None:
+            raise ValueError(f"{path}: reads neither the source's tokens nor the answer's; adapt other modules")
+        return region

@@ -73,6 +73,10 @@ class MergingParams(TrainedParams):
         """The scale, or that of the rule."""
         return SCALES[self.rule] if self.scale is None else self.scale
 
+    def writes_weights(self) -> bool:
+        """Unless the merged vector is served as a LoRA; training all weights has a tied weight once."""
+        return self.trains == "lora" and self.refactor_rank is None
+
     def inert(self, stage: int) -> frozenset[str]:
         """Merging has no effect on what a stage trains, nor has `base` at stage 1."""
         return super().inert(stage) | SERVING | ({"base"} if stage == 1 else set())

@@ -63,11 +63,9 @@ def probe(model: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def regions(model: Any) -> dict[str, Region]:
-    """For each linear module that a pass calls, by its path: whether it reads the source or, in a decoder, the answer.
-
-    A module that a pass does not call, or calls with something else, is not in it: a branch there would do nothing.
-    """
+def regions(model: Any) -> dict[str, Region | None]:
+    """For each linear module that a pass calls, by its path: whether it reads the source or, in a decoder, the answer;
+    none where it reads neither as it stands (an encoder that pads for its own sake, say)."""
     meaning: dict[int, Region] = {PROBE: "source", PROBE_ANSWER: "target"}
     seen: dict[str, set[Region | None]] = {}
 
@@ -84,5 +82,4 @@ def regions(model: Any) -> dict[str, Region]:
     finally:
         for hook in hooks:
             hook.remove()
-    alike: dict[str, Region | None] = {path: next(iter(found)) for path, found in seen.items() if len(found) == 1}
-    return {path: region for path, region in alike.items() if region is not None}
+    return {path: next(iter(found)) if len(found) == 1 else None for path, found in seen.items()}

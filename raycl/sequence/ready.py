@@ -6,6 +6,8 @@ import difflib
 import warnings
 from collections.abc import Iterator, Sequence
 
+from torch import nn
+
 from raycl.adapters.carriers import carries_branch
 from raycl.errors import SpecError, one_message
 from raycl.models.load import LoadedModel
@@ -51,11 +53,21 @@ def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
             close = difflib.get_close_matches(name, fit, n=1)
             nearest = f" (nearest: {close[0]})" if close else ""
             yield f"method.targets: {name!r} names no module{nearest}; allowed: {', '.join(fit)}"
-        elif odd := [path for path in paths if not carries_branch(there[path])]:
-            kind = type(there[odd[0]]).__name__
-            yield f"method.targets: {odd[0]} is no linear module but a {kind}; allowed: {', '.join(fit)}"
-        elif unused := [path for path in paths if path not in loaded.backbone.regions]:
-            yield f"method.targets: {unused[0]} is not called, so a branch has no effect there; allowed: {', '.join(fit)}"
+        problems = (_unfit(loaded, path, there[path], method) for path in paths)
+        if problem := next((one for one in problems if one), None):
+            yield f"method.targets: {problem}; allowed: {', '.join(fit)}"
+
+
+def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodParams) -> str | None:
+    """Why a module cannot carry this method's branch; none if it can."""
+    if not carries_branch(module):
+        return f"{path} is no linear module but of the type {type(module).__name__}"
+    if path not in loaded.backbone.regions:
+        return f"{path} is not called in a forward pass, so a branch has no effect there"
+    embedding = loaded.backbone.model.get_input_embeddings().weight
+    if method.writes_weights() and module.get_parameter("weight") is embedding:
+        return f"{path} shares its weight with the token embedding, which merging into it would change too"
+    return None
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

@@ -70,9 +70,9 @@ def test_linear_modules_can_be_adapted(llama: Path, targets: list[str] | None) -
     ("targets", "words"),
     [
         (["q_proj", "v_porj"], "'v_porj' names no module (nearest: v_proj)"),
-        (["q_proj", "embed_tokens"], "embed_tokens is no linear module but a Embedding"),
-        (["input_layernorm"], "is no linear module but a LlamaRMSNorm"),
-        (["self_attn"], "is no linear module but a LlamaAttention"),
+        (["q_proj", "embed_tokens"], "embed_tokens is no linear module but of the type Embedding"),
+        (["input_layernorm"], "is no linear module but of the type LlamaRMSNorm"),
+        (["self_attn"], "is no linear module but of the type LlamaAttention"),
     ],
 )
 def test_other_targets_are_refused_with_those_that_fit(llama: Path, targets: list[str], words: str) -> None:
@@ -80,6 +80,22 @@ def test_other_targets_are_refused_with_those_that_fit(llama: Path, targets: lis
     said = check(llama, task(), targets=targets)
     assert words in said
     assert "k_proj, lm_head, o_proj" in said
+
+
+def test_a_tied_head_carries_a_branch_unless_it_is_merged_into_the_weights(tmp_path: Path) -> None:
+    """The branch is on the head alone; merged, it would change the embedding too."""
+    folder = save_odd("gpt2", tmp_path / "gpt2")
+    assert not check(folder, task(), targets=["lm_head"])
+    assert not check(folder, task(), name="merging", targets=["lm_head"], refactor_rank=2)
+    assert "shares its weight" in check(folder, task(), name="merging", targets=["lm_head"])
+
+
+def test_a_module_that_no_pass_calls_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch on it would train nothing, without a word."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: self.down_proj(self.act_fn(self.gate_proj(x))))
+    assert "up_proj is not called in a forward pass" in check(llama, task(), targets=["up_proj"])
 
 
 def test_a_family_without_a_default_is_asked_for_targets(tmp_path: Path) -> None:
