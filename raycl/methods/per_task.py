@@ -49,6 +49,11 @@ class PerTask(LoraOrFullMethod[PerTaskParams]):
         """All weights, as published; learning rates as for SeqFT."""
         return full_settings(family) | {"method": {"trains": "full"}}
 
+    @classmethod
+    def alone(cls, params: PerTaskParams) -> bool:
+        """A task's model knows of no other task."""
+        return True
+
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Fresh weights, whatever came before."""
         super().install(backbone, StageState())

@@ -34,8 +34,9 @@ class Missing:
 def stored_stage(store: Store, stage: StagePlan, cached: bool = True) -> StageEnd:
     """The end of a stored stage with the steps of its training; `cached` = it was there before this run."""
     manifest = store.manifest(stage.key)
-    # Sequences that share a stage agree on its place, but a joint stage's row is the plan's own.
-    return replace(manifest.end, stage=stage.stage, cached=cached, log=manifest.steps)
+    # A stage that depends on no other, and a joint one, may stand elsewhere in the sequence that made it.
+    steps = tuple(replace(step, stage=stage.stage) for step in manifest.steps)
+    return replace(manifest.end, stage=stage.stage, cached=cached, log=steps)
 
 
 def stored_scores(store: Store, plan: Plan, row: int) -> list[Scored]:

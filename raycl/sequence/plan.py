@@ -23,6 +23,7 @@ class StagePlan:
     task: str
     key: str
     parent: str | None
+    """Key of the stage it goes on from; none for a first stage, and for one that depends on no other."""
     recipe: Json
     row: int
     """Row of the accuracy matrix that is scored after it: the stage, or the last row for a joint stage."""
@@ -38,8 +39,8 @@ class Cell:
     key: str
     seen: bool
     """Whether the task had been trained by then."""
-    state: str | None
-    """Key of the stage state that is scored; none = the untrained model."""
+    state: tuple[str, ...]
+    """Keys of the stages whose parts are scored, each with the chain behind it; empty = the untrained model."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,10 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
     if spec.model.precision == "auto":
         raise ValueError("model.precision is still 'auto': resolve the run spec before its stages are named")
     method = method_class(spec.method.name)
+    alone = method.alone(spec.method)
     stages: list[StagePlan] = []
     for number, task in enumerate(stage_tasks(spec, tasks), start=1):
-        parent = stages[-1].key if stages else None
+        parent = stages[-1].key if stages and not alone else None
         recipe = stage_recipe(spec, number, task, model_fingerprint, parent)
         row = len(tasks) if method.joint else number
         stages.append(StagePlan(number, task.name, content_key(recipe), parent, recipe, row))
@@ -72,11 +74,26 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
         for index, task in enumerate(tasks[:last], start=1):
             # With the task id at hand, a task is scored with the state it left behind itself.
             at = min(row, index) if method.needs_task_id else row
-            state = next((stage.key for stage in stages if stage.row == at), None)
-            named = state or f"untrained {model_fingerprint} {spec.model.precision}"
+            state = _state(stages, at, together=alone and not method.needs_task_id)
+            named = _name(state) or f"untrained {model_fingerprint} {spec.model.precision}"
             key = content_key(cell_recipe(spec, task, named))
             cells.append(Cell(row, task.name, key, index <= row, state))
     return Plan(stages, cells)
+
+
+def _state(stages: list[StagePlan], row: int, together: bool) -> tuple[str, ...]:
+    """What makes up the state after a row: its stage's chain, or, of stages that depend on no other, all up to it.
+
+    Those stand in the order of their keys, so that the same tasks make the same state in whatever order they came.
+    """
+    if together:
+        return tuple(sorted(stage.key for stage in stages if stage.row <= row))
+    return tuple(stage.key for stage in stages if stage.row == row)
+
+
+def _name(state: tuple[str, ...]) -> str:
+    """What names a state in the keys of its scores; empty for the untrained model."""
+    return content_key({"parts": list(state)}) if len(state) > 1 else "".join(state)
 
 
 def stage_tasks(spec: RunSpec, tasks: list[Task]) -> list[Task]:
@@ -85,7 +102,11 @@ def stage_tasks(spec: RunSpec, tasks: list[Task]) -> list[Task]:
 
 
 def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, parent: str | None) -> Json:
-    """All that determines the state after `stage`, and nothing else: no world size, no path, no logging."""
+    """All that determines the state after `stage`, and nothing else: no world size, no path, no logging.
+
+    A stage that depends on no other is named as a first stage: its place has no effect but through settings per stage.
+    """
+    alone = method_class(spec.method.name).alone(spec.method)
     return {
         "schema": SCHEMA,
         "model": {"fingerprint": model_fingerprint, **spec.model.keyed(stage)},
@@ -94,7 +115,7 @@ def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, 
         "method": _method_recipe(spec, stage),
         "train": spec.train.keyed(stage),
         **spec.keyed(stage),
-        "stage": stage,
+        "stage": 1 if alone else stage,
         "parent": parent,
     }
 

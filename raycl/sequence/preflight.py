@@ -41,14 +41,12 @@ def check_states(plan: Plan, store: Store, stages: Collection[int], cells: Colle
 
     The workers would find it too, but only once they are started.
     """
-    needed = [
-        stage.stage
-        for stage in plan.stages
-        if stage.stage + 1 in stages or any(cell.key in cells for cell in plan.cells_of(stage.row))
-    ]
-    for stage in plan.stages[: max(needed, default=0)]:
-        if stage.stage not in stages:
+    wanted = {key for cell in plan.cells if cell.key in cells for key in cell.state}
+    wanted |= {stage.parent for stage in plan.stages if stage.stage in stages and stage.parent}
+    for stage in reversed(plan.stages):
+        if stage.key in wanted and stage.stage not in stages:
             store.read(stage.key)
+            wanted |= {stage.parent} if stage.parent else set()
 
 
 def check_workers(spec: RunSpec, workers: int) -> None:

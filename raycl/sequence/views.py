@@ -43,7 +43,7 @@ def view_of(
         seed=spec.seed,
         params=flat(spec.model_dump(mode="json", exclude={"tasks"}) | {"order": order_words(spec.order)}),
         matrix=matrix,
-        stages=[_stage(store.manifest(stage.key)) for stage in stored],
+        stages=[_stage(stage.stage, store.manifest(stage.key)) for stage in stored],
         status=status or done,
         scoring=stored_seconds(store, plan),
     )
@@ -60,9 +60,9 @@ def _branch(store: Store, key: str) -> Branch | None:
     return store.read(key).branch if ADAPTER_MODEL in store.manifest(key).files else None
 
 
-def _stage(manifest: Manifest) -> StageView:
+def _stage(number: int, manifest: Manifest) -> StageView:
     return StageView(
-        stage=manifest.stage,
+        stage=number,
         task=manifest.task,
         key=manifest.key,
         steps=list(manifest.steps),

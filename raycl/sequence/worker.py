@@ -21,9 +21,10 @@ from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import Cell, StagePlan
 from raycl.sequence.ready import require_ready
+from raycl.sequence.states import States
 from raycl.spec import ModelSpec
 from raycl.state.manifest import Provenance
-from raycl.state.stage_state import StagePart, StageState
+from raycl.state.stage_state import StagePart
 from raycl.state.store import Store
 from raycl.train.batches import Encoder
 from raycl.train.engine import start_deepspeed
@@ -157,8 +158,8 @@ class SequenceWorker:
         self.start_up(stage.stage)
         run = StageRun(
             model=self.model,
-            method=build(self.job.spec.method, self._info(stage.stage)),
-            state=self._state(stage.parent),
+            method=build(self.job.spec.method, self._info(stage.stage, stage.task)),
+            state=self.states.chain(stage.parent),
             task=self.job.stage_tasks[stage.stage - 1],
             spec=self.job.spec,
             encoder=self.encoder,
@@ -188,29 +189,22 @@ class SequenceWorker:
             "model": self.model.record,
         }
         log = [to_json(event) for event in (*run.log, end)]
-        provenance = Provenance(stage.recipe, stage.stage, stage.parent, adapter, self.job.environment, runtime, log)
+        provenance = Provenance(
+            stage.recipe, stage.recipe["stage"], stage.parent, adapter, self.job.environment, runtime, log
+        )
         self.store.publish(part, provenance)
         self.store.drop_partial(stage.key)
         self.report(end)
 
-    def _state(self, key: str | None) -> StageState:
-        """A stored state, with the newest one kept in memory so that the next stage need not read its parents again."""
-        known: tuple[str | None, StageState] = getattr(self, "_known", (None, StageState()))
-        if known[0] != key:
-            method = method_class(self.job.spec.method.name)
-            last_only = method.carries(self.job.spec.method) == "last"
-            if key is None:
-                known = (None, StageState())
-            elif self.store.manifest(key).parent == known[0]:
-                known = (key, known[1].append(self.store.read(key), last_only))
-            else:
-                known = (key, self.store.read_state(key, last_only))
-            self._known = known
-        return known[1]
+    def _info(self, stage: int, task: str) -> StageInfo:
+        spec = self.job.spec
+        alone = method_class(spec.method.name).alone(spec.method)
+        return StageInfo(stage, len(self.job.stage_tasks), task, spec.seed, alone)
 
-    def _info(self, stage: int) -> StageInfo:
-        tasks = self.job.stage_tasks
-        return StageInfo(stage, len(tasks), tasks[stage - 1].name, self.job.spec.seed)
+    @cached_property
+    def states(self) -> States:
+        """The states in the store."""
+        return States(self.store, self.job.spec)
 
     # --- scoring -----------------------------------------------------------------------------------------------------
 
@@ -231,14 +225,15 @@ class SequenceWorker:
         return bool(cells)
 
     @contextmanager
-    def _served(self, key: str | None) -> Iterator[Method | None]:
+    def _served(self, keys: tuple[str, ...]) -> Iterator[Method | None]:
         """A published state on the backbone, or the untrained model."""
-        if key is None:
+        if not keys:
             yield None
             return
-        method = build(self.job.spec.method, self._info(self.store.manifest(key).stage))
+        state = self.states.of(keys)
+        method = build(self.job.spec.method, self._info(state.stage, state.newest.task))
         try:
-            method.serve(self.model.backbone, self._state(key))
+            method.serve(self.model.backbone, state)
             yield method
         finally:
             method.remove()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
 from raycl.methods.common.base import Method, StageInfo
-from raycl.methods.registry import build, method_params
+from raycl.methods.registry import build, method_class, method_params
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.batches import Encoder
 from raycl.train.module import feed, precision
@@ -189,7 +189,9 @@ def same_part(left: StagePart, right: StagePart) -> bool:
 
 def make_method(params: dict[str, Any], stage: int = 1, stages: int = 3, seed: int = 0) -> Method:
     """A method object outside of any stage run."""
-    return build(method_params(params["name"]).model_validate(params), StageInfo(stage, stages, f"toy{stage}", seed))
+    checked = method_params(params["name"]).model_validate(params)
+    alone = method_class(params["name"]).alone(checked)
+    return build(checked, StageInfo(stage, stages, f"toy{stage}", seed, alone))
 
 
 @contextmanager

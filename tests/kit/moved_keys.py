@@ -9,5 +9,9 @@ MOVED = {
     "lfpt5": "version 2: the texts that it writes obey no generation settings that a checkpoint brings",
 }
 """Method -> what has changed in its arithmetic or its defaults. Their stages are trained anew; CHANGELOG.md says so too."""
+MOVED_LATER = {
+    "per_task": "a task's model has the key of a first stage, wherever the task stands: later stages moved there"
+}
+"""Method -> why all its stages but the first have other keys."""
 MOVED_SETTINGS = {"schedule": "the last step of a linear or cosine schedule has a rate above 0"}
 """Variation of the settings in test_keys.py -> why all stages made with it are trained anew."""

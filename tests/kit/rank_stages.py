@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raycl.methods.common.base import StageInfo
-from raycl.methods.registry import build, method_params
+from raycl.methods.registry import build, method_class, method_params
 from raycl.models.load import LoadedModel, load_model
 from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
 from raycl.state.stage_state import StagePart, StageState
@@ -93,7 +93,9 @@ def run_one(
     """Run the stage after `state`."""
     stage = state.stage + 1
     task = tasks[state.stage]
-    method = build(method_params(params["name"]).model_validate(params), StageInfo(stage, len(tasks), task.name, 0))
+    checked = method_params(params["name"]).model_validate(params)
+    alone = method_class(params["name"]).alone(checked)
+    method = build(checked, StageInfo(stage, len(tasks), task.name, 0, alone))
     spec = RunSpec(
         order="toy",
         tasks=[one.name for one in tasks],

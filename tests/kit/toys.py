@@ -74,7 +74,7 @@ def run_stage_in_memory(
     import torch
 
     from raycl.methods.common.base import StageInfo
-    from raycl.methods.registry import build, method_params
+    from raycl.methods.registry import build, method_class, method_params
     from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
     from raycl.state.stage_state import StageState
     from raycl.train.batches import Encoder
@@ -101,7 +101,9 @@ def run_stage_in_memory(
     task = tasks[state.stage]
     if isinstance(method, dict):
         params = method_params(method["name"]).model_validate(method)
-        method = build(params, StageInfo(stage, len(tasks), task.name, seed))
+        method = build(
+            params, StageInfo(stage, len(tasks), task.name, seed, method_class(method["name"]).alone(params))
+        )
     settings = {"lr": 1e-2, "epochs": 4, "batch_size": 8, "log_every": 1} | train
     bf16 = model.backbone.model.dtype == torch.bfloat16
     spec = RunSpec(

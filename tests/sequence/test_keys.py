@@ -29,7 +29,7 @@ from raycl.spec import (
 )
 from raycl.tasks.task import Example, Task
 from tests.kit.cases import CASES
-from tests.kit.moved_keys import MOVED, MOVED_SETTINGS
+from tests.kit.moved_keys import MOVED, MOVED_LATER, MOVED_SETTINGS
 from tests.kit.places import ROOT
 
 STAGES = 3
@@ -234,7 +234,11 @@ def test_the_keys_of_older_versions_stand() -> None:
         found[f"o_lora, {name}"] = keys_of(plan_of(base, changes))
     moved = {f"case {name}" for name, case in CASES.items() if case.params["name"] in MOVED}
     moved |= {f"o_lora, {name}" for name in MOVED_SETTINGS}
+    later = {f"case {name}" for name, case in CASES.items() if case.params["name"] in MOVED_LATER}
     stages = {name: found[name]["stages"] for name in known}
+    for name in later & known.keys():
+        same = [one == other for one, other in zip(stages.pop(name), known.pop(name)["stages"], strict=True)]
+        assert same == [True] + [False] * (len(same) - 1)
     assert {name: stages[name] for name in known.keys() - moved} == {
         name: known[name]["stages"] for name in known.keys() - moved
     }

@@ -92,10 +92,15 @@ class StageInfo:
     task: str
     seed: int
     """The run's seed."""
+    alone: bool = False
+    """Whether the stage depends on no other (`Method.alone`)."""
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A CPU generator that depends on seed, stage and purpose only: same draws in any process, for any method."""
-        text = f"{self.seed}:{self.stage}:{purpose}".encode()
+        """A CPU generator that depends on seed, stage and purpose only: same draws in any process, for any method.
+
+        A stage that depends on no other draws as a first stage does, wherever it stands.
+        """
+        text = f"{self.seed}:{1 if self.alone else self.stage}:{purpose}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:6], "big"))
 
 
@@ -204,6 +209,15 @@ class Method(ABC, Generic[P]):
     def carries(cls, params: P) -> Carries:
         """Whose tensors a stage with these hyper-parameters needs."""
         return "all"
+
+    @classmethod
+    def alone(cls, params: P) -> bool:
+        """Whether a stage depends on its task alone and on no earlier stage.
+
+        Such a stage has one key, and is trained once, wherever its task stands in whatever order; what is served is made of
+        the parts of all tasks seen, in an order of their own.
+        """
+        return False
 
     @classmethod
     def in_peft(cls, params: P) -> InPeft:

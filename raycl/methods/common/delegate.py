@@ -54,6 +54,11 @@ class Wrapping(Method[P], Generic[P, Inner]):
         return cls.inner_class(params).carries(params)
 
     @classmethod
+    def alone(cls, params: P) -> bool:
+        """The inner method's."""
+        return cls.inner_class(params).alone(params)
+
+    @classmethod
     def in_peft(cls, params: P) -> InPeft:
         """The inner method's."""
         return cls.inner_class(params).in_peft(params)
