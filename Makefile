@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.9
 # Tests that share something costly stay on one process (tests/kit/groups.py).
-TWO := -n 2 --dist loadscope --no-loadscope-reorder
+# Three, since the tests of Ray wait more than they compute.
+PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo check test test-fast cards reproduce-smoke lock check-tools clean
 
@@ -35,11 +36,11 @@ check: setup     ## style, complexity and types, without running anything
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-test: setup      ## all tests, two at a time
-	$(BIN)/python -m pytest -q $(TWO) --durations=25
+test: setup      ## all tests, three at a time
+	$(BIN)/python -m pytest -q $(PARALLEL) --durations=25
 
 test-fast: setup ## no Ray cluster, one case of every method on one model family, nothing drawn at random
-	$(BIN)/python -m pytest -q $(TWO) -m "not slow and not thorough"
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow and not thorough"
 
 cards: setup     ## the pages about the methods, from code and measurements
 	$(BIN)/raycl cards

@@ -30,8 +30,12 @@ LONG_GROUPS = ("ray", "commands", "tests/reproduction/test_reproduce.py", "pair"
 """Where the minutes are, longest first: a long group that starts last leaves the other processes idle."""
 FIRST_CASES = {case.params["name"]: name for name, case in reversed(CASES.items())}
 """Method -> the first of its cases."""
-THOROUGH = ("test_workers.py", "test_leaks", "test_state_crashes", "test_every_method_runs", "test_smoke_of_one_table")
-"""Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method."""
+THOROUGH = (
+    *("test_workers.py", "test_leaks", "test_state_crashes", "test_every_method_runs", "sweep/test_driver.py"),
+    *("reproduction/test_reproduce.py::test_smoke", "-o_lora]", "-am_lora]", "comparison/test_compare.py"),
+)
+"""Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method; of other families'
+models all but the method that looks at most of them."""
 
 
 def group_of(nodeid: str) -> str:
