@@ -322,6 +322,13 @@ def test_the_recipe_of_a_stage_in_full(method: str, version: dict[str, int], liv
         parent = stage.key
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_that_changed_is_in_the_key_with_its_version(schedule: str) -> None:
+    """Stages of the schedules that once ended a step early are not taken for those of today."""
+    recipe = plan_of(train={"schedule": schedule}).stages[0].recipe
+    assert recipe["train"] == TRAIN | {"schedule": {"value": schedule, "version": 2}}
+
+
 @pytest.mark.parametrize("labels", [("yes", "no"), None])
 def test_the_recipe_of_a_cell_in_full(labels: tuple[str, ...] | None) -> None:
     """The state, the test split, metric and labels, lengths, and every setting that generation obeys; the untrained model
