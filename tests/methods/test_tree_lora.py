@@ -98,10 +98,12 @@ def test_the_pull_by_hand():
     """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too."""
     for sign in (1.0, -1.0):
         method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0]]], [[sign, 1.0], [7.0, 2.0 * sign]])
-        term = method.penalties(step_at(0.25))["similarity"]
+        step = step_at(0.25)
+        term = method.penalties(step)["similarity"]
         assert term.weight == 0.5
         assert term.raw.item() == pytest.approx(-0.5 * sign)
         term.raw.backward()
+        assert step.loss.grad is None and not any(total.requires_grad for total in method.sums.values())
         assert torch.allclose(downs[0].grad, torch.tensor([[-0.5 * 3 / 11, 0.0]]))
         assert torch.allclose(downs[1].grad, torch.tensor([[0.0, -0.5 * 4 / 11]]))
     assert method.penalties(step_at(0.0))["similarity"].raw.item() == 0.0
@@ -122,13 +124,13 @@ def test_one_choice_and_one_observation_per_step():
 
 
 def test_bounds_know_how_long_the_stage_is():
-    """At step k of N the progress is k / N; at the first one N does not matter."""
+    """At step k of N the progress is k / N, rounded (9 / (9 / 14) is 13.99...); at the first one N does not matter."""
     method, _ = by_hand([[[0.0, 4.0]]], [[2.0, 0.1]])
     heard, bounds = [], method.bandit.bounds
     method.bandit.bounds = lambda step, steps: heard.append((step, steps)) or bounds(step, steps)
-    for step in range(7):
-        method.penalties(step_at(step / 7))
-    assert heard == [(0, 1), *((step, 7) for step in range(1, 7))]
+    for step in range(14):
+        method.penalties(step_at(step / 14))
+    assert heard == [(0, 1), *((step, 14) for step in range(1, 14))]
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])

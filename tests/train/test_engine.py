@@ -76,6 +76,21 @@ def test_micro_batches_are_averaged_into_one_step(engine_of: Any) -> None:
     assert not math.isclose(layer.weight[0, 0].item(), 3.0)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_closed_engine_leaves_the_module_as_any_other(zero: int) -> None:
+    """No hook of it sees the next backward pass, and the next engine starts from the trained weights."""
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[3.0, -4.0]])
+    for expected in ([[2.9, -3.9]], [[2.8, -3.8]]):
+        engine = Engine(layer, [layer.weight], TrainSpec(zero_stage=zero), ONE, False, Workers())
+        step(engine, torch.tensor([[2.0, -3.0]]))
+        engine.close()
+        assert torch.allclose(layer.weight, torch.tensor(expected), atol=1e-4) and layer.weight.grad is None
+        layer(torch.tensor([[5.0, 7.0]])).sum().backward()
+        assert layer.weight.grad is not None and layer.weight.grad.tolist() == [[5.0, 7.0]]
+        layer.weight.grad = None
+
+
 def test_no_gradient_travels_in_less_than_its_own_precision(engine_of: Any) -> None:
     """DeepSpeed marks parameters that may travel in bf16, linear layers unless told otherwise: here none."""
     from deepspeed.runtime.torch_autocast import get_comm_dtype, is_autocast_initialized

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from raycl.events import StageStart
 from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.spec import RunSpec, TrainSpec
@@ -70,6 +71,21 @@ def untrained(tiny: Any, task: Any, workers: Workers, params: dict[str, Any] = I
     run = Untrained(tiny, method, StageState(), task, spec, encoder, workers, lambda event: None)
     run.run()
     return run
+
+
+def test_a_stage_says_what_it_trained_and_where_its_time_went(tiny, toy_task):
+    """The numbers that the optimizer owned: A and B of every module; seconds of each phase, and the rest."""
+    task = toy_task(1, distinct=2, repeats=1)
+    method = build(method_params("inc_lora").model_validate(INC), StageInfo(1, 1, task.name, SEED))
+    spec = RunSpec(
+        order="toy", tasks=[task.name], model={"precision": "fp32"}, method=method.params, train=TrainSpec(batch_size=2)
+    )
+    encoder, events = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8), []
+    run = StageRun(tiny, method, StageState(), task, spec, encoder, Workers(), events.append)
+    branch = run.run().branch
+    assert run.trainable == sum(tensor.numel() for tensor in [*branch.a.values(), *branch.b.values()])
+    assert run.seconds.keys() == {"pass_before", "train", "pass_after", "other"}
+    assert events == [StageStart(1, task.name, 1), *run.log] and len(run.log) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])
