@@ -18,7 +18,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutants"
-NEAR = ("adapters", "analysis", "comparison/test_grid.py", "methods", "models", "sequence", "state", "tasks", "train")
+NEAR = (
+    "adapters",
+    "analysis",
+    "cli/test_layers.py",
+    "comparison/test_grid.py",
+    "methods",
+    "models",
+    "sequence",
+    "state",
+    "tasks",
+    "train",
+)
 """Below tests/: what is near enough, beside the files at the top."""
 LEFT_OUT = ("ray", "commands", "pair")
 """Groups of tests that work through other processes, whose calls are not seen."""

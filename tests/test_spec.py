@@ -256,6 +256,13 @@ def test_limits_of_a_field(field: str) -> None:
         assert f"{field}: " in problems_of(**({room: base | {name: value}} if room else {name: value}))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_only_soft_prompts_take_room_in_an_input(method: str) -> None:
+    """As many positions as the longest prompt of the sequence has."""
+    room = {"prog_prompt": 30, "l2p": 15, "lfpt5": 300}
+    assert spec_of(method={"name": method}).method.soft_tokens(3) == room.get(method, 0)
+
+
 def test_a_spec_cannot_be_changed() -> None:
     """A validated spec stays what was validated."""
     spec = spec_of()

@@ -23,7 +23,7 @@ def test_a_method_is_named_with_its_settings() -> None:
     assert (parse_entry("G=gain_lora:over=o_lora").label, parse_entry("G=gain_lora").method) == ("G", "gain_lora")
 
 
-@pytest.mark.parametrize("text", ["", ":rank=3", "o_lora:", "o_lora:rank", "o_lora:=3", "a=:rank=3"])
+@pytest.mark.parametrize("text", ["", ":rank=3", "o_lora:", "o_lora:rank", "o_lora:=3", "o_lora: =3", "a=:rank=3"])
 def test_what_is_no_method_is_refused(text: str) -> None:
     """With the text and an example."""
     with pytest.raises(SpecError, match="--method"):

@@ -30,7 +30,7 @@ class Kept:
 
 def begun(seed: float, kept: Kept, workers: Workers | None = None) -> tuple[Checkpoints, Any, Any, Meter]:
     """A stage whose every number is `seed` or follows from it."""
-    weights = [torch.nn.Parameter(torch.full((2,), seed)), torch.nn.Parameter(torch.full((1, 3), -seed))]
+    weights = [torch.nn.Parameter(torch.full((2,), seed)), torch.nn.Parameter(torch.full((1, 3), -seed).double())]
     state = {p: {"step": torch.tensor(seed), "exp_avg": p.detach() * 2, "exp_avg_sq": p.detach() ** 2} for p in weights}
     engine: Any = SimpleNamespace(parameters=weights, optimizer=SimpleNamespace(state=state))
     best = Best(weights)
@@ -64,7 +64,14 @@ def test_what_was_left_is_taken_up() -> None:
         "exp_avg": [6.0, 6.0],
         "exp_avg_sq": [9.0, 9.0],
     }
-    assert other.optimizer.state[other.parameters[1]]["exp_avg"].tolist() == [[-6.0, -6.0, -6.0]]
+    second = other.optimizer.state[other.parameters[1]]
+    assert second["exp_avg"].tolist() == [[-6.0, -6.0, -6.0]]
+    # torch's AdamW counts steps on the CPU in fp32, whatever a parameter is and wherever.
+    assert {name: value.dtype for name, value in second.items()} == {
+        "step": torch.float32,
+        "exp_avg": torch.float64,
+        "exp_avg_sq": torch.float64,
+    }
     assert running["sums"].tolist() == [3.0, 3.0]
     assert loaded.best is not None and loaded.best.loss == 3.0
     assert [value.tolist() for value in loaded.best.values] == [[3.0, 3.0], [[-3.0, -3.0, -3.0]]]

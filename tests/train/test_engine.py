@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from raycl.spec import TrainSpec
@@ -89,6 +91,26 @@ def test_a_closed_engine_leaves_the_module_as_any_other(zero: int) -> None:
         layer(torch.tensor([[5.0, 7.0]])).sum().backward()
         assert layer.weight.grad is not None and layer.weight.grad.tolist() == [[5.0, 7.0]]
         layer.weight.grad = None
+
+
+def test_a_process_alone_is_a_world_of_one(engine_of: Any) -> None:
+    """As DeepSpeed and what it starts read it from the environment."""
+    engine_of()
+    assert {os.environ[name] for name in ("WORLD_SIZE", "LOCAL_SIZE")} == {"1"}
+    assert {os.environ[name] for name in ("RANK", "LOCAL_RANK")} == {"0"}
+
+
+def test_groups_of_an_earlier_world_are_forgotten() -> None:
+    """A sequence's processes are grouped anew by whoever starts them: DeepSpeed must not go on with the last groups."""
+    for _ in range(2):
+        layer = nn.Linear(2, 1, bias=False)
+        layer.weight.data = torch.tensor([[3.0, -4.0]])
+        engine = Engine(layer, [layer.weight], TrainSpec(zero_stage=2), ONE, False, Workers())
+        step(engine, torch.tensor([[2.0, -3.0]]))
+        engine.close()
+        assert torch.allclose(layer.weight, torch.tensor([[2.9, -3.9]]), atol=1e-4)
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
 
 def test_no_gradient_travels_in_less_than_its_own_precision(engine_of: Any) -> None:
