@@ -8,7 +8,7 @@ UV_VERSION := 0.13.9
 # Three, since the tests of Ray wait more than they compute.
 PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo check test test-fast cards reproduce-smoke lock check-tools clean
+.PHONY: help setup demo check test test-fast mutants mutants-some cards reproduce-smoke lock check-tools clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,12 @@ test: setup      ## all tests, three at a time
 
 test-fast: setup ## no Ray cluster, one case of every method on one model family, nothing drawn at random
 	$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow and not thorough"
+
+mutants: setup   ## change raycl in small ways and see whether the tests notice (about half an hour; goes on where it stopped)
+	$(BIN)/python benchmarks/mutants.py
+
+mutants-some: setup  ## a random dozen of them
+	$(BIN)/python benchmarks/mutants.py --some 12
 
 cards: setup     ## the pages about the methods, from code and measurements
 	$(BIN)/raycl cards

@@ -181,6 +181,88 @@ def test_a_spec_survives_a_round_trip_through_json() -> None:
         assert parse(spec.model_dump(mode="json"), method_params) == spec
 
 
+def test_the_defaults() -> None:
+    """What a run does that names nothing: everybody's stored stages and scores were made with these."""
+    values = spec_of().model_dump(mode="json")
+    assert {name: value for name, value in values.items() if name != "method"} == {
+        "order": "custom",
+        "tasks": ["a", "b", "c"],
+        "seed": 0,
+        "workers": None,
+        "preset": "none",
+        "model": {"name": "packaged", "revision": None, "precision": "bf16", "dropout": 0.0},
+        "data": {
+            "source": "hub",
+            "train_examples": None,
+            "test_examples": None,
+            "test_split": "test",
+            "seed": 42,
+            "reveal_task": False,
+            "max_source_tokens": 512,
+            "max_target_tokens": 50,
+        },
+        "train": {
+            "lr": 5e-4,
+            "epochs": 1,
+            "batch_size": 8,
+            "micro_batch_size": None,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "holdout": 0.0,
+            "keep": "last",
+            "zero_stage": 0,
+            "checkpoint_every": 0,
+            "log_every": 5,
+        },
+        "eval": {"batch_size": 32, "forward": False},
+    }
+
+
+LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
+    "tasks": ([["a"]], [[]]),
+    "seed": ([0], [-1]),
+    "workers": ([0, None], [-1]),
+    "model.dropout": ([0, 0.99], [-0.1, 1]),
+    "data.seed": ([0], [-1]),
+    **{
+        f"data.{name}": ([1], [0])
+        for name in ("train_examples", "test_examples", "max_source_tokens", "max_target_tokens")
+    },
+    "train.lr": ([1e-9, 10], [0, 10.1]),
+    **{f"train.{name}": ([1], [0]) for name in ("epochs", "batch_size", "micro_batch_size", "log_every")},
+    "train.warmup": ([0, 0.99], [-0.1, 1]),
+    "train.weight_decay": ([0, 7], [-0.1]),
+    "train.max_grad_norm": ([0, 7], [-0.1]),
+    "train.holdout": ([0, 0.5], [-0.1, 0.51]),
+    "train.zero_stage": ([0, 1, 2, 3], [-1, 4]),
+    "train.checkpoint_every": ([0, 9], [-1]),
+    "eval.batch_size": ([1], [0]),
+    "method.rank": ([1], [0]),
+    "method.lambda1": ([0], [-0.1]),
+}
+"""Field -> the outermost values that are allowed, and the nearest that are not."""
+
+
+@pytest.mark.parametrize("field", LIMITS)
+def test_limits_of_a_field(field: str) -> None:
+    """The last value on each side is allowed, the next one is refused, by name."""
+    room, _, name = field.rpartition(".")
+    base = {"name": "o_lora"} if room == "method" else {}
+    for value in LIMITS[field][0]:
+        spec_of(**({room: base | {name: value}} if room else {name: value}))
+    for value in LIMITS[field][1]:
+        assert f"{field}: " in problems_of(**({room: base | {name: value}} if room else {name: value}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_soft_prompts_take_room_in_an_input(method: str) -> None:
+    """As many positions as the longest prompt of the sequence has."""
+    room = {"prog_prompt": 30, "l2p": 15, "lfpt5": 300}
+    assert spec_of(method={"name": method}).method.soft_tokens(3) == room.get(method, 0)
+
+
 def test_a_spec_cannot_be_changed() -> None:
     """A validated spec stays what was validated."""
     spec = spec_of()

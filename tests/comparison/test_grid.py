@@ -23,7 +23,7 @@ def test_a_method_is_named_with_its_settings() -> None:
     assert (parse_entry("G=gain_lora:over=o_lora").label, parse_entry("G=gain_lora").method) == ("G", "gain_lora")
 
 
-@pytest.mark.parametrize("text", ["", ":rank=3", "o_lora:", "o_lora:rank", "o_lora:=3", "a=:rank=3"])
+@pytest.mark.parametrize("text", ["", ":rank=3", "o_lora:", "o_lora:rank", "o_lora:=3", "o_lora: =3", "a=:rank=3"])
 def test_what_is_no_method_is_refused(text: str) -> None:
     """With the text and an example."""
     with pytest.raises(SpecError, match="--method"):
@@ -68,9 +68,31 @@ def test_cells_are_planned_and_bad_ones_fail_alone(settings: dict[str, Any]) -> 
     assert specs["o_lora"].rank == specs["inf_lora"].rank == 2
     assert specs["inf_lora"].epsilon == 0.9
     assert {len(cell.job.plan.stages) for cell in good if cell.job} == {1, 2}
+    assert all((cell.job.spec.order, cell.job.spec.seed) == (cell.order, cell.seed) for cell in good if cell.job)
+    assert {(cell.order, cell.seed) for cell in good} == {
+        (f"custom:{order}", seed) for order in ("roget,snippets", "snippets") for seed in (0, 1)
+    }
     errors = {cell.entry.label: cell.error for cell in cells if cell.error}
     assert "method.over" in errors["gain_lora:over=none_such"]
     assert "unknown method" in errors["no_lora"]
+
+
+def test_layers_of_a_cell_win_in_their_order(settings: dict[str, Any]) -> None:
+    """Shared settings, then the cell's order and seed, then the entry's own fields, then what wins over all."""
+    shared = settings | {"method": {"rank": 9}, "seed": 7, "train": {"lr": 0.1, "epochs": 2, "batch_size": 4}}
+    grid = GridSpec(
+        methods=["o_lora:rank=3,train.lr=0.2,train.epochs=3"],
+        orders=["snippets"],
+        seeds=[1],
+        preset="laptop",
+        settings=shared,
+        overrides={"train": {"epochs": 5}, "method": {"alpha": 2.0}},
+    )
+    (cell,) = make_grid(grid, 0, Store("/nowhere"))
+    assert cell.job is not None, cell.error
+    spec = cell.job.spec
+    assert (spec.seed, spec.method.rank, spec.method.alpha) == (1, 3, 2.0)
+    assert (spec.train.lr, spec.train.epochs, spec.train.batch_size) == (0.2, 5, 4)
 
 
 def test_what_is_wrong_with_the_whole_grid_is_refused(settings: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,6 +246,28 @@ def test_threshold_rises_to_1():
     assert threshold(0.9, 1, 15) == 0.9
     assert threshold(0.9, 4, 15) == pytest.approx(0.92)
     assert threshold(0.9, 16, 15) == threshold(0.9, 99, 15) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "eigenvalues", "columns"),
+    [
+        ({"epsilon": 0.75}, 1, [6.0, 3.0, 1.0, 0.0], 2),  # 9 of 10
+        ({"epsilon": 0.75, "energy_power": 2}, 1, [6.0, 3.0, 1.0, 0.0], 1),  # 36 of 46
+        ({"epsilon": 0.55, "horizon": 2}, 1, [6.0, 3.0, 1.0, 0.0], 1),
+        ({"epsilon": 0.55, "horizon": 2}, 2, [6.0, 3.0, 1.0, 0.0], 2),  # 0.775
+        ({"epsilon": 0.55, "horizon": 2}, 3, [6.0, 3.0, 1.0, 0.0], 3),  # 1
+        ({"epsilon": 0.7}, 1, [6.0, 0.0, 1.0, 1.0], 1),  # 6 of 8
+        ({"epsilon": 0.7, "layer_chunks": 2}, 1, [6.0, 0.0, 1.0, 1.0], 3),  # 6 of 6, and 2 of 2
+    ],
+)
+def test_settings_of_a_basis_by_hand(changes, stage, eigenvalues, columns):
+    """Energy, its power, the threshold that rises from stage to stage, and blocks decide how many columns a stage adds."""
+    method = make_method({"name": "inf_lora", "horizon": 15} | changes, stage)
+    method.inputs = SimpleNamespace(owners=lambda: {"x": "x"}, release=lambda: None)
+    method.bases = {"x": torch.zeros(4, 0, dtype=torch.float64)}
+    method.branch = lambda: None
+    moment = SimpleNamespace(value=torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)))
+    assert method.consolidate({"x": moment}).tensors[BASIS + "x"].shape == (4, columns)
 
 
 def test_a_task_on_old_inputs_is_told_and_harms_nothing(tiny, family, toy_task, run_sequence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
 from raycl.methods.common.base import Gradients
 from raycl.methods.tree_lora import MEAN_A, MEAN_GRADIENT, TreeLora, tree_vectors
-from raycl.state.stage_state import StagePart
+from raycl.state.stage_state import StagePart, StageState
 from tests.kit.cases import CASES, make_method, same_part
 from tests.kit.rank_stages import Killed, Memory, run_one
 
@@ -97,10 +98,12 @@ def test_the_pull_by_hand():
     """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too."""
     for sign in (1.0, -1.0):
         method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0]]], [[sign, 1.0], [7.0, 2.0 * sign]])
-        term = method.penalties(step_at(0.25))["similarity"]
+        step = step_at(0.25)
+        term = method.penalties(step)["similarity"]
         assert term.weight == 0.5
         assert term.raw.item() == pytest.approx(-0.5 * sign)
         term.raw.backward()
+        assert step.loss.grad is None and not any(total.requires_grad for total in method.sums.values())
         assert torch.allclose(downs[0].grad, torch.tensor([[-0.5 * 3 / 11, 0.0]]))
         assert torch.allclose(downs[1].grad, torch.tensor([[0.0, -0.5 * 4 / 11]]))
     assert method.penalties(step_at(0.0))["similarity"].raw.item() == 0.0
@@ -118,6 +121,30 @@ def test_one_choice_and_one_observation_per_step():
     assert method.measures()["chosen/2"] == pytest.approx(method.bandit.counts[1, 0].item() / 60)
     assert torch.allclose(method.sums[f"{MEAN_A}0"] / 60, torch.tensor([[2.0, 0.1]]))
     assert method.bandit.totals[1, 0].item() == pytest.approx(method.bandit.counts[1, 0].item() * 0.1 / 4.1, rel=1e-4)
+
+
+def test_bounds_know_how_long_the_stage_is():
+    """At step k of N the progress is k / N, rounded (9 / (9 / 14) is 13.99...); at the first one N does not matter."""
+    method, _ = by_hand([[[0.0, 4.0]]], [[2.0, 0.1]])
+    heard, bounds = [], method.bandit.bounds
+    method.bandit.bounds = lambda step, steps: heard.append((step, steps)) or bounds(step, steps)
+    for step in range(14):
+        method.penalties(step_at(step / 14))
+    assert heard == [(0, 1), *((step, 14) for step in range(1, 14))]
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_the_tree_has_as_many_levels_as_it_is_told(tiny, toy_tasks, run_stage, levels):
+    """Over what each of three earlier tasks changed: all together, halves, or quarters of it."""
+    part = run_stage(tiny, PARAMS, toy_tasks, epochs=1, batch_size=16).part
+    means = {name: value for name, value in part.tensors.items() if name.startswith(MEAN_A)}
+    parts = [replace(part, tensors={name: factor * a for name, a in means.items()}) for factor in (1.0, 3.0, 8.0)]
+    method = make_method(PARAMS | {"tree_levels": levels}, 4)
+    method.install(tiny.backbone, StageState(tuple(parts)))
+    method.remove()
+    changes = [[factor * a for a in means.values()] for factor in (1.0, 2.0, 5.0)]
+    assert method.nodes == groups(changes, levels)
+    assert sorted(map(len, method.nodes)) == [[3], [1, 2], [1, 1, 1]][levels]
 
 
 def test_gradients_describe_the_task_on_request():

@@ -27,7 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return become
 
 
-@pytest.mark.parametrize("feature", ["amx_bf16", "avx512_bf16", "bf16"])
+@pytest.mark.parametrize("feature", ["amx_bf16", "avx512_bf16", "bf16", "sve_bf16"])
 def test_a_cpu_that_multiplies_bf16_gets_it(machine: Machine, feature: str) -> None:
     machine("avx2", feature)
     assert native_precision() == "bf16"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -272,3 +274,75 @@ def test_a_spec_of_another_run_is_not_needed_for_a_key() -> None:
     """Keys are pure functions: two calls agree."""
     assert plan_of() == plan_of()
     assert isinstance(parse({"order": "x", "tasks": ["a"], "method": {"name": "o_lora"}}, method_params), RunSpec)
+
+
+def key_of(recipe: dict[str, Any]) -> str:
+    """A content key, reckoned without raycl: SHA-256 of the sorted JSON without white space."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+TRAIN = {
+    "lr": 0.0005,
+    "epochs": 1,
+    "batch_size": 8,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "keep": "last",
+}
+LENGTHS = {"source": 512, "target": 50}
+
+
+@pytest.mark.parametrize(
+    ("method", "version", "live"),
+    [("inc_lora", {}, {}), ("inf_lora", {"version": 2}, {"epsilon": 0.95, "energy_power": 1, "horizon": 15})],
+)
+def test_the_recipe_of_a_stage_in_full(method: str, version: dict[str, int], live: dict[str, Any]) -> None:
+    """Every entry by hand, the version of a method's arithmetic from the second on; the key is the hash of exactly that."""
+    designed = {"design": "svd", "layer_chunks": 1} if live else {}
+    plan = plan_of(method={"name": method})
+    parent = None
+    for number, stage in enumerate(plan.stages, start=1):
+        task = TASKS[number - 1]
+        shape = {"name": method, "rank": 8, "alpha": 32.0, "dropout": 0.0, "targets": None}
+        recipe = {
+            "schema": 1,
+            "model": {"fingerprint": MODEL, "precision": "bf16"},
+            "task": {"name": task.name, "train": task.train_fingerprint},
+            "lengths": LENGTHS,
+            "method": {**shape, **designed, **live, **version},
+            "train": TRAIN,
+            "seed": 0,
+            "stage": number,
+            "parent": parent,
+        }
+        assert stage.recipe == recipe
+        assert stage.key == key_of(recipe)
+        parent = stage.key
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_that_changed_is_in_the_key_with_its_version(schedule: str) -> None:
+    """Stages of the schedules that once ended a step early are not taken for those of today."""
+    recipe = plan_of(train={"schedule": schedule}).stages[0].recipe
+    assert recipe["train"] == TRAIN | {"schedule": {"value": schedule, "version": 2}}
+
+
+@pytest.mark.parametrize("labels", [("yes", "no"), None])
+def test_the_recipe_of_a_cell_in_full(labels: tuple[str, ...] | None) -> None:
+    """The state, the test split, metric and labels, lengths, and every setting that generation obeys; the untrained model
+    is named by its fingerprint and precision."""
+    task = replace(toy("a"), labels=labels, metric="exact_match" if labels else "rouge_l")
+    plan = plan_of([task], method={"name": "inc_lora"})
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    for cell, state in zip(plan.cells, (f"untrained {MODEL} bf16", plan.stages[0].key), strict=True):
+        named = {"name": "a", "test": task.test_fingerprint, "metric": task.metric, "labels": list(labels or [])}
+        recipe = {
+            "schema": 1,
+            "state": state,
+            "task": named,
+            "lengths": LENGTHS,
+            "decoding": greedy | {"min_new_tokens": 0},
+        }
+        assert cell.key == key_of(recipe)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from raycl.errors import StoreError
+from raycl.state.lease import Lease
 from raycl.state.store import Store
 
 KEY = "ab" * 32
 HOLDER = """
 import sys, time
+from raycl.state.lease import Lease
 from raycl.state.store import Store
 lease = Store(sys.argv[1]).lease(sys.argv[2])
 print(lease.acquire(1), flush=True)
@@ -53,6 +55,13 @@ def test_a_store_without_locks_lets_everybody_go_ahead() -> None:
     first, second = (Store("memory://leases").lease(KEY) for _ in range(2))
     assert first.acquire(0) and second.acquire(0)
     first.release()
+
+
+def test_the_folder_of_the_locks_is_made(tmp_path: Path) -> None:
+    """With all folders above it."""
+    lease = Lease(tmp_path / "a" / "store" / "leases", KEY)
+    assert lease.acquire(0)
+    lease.release()
 
 
 def test_only_a_key_names_a_lease(tmp_path: Path) -> None:

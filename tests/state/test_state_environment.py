@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import raycl
@@ -22,7 +24,10 @@ def test_versions_are_json() -> None:
     canonical_json(environment)
     assert environment["python"] == ".".join(str(piece) for piece in sys.version_info[:3])
     assert environment["libraries"]["raycl"] == raycl.__version__
-    assert environment["libraries"]["torch"] is not None
+    libraries = ("torch", "transformers", "peft", "deepspeed", "ray", "mlflow", "safetensors")
+    versions = {name: metadata.version(name) for name in libraries}
+    assert environment["libraries"] == versions | {"raycl": raycl.__version__}
+    assert environment["platform"] == platform.platform()
 
 
 def test_commit_and_dirty_flag(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raycl.state.store import Store
-from tests.kit.state_samples import make_part, make_provenance
+from tests.kit.state_samples import MODULES, make_part, make_provenance
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -50,6 +51,20 @@ def test_peft_loads_a_branch_exactly(tmp_path: Path, from_peft: bool) -> None:
             base.get_submodule(path).weight.copy_(weight)
         assert torch.allclose(served, base(tokens).logits, atol=1e-6)
         assert not torch.allclose(served, tiny_llama()(tokens).logits, atol=1e-3)
+
+
+def test_the_config_that_peft_reads(tmp_path: Path) -> None:
+    """In full, by hand; what another initialisation would do to the base weights is not asked for."""
+    store = Store(str(tmp_path))
+    extra = {"task_type": "CAUSAL_LM", "init_lora_weights": "pissa", "inference_mode": False, "bias": "none"}
+    for given in (None, extra):
+        key = store.publish(
+            make_part(len(given or "")), make_provenance(len(given or "") + 1, adapter_config=given)
+        ).key
+        config = json.loads((Path(store.folder(key)) / "adapter" / "adapter_config.json").read_text())
+        own = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "bias": "none"}
+        fixed = {"target_modules": sorted(MODULES), "init_lora_weights": True, "inference_mode": True}
+        assert config == own | fixed | ({"task_type": "CAUSAL_LM"} if given else {})
 
 
 def test_what_peft_saves_has_the_same_names(tmp_path: Path) -> None:

@@ -95,6 +95,34 @@ def test_a_decoder_only_answer_is_the_continuation_of_its_prompt():
     assert split.answer == (2, 99)
 
 
+def test_all_of_a_batch_is_on_one_device(tiny):
+    """Ids, masks, labels, stages and weights."""
+    rows = encoder(tiny).encode([example("t1w1"), example("t1w1 t1w2")])
+    rows = [replace(rows[0], stage=1, weight=0.5), rows[1]]
+    inputs = encoder(tiny).collate(rows, "meta")
+    parts = (inputs.ids, inputs.mask, inputs.prompt_mask, inputs.labels, inputs.stages, inputs.weights)
+    assert {part.device.type for part in parts} == {"meta"}
+
+
+def test_a_tokenizer_without_a_token_says_which(tiny):
+    """Padding and end token must be one id."""
+    for name, kind in (("pad_token_id", "padding"), ("eos_token_id", "end")):
+        letters = type("Letters", (Ends,), {name: None})()
+        with pytest.raises(ValueError, match=f"no {kind} token of one id"):
+            ours = Encoder(letters, True, 64, 8)
+            ours.collate(ours.encode([example("x")]), "cpu")
+
+
+def test_an_answer_is_read_back_without_marks_and_spaces():
+    """As generation leaves it: special tokens skipped, white space around it gone."""
+
+    class Spaced(Ends):
+        def decode(self, ids, skip_special_tokens=False):
+            return " ".join(["", *map(chr, ids), ""]) if skip_special_tokens else "<s>"
+
+    assert Encoder(Spaced(), True, 64, 8).read_back("ab") == "a b"
+
+
 class Ends:
     """A tokenizer of one token per letter that appends its end token (99) to every text with special tokens."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,3 +92,120 @@ def test_the_length_of_an_answer_comes_from_the_labels(tmp_path: Path) -> None:
     found.score(Task("t", "t", "exact_match", labels, rows, rows, {}))
     longest = len(found.model.tokenizer(" a label of several words", add_special_tokens=False).input_ids) + 1
     assert [call["max_new_tokens"] for call in calls] == [longest]
+
+
+class Letters:
+    """A tokenizer of one token per letter; ids below 32 are special."""
+
+    pad_token_id, eos_token_id = 0, 1
+
+    def __call__(self, text, add_special_tokens=True):
+        return SimpleNamespace(input_ids=[ord(one) for one in text])
+
+    def batch_decode(self, rows, skip_special_tokens=False):
+        return ["".join(chr(id) for id in row if id >= 32 or not skip_special_tokens) for row in rows.tolist()]
+
+
+class Echo(torch.nn.Module):
+    """A model that continues a prompt by its last letter and a drawn digit, with a space on both sides."""
+
+    dtype = torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def generate(self, input_ids, attention_mask, **how):
+        assert not self.training and not torch.is_grad_enabled()
+        self.calls.append((input_ids, attention_mask, how))
+        drawn = torch.randint(48, 58, (len(input_ids), 1))
+        space, end = torch.full_like(drawn, 32), torch.ones_like(drawn)
+        return torch.cat([input_ids, space, input_ids[:, -1:], drawn, space, end], dim=1)
+
+
+def echo(batch_size=2, workers=None, method=None):
+    """A decoder around it, in training mode before it is asked."""
+    model = Echo().train()
+    backbone = SimpleNamespace(model=model, dtype=torch.float32, device=torch.device("cpu"), encoder_decoder=False)
+    loaded = SimpleNamespace(backbone=backbone, tokenizer=Letters())
+    return Decoder(loaded, method, Encoder(Letters(), False, 64, 8), batch_size, workers or Workers()), model
+
+
+GREEDILY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "how"),
+    [
+        (Sampling(5), {"max_new_tokens": 5}),
+        (Sampling(7, repetition_penalty=1.3), {"max_new_tokens": 7, "repetition_penalty": 1.3}),
+        (
+            Sampling(3, top_k=4),
+            {"max_new_tokens": 3, "do_sample": True, "top_k": 4, "top_p": 1.0, "temperature": 1.0},
+        ),
+    ],
+)
+def test_every_setting_of_a_written_text_is_explicit(sampling, how):
+    """Each call says all of it; the model is in eval mode, prompts are padded on the left, texts come in their order."""
+    ours, model = echo()
+    texts = ours.write(["ab", "abcd", "abc"], sampling, torch.Generator().manual_seed(3))
+    assert [call[2] for call in model.calls] == [GREEDILY | how] * 2
+    assert [text[0] for text in texts] == ["b", "d", "c"] and all(len(text) == 2 for text in texts)
+    ids, mask, _ = model.calls[0]
+    assert ids.tolist() == [[97, 98, 99, 100], [0, 97, 98, 99]] and mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
+
+
+def test_written_texts_depend_on_their_generator_alone():
+    """On its seed, not on what was drawn before; and what is drawn afterwards does not depend on them."""
+    prompts = [f"{letter}" for letter in "abcdefgh"]
+
+    def written(seed, before):
+        torch.manual_seed(before)
+        texts = echo()[0].write(prompts, Sampling(5, top_k=3), torch.Generator().manual_seed(seed))
+        return texts, torch.rand(1).item()
+
+    assert written(1, 5) == written(1, 5) and written(1, 5)[0] == written(1, 6)[0] != written(2, 5)[0]
+    torch.manual_seed(5)
+    assert written(1, 5)[1] == written(2, 5)[1]
+    torch.manual_seed(5)
+    assert torch.rand(1).item() == written(1, 5)[1]
+
+
+def test_a_score_is_greedy_and_its_rows_are_complete(monkeypatch):
+    """Shared out over the workers and put together in the task's order; the length is the longest label's and its end."""
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.full(size, 33))
+
+    class First(Workers):
+        """Worker 0 of 2; the other one answered its share with x."""
+
+        def gather(self, value):
+            return [value, ["x"]]
+
+    rows = tuple(Example(f"id {i}", "", text, "", ("A!", "zz")) for i, text in enumerate(("a", "q", "bb")))
+    ours, model = echo(workers=First(0, 2))
+    scored = ours.score(Task("t", "t", "exact_match", ("A!", "long"), rows, rows, {}))
+    assert scored.predictions == [
+        {"id": "id 0", "prediction": "a!", "answers": ["A!", "zz"]},
+        {"id": "id 1", "prediction": "x", "answers": ["A!", "zz"]},
+        {"id": "id 2", "prediction": "b!", "answers": ["A!", "zz"]},
+    ]
+    assert scored.score == pytest.approx(100 / 3)
+    assert [call[2] for call in model.calls] == [GREEDILY | {"max_new_tokens": len(" long") + 1}]
+
+
+def test_the_method_is_conditioned_on_every_batch():
+    """Before it, once, on what the model is then given."""
+    seen = []
+    method = SimpleNamespace(condition=seen.append, soft_prompt=lambda: None)
+    ours, model = echo(method=method)
+    ours.write(["a", "b", "c"], Sampling(2), torch.Generator())
+    assert [inputs.ids.tolist() for inputs in seen] == [call[0].tolist() for call in model.calls]
+    assert len(seen) == 2 and all(inputs.labels is None for inputs in seen)

@@ -107,6 +107,25 @@ def test_workers_share_the_examples_out(tiny, toy_task):
     assert all(not moment.total.any() and moment.count == 0 for moment in idle.values())
 
 
+def test_every_worker_ends_with_the_sums_of_all(tiny, toy_task):
+    """Totals and counts are both summed, each once: with a partner that saw the same, both are doubled."""
+
+    class Twins(Workers):
+        """One of two workers that see the same."""
+
+        def sum(self, tensors):
+            """What the other one adds is what this one has."""
+            for tensor in tensors:
+                tensor.mul_(2)
+
+    examples = toy_task(1, distinct=5, repeats=1, spread=3).train
+    _, alone, _ = passed(tiny, INF, examples[::2], 2)
+    _, both, _ = passed(tiny, INF, examples, 2, workers=Twins(0, 2))
+    for name, moment in alone.items():
+        assert torch.equal(both[name].count, 2 * moment.count)
+        assert torch.equal(both[name].total, 2 * moment.total)
+
+
 def test_a_pass_has_neither_gradients_nor_dropout(tiny, toy_task, run_stage):
     """Passes run in eval mode: with a trained branch under heavy dropout, two of them agree bit for bit."""
     task = toy_task(1, distinct=5, repeats=1, spread=3)

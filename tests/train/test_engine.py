@@ -1,0 +1,122 @@
+"""The engine's arithmetic: one optimizer step by hand."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raycl.spec import TrainSpec
+from raycl.train.engine import BatchShape, Engine
+from raycl.train.workers import Workers
+
+ONE = BatchShape(1, 1, 1)
+
+
+@pytest.fixture
+def engine_of() -> Iterator[Callable[..., tuple[Engine, nn.Linear]]]:
+    """Makes engines around a layer with weights 3 and -4, closed at the end."""
+    made: list[Engine] = []
+
+    def make(shape: BatchShape = ONE, bf16: bool = False, **train: Any) -> tuple[Engine, nn.Linear]:
+        layer = nn.Linear(2, 1, bias=False)
+        layer.weight.data = torch.tensor([[3.0, -4.0]])
+        made.append(Engine(layer, [layer.weight], TrainSpec(**train), shape, bf16, Workers()))
+        return made[-1], layer
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+def step(engine: Engine, x: Tensor, rate: float = 0.1) -> None:
+    """One micro-batch whose gradient is x."""
+    engine.backward(engine.loss(x).sum())
+    engine.step(rate)
+
+
+def test_weight_decay_is_decoupled_and_scaled_by_the_rate(engine_of: Any) -> None:
+    """AdamW without a gradient: w <- w (1 - rate decay), here 1 - 0.1 * 0.5; without decay nothing moves."""
+    for decay, expected in ((0.5, [[2.85, -3.8]]), (0.0, [[3.0, -4.0]])):
+        engine, layer = engine_of(weight_decay=decay)
+        step(engine, torch.zeros(1, 2))
+        assert torch.allclose(layer.weight, torch.tensor(expected))
+
+
+def test_the_first_step_has_the_length_of_the_rate(engine_of: Any) -> None:
+    """Adam's first step is rate * sign(gradient), at the rate that this very step is given."""
+    engine, layer = engine_of()
+    step(engine, torch.tensor([[2.0, -3.0]]), 0.25)
+    assert torch.allclose(layer.weight, torch.tensor([[2.75, -3.75]]), atol=1e-5)
+    before = layer.weight.detach().clone()
+    step(engine, torch.tensor([[2.0, -3.0]]), 0.0)
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(("norm", "length"), [(1.0, 1.0), (0.5, 0.5), (0.0, 5.0), (9.0, 5.0)])
+def test_gradients_are_clipped_by_their_global_norm(engine_of: Any, norm: float, length: float) -> None:
+    """Gradient (3, 4) has norm 5: with `max_grad_norm` m > 0 Adam sees min(1, m / 5) of it, with 0 all of it."""
+    engine, layer = engine_of(max_grad_norm=norm)
+    step(engine, torch.tensor([[3.0, 4.0]]))
+    first_moment = engine.optimizer.state[layer.weight]["exp_avg"] / 0.1
+    assert first_moment.norm().item() == pytest.approx(length, rel=1e-4)
+
+
+def test_micro_batches_are_averaged_into_one_step(engine_of: Any) -> None:
+    """Two micro-batches with gradients (2, 0) and (0, 4): nothing moves before the second; Adam sees (1, 2)."""
+    engine, layer = engine_of(BatchShape(2, 1, 1), max_grad_norm=0.0)
+    step(engine, torch.tensor([[2.0, 0.0]]))
+    assert layer.weight.tolist() == [[3.0, -4.0]]
+    step(engine, torch.tensor([[0.0, 4.0]]))
+    assert torch.allclose(engine.optimizer.state[layer.weight]["exp_avg"] / 0.1, torch.tensor([[1.0, 2.0]]))
+    assert not math.isclose(layer.weight[0, 0].item(), 3.0)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_a_closed_engine_leaves_the_module_as_any_other(zero: int) -> None:
+    """No hook of it sees the next backward pass, and the next engine starts from the trained weights."""
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[3.0, -4.0]])
+    for expected in ([[2.9, -3.9]], [[2.8, -3.8]]):
+        engine = Engine(layer, [layer.weight], TrainSpec(zero_stage=zero), ONE, False, Workers())
+        step(engine, torch.tensor([[2.0, -3.0]]))
+        engine.close()
+        assert torch.allclose(layer.weight, torch.tensor(expected), atol=1e-4) and layer.weight.grad is None
+        layer(torch.tensor([[5.0, 7.0]])).sum().backward()
+        assert layer.weight.grad is not None and layer.weight.grad.tolist() == [[5.0, 7.0]]
+        layer.weight.grad = None
+
+
+def test_a_process_alone_is_a_world_of_one(engine_of: Any) -> None:
+    """As DeepSpeed and what it starts read it from the environment."""
+    engine_of()
+    assert {os.environ[name] for name in ("WORLD_SIZE", "LOCAL_SIZE")} == {"1"}
+    assert {os.environ[name] for name in ("RANK", "LOCAL_RANK")} == {"0"}
+
+
+def test_groups_of_an_earlier_world_are_forgotten() -> None:
+    """A sequence's processes are grouped anew by whoever starts them: DeepSpeed must not go on with the last groups."""
+    for _ in range(2):
+        layer = nn.Linear(2, 1, bias=False)
+        layer.weight.data = torch.tensor([[3.0, -4.0]])
+        engine = Engine(layer, [layer.weight], TrainSpec(zero_stage=2), ONE, False, Workers())
+        step(engine, torch.tensor([[2.0, -3.0]]))
+        engine.close()
+        assert torch.allclose(layer.weight, torch.tensor([[2.9, -3.9]]), atol=1e-4)
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def test_no_gradient_travels_in_less_than_its_own_precision(engine_of: Any) -> None:
+    """DeepSpeed marks parameters that may travel in bf16, linear layers unless told otherwise: here none."""
+    from deepspeed.runtime.torch_autocast import get_comm_dtype, is_autocast_initialized
+
+    _, layer = engine_of(bf16=True)
+    assert is_autocast_initialized()
+    assert get_comm_dtype(layer.weight) == torch.float32

@@ -1,0 +1,138 @@
+"""A stage around its training: seeds, splits, draws, what workers must agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raycl.events import StageStart
+from raycl.methods.common.base import StageInfo
+from raycl.methods.registry import build, method_params
+from raycl.spec import RunSpec, TrainSpec
+from raycl.state.stage_state import StageState
+from raycl.train.batches import Encoder
+from raycl.train.stage import StageRun
+from raycl.train.workers import Workers
+
+SEED = 3
+INC = {"name": "inc_lora", "rank": 2, "alpha": 4}
+
+
+def seed_of(purpose: str) -> int:
+    """The first six bytes of SHA-256 of seed, stage and purpose."""
+    return int.from_bytes(hashlib.sha256(f"{SEED}:1:{purpose}".encode()).digest()[:6], "big")
+
+
+def permutation(purpose: str, count: int) -> list[int]:
+    """A draw of that purpose."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(purpose))).tolist()
+
+
+class OneOfTwo(Workers):
+    """A worker whose partner is silent; it notes what it exchanges."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank, 2)
+        object.__setattr__(self, "agreed", [])
+
+    def sum(self, tensors: Any) -> None:
+        """Nothing to exchange."""
+
+    def agree(self, tensors: Any) -> None:
+        self.agreed.append(list(tensors))
+
+
+class Untrained(StageRun):
+    """A stage that looks around in place of training."""
+
+    def train(self, module: Any, train: Any, held_out: Any) -> None:
+        self.seen = {
+            "torch": torch.initial_seed(),
+            "numpy": np.random.random(),
+            "python": random.random(),
+            "rows": train,
+            "held out": held_out,
+            "trained": [p for p in module.parameters() if p.requires_grad],
+        }
+
+
+def untrained(tiny: Any, task: Any, workers: Workers, params: dict[str, Any] = INC, **train: Any) -> Untrained:
+    """A stage without its training, already run."""
+    method = build(method_params(params["name"]).model_validate(params), StageInfo(1, 1, task.name, SEED))
+    spec = RunSpec(
+        order="toy", tasks=[task.name], method=method.params, train=TrainSpec(batch_size=8, **train), seed=SEED
+    )
+    encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
+    run = Untrained(tiny, method, StageState(), task, spec, encoder, workers, lambda event: None)
+    run.run()
+    return run
+
+
+def test_a_stage_says_what_it_trained_and_where_its_time_went(tiny, toy_task):
+    """The numbers that the optimizer owned: A and B of every module; seconds of each phase, and the rest."""
+    task = toy_task(1, distinct=2, repeats=1)
+    method = build(method_params("inc_lora").model_validate(INC), StageInfo(1, 1, task.name, SEED))
+    spec = RunSpec(
+        order="toy", tasks=[task.name], model={"precision": "fp32"}, method=method.params, train=TrainSpec(batch_size=2)
+    )
+    encoder, events = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8), []
+    run = StageRun(tiny, method, StageState(), task, spec, encoder, Workers(), events.append)
+    branch = run.run().branch
+    assert run.trainable == sum(tensor.numel() for tensor in [*branch.a.values(), *branch.b.values()])
+    assert run.seconds.keys() == {"pass_before", "train", "pass_after", "other"}
+    assert events == [StageStart(1, task.name, 1), *run.log] and len(run.log) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_global_generators_are_seeded_by_run_stage_and_rank(tiny, toy_task, rank):
+    """torch's, numpy's and Python's: dropout differs between workers, and is the same in every run."""
+    seen = untrained(tiny, toy_task(1), OneOfTwo(rank)).seen
+    seed = seed_of("global") + rank
+    assert seen["torch"] == seed
+    assert seen["numpy"] == np.random.RandomState(seed % 2**32).random()
+    assert seen["python"] == random.Random(seed).random()
+
+
+def test_workers_agree_on_what_the_method_put_there_before_training(tiny, toy_task):
+    """Once, on exactly the method's own tensors: no base weight travels."""
+    workers = OneOfTwo(0)
+    run = untrained(tiny, toy_task(1), workers, INC | {"name": "inf_lora"})
+    trained = {value.data_ptr() for value in run.seen["trained"]}
+    (agreed,) = workers.agreed
+    assert trained < {value.data_ptr() for value in agreed}
+    layers = len(run.method.branches.layers)
+    assert len(trained) == layers and len(agreed) == 2 * layers
+
+
+def test_what_is_held_out_is_drawn_by_the_seed(tiny, toy_task):
+    """The first fifth of a permutation, in the order of the task; the rest trains, in its order."""
+    task = toy_task(1, distinct=10, repeats=1, spread=3)
+    run = untrained(tiny, task, Workers(), keep="best", holdout=0.2)
+    rows = run.encoder.encode(task.train)
+    out = sorted(permutation("holdout", 10)[:2])
+    assert run.seen["held out"] == [rows[index] for index in out]
+    assert [row.prompt for row in run.seen["rows"]] == [rows[index].prompt for index in range(10) if index not in out]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.26, 3), (0.25, 2), (0.01, 1), (0.0, 0)])
+def test_the_held_out_share_is_rounded_to_at_least_one(tiny, toy_task, share, expected):
+    """Of 10: 2.6 is 3, 2.5 is 2 (to even), 0.1 is 1; 0 is none."""
+    run = untrained(tiny, toy_task(1, distinct=10, repeats=1), Workers(), keep="best", holdout=share)
+    assert (len(run.seen["held out"]), len(run.seen["rows"])) == (expected, 10 - expected)
+
+
+def test_a_pass_of_few_rows_draws_them_by_the_seed(tiny, toy_task, monkeypatch):
+    """As many as the method wants, in the order of the task; all if it wants all or more."""
+    task = toy_task(1, distinct=6, repeats=1, spread=3)
+    passed: list[Any] = []
+    monkeypatch.setattr("raycl.train.stage.DataPass.run", lambda self, rows, *more: passed.append(rows))
+    monkeypatch.setattr("raycl.methods.ewc.Ewc.consolidate", lambda self, moments: None)
+    for wanted, expected in ((2, sorted(permutation("pass", 6)[:2])), (6, list(range(6))), (9, list(range(6)))):
+        run = untrained(tiny, task, Workers(), {"name": "ewc", "rank": 2, "alpha": 4, "fisher_examples": wanted})
+        assert passed.pop() == [run.seen["rows"][index] for index in expected]
+    assert not passed
