@@ -48,7 +48,7 @@ class MakeFlags:
                 "train_examples": 16,
                 "test_examples": 8,
                 "max_source_tokens": 48,
-                "max_target_tokens": 6,
+                "max_target_tokens": 20,
             },
             "method": METHODS[method],
             "train": {"lr": 1e-2, "batch_size": 4, "log_every": 1},
