@@ -78,11 +78,13 @@ def choose(always: list[str]) -> dict[str, list[Mutant]]:
 
 
 def nearest(mutant: Mutant, tests: Tests, killer: str) -> list[str]:
-    """The tests that call the changed function (the whole file, for what is no function), its last killer first."""
+    """The tests that call the changed function (for what is no function, the whole file), its last killer first."""
     exact = f"{mutant.file}::{mutant.scope}"
     callers = [name for name, one in tests.items() if exact in one["calls"]]
     if not callers:
         callers = [name for name, one in tests.items() if any(c.startswith(f"{mutant.file}::") for c in one["calls"])]
+    if not callers:  # a file of constants
+        callers = [name for name in tests if name.startswith(f"tests/{Path(mutant.file).parts[1]}/")]
     mirrored = [name for name in tests if name.partition("::")[0].endswith(f"{Path(mutant.file).stem}.py")]
     chosen: list[str] = []
     total = 0.0
