@@ -123,6 +123,19 @@ def test_one_choice_and_one_observation_per_step():
     assert method.bandit.totals[1, 0].item() == pytest.approx(method.bandit.counts[1, 0].item() * 0.1 / 4.1, rel=1e-4)
 
 
+def test_a_draw_is_that_of_the_step():
+    """With choice=draw each step draws anew, by run, stage and step; otherwise the first of equal bounds is taken."""
+    arms = [[[1.0]] * 16, [[2.0]] * 16, [[3.0]] * 16]
+    for choice in ("draw", "least"):
+        method, _ = by_hand(arms, [[1.0]] * 16, PARAMS | {"choice": choice, "tree_levels": 0})
+        for step in range(2):
+            generator = method.info.generator(f"choice {step}") if choice == "draw" else None
+            expected = choose(method.bandit.bounds(step, 8 if step else 1), method.nodes, generator)
+            method.penalties(step_at(step / 8))
+            assert torch.equal(method.choice, expected)
+        assert (len(set(expected.tolist())) > 1) == (choice == "draw")
+
+
 def test_bounds_know_how_long_the_stage_is():
     """At step k of N the progress is k / N, rounded (9 / (9 / 14) is 13.99...); at the first one N does not matter."""
     method, _ = by_hand([[[0.0, 4.0]]], [[2.0, 0.1]])
