@@ -95,9 +95,10 @@ def test_distances_by_hand():
 
 
 def test_the_pull_by_hand():
-    """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too."""
+    """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too; layers may differ in
+    width."""
     for sign in (1.0, -1.0):
-        method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0]]], [[sign, 1.0], [7.0, 2.0 * sign]])
+        method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0, 0.0]]], [[sign, 1.0], [7.0, 2.0 * sign, 5.0]])
         step = step_at(0.25)
         term = method.penalties(step)["similarity"]
         assert term.weight == 0.5
@@ -105,7 +106,7 @@ def test_the_pull_by_hand():
         term.raw.backward()
         assert step.loss.grad is None and not any(total.requires_grad for total in method.sums.values())
         assert torch.allclose(downs[0].grad, torch.tensor([[-0.5 * 3 / 11, 0.0]]))
-        assert torch.allclose(downs[1].grad, torch.tensor([[0.0, -0.5 * 4 / 11]]))
+        assert torch.allclose(downs[1].grad, torch.tensor([[0.0, -0.5 * 4 / 11, 0.0]]))
     assert method.penalties(step_at(0.0))["similarity"].raw.item() == 0.0
 
 
