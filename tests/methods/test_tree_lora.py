@@ -95,8 +95,8 @@ def test_distances_by_hand():
 
 
 def test_the_pull_by_hand():
-    """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too; layers may differ in
-    width."""
+    """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too. Layers
+    may differ in width."""
     for sign in (1.0, -1.0):
         method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0, 0.0]]], [[sign, 1.0], [7.0, 2.0 * sign, 5.0]])
         step = step_at(0.25)
