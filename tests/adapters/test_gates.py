@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import COSINE_SCALE, Gate, frozen_gate, pool, score, squash, unit_rms
+from raycl.methods.gain_lora import GainLoraParams
 
 ZERO_AT_ZERO = ("abs_tanh", "clipped_abs", "abs_sin")
 D, H = 10, 6
@@ -157,3 +159,20 @@ def test_values_are_the_effective_weights():
     again = frozen_gate(rebuilt.values(), "cosine", "abs_tanh")
     assert torch.equal(again(p0), rebuilt(p0))
     assert not any(p.requires_grad for p in rebuilt.parameters())
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("gate_squash", ("abs_tanh", "clipped_abs", "abs_sin", "sigmoid")),
+        ("gate_score", ("cosine", "dot")),
+        ("gate_pooling", ("mean_tokens", "mean_padded", "max")),
+        ("gate_input", ("auto", "raw", "rms")),
+    ],
+)
+def test_the_forms_of_a_gate_can_be_chosen(field, values):
+    """All that the code knows, by the names that users write, and no others."""
+    for value in values:
+        assert getattr(GainLoraParams.model_validate({field: value}), field) == value
+    with pytest.raises(ValidationError):
+        GainLoraParams.model_validate({field: "another"})

@@ -74,6 +74,15 @@ def test_energy_power_by_hand():
     assert torch.equal(grow(none, c, 0.5).abs(), torch.eye(3, dtype=torch.float64)[:, :1])
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_energy_is_counted_in_shares(scale):
+    """Features of another scale need the same columns, and round-off adds none of its own."""
+    c = moment(features(30, rank=3, seed=1))
+    for threshold, power in ((0.7, 1), (0.95, 2), (1.0, 1)):
+        columns = grow(EMPTY, c * scale, threshold, power)
+        assert columns.shape == grow(EMPTY, c, threshold, power).shape and 0 < columns.shape[1] <= 3
+
+
 def test_what_is_known_counts_towards_the_threshold():
     """With e1 known, eigenvalues (6, 3, 1) need only e2 for 0.85, nothing for 0.55."""
     c = torch.diag(torch.tensor([6.0, 3.0, 1.0], dtype=torch.float64))

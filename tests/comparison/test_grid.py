@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raycl.cluster import Share, share_out
-from raycl.comparison.grid import GridSpec, make_entries, make_grid, make_grid_spec, parse_entry
+from raycl.comparison.grid import GridSpec, grid_of, make_entries, make_grid, make_grid_spec, parse_entry
 from raycl.errors import SpecError
 from raycl.state.store import Store
 
@@ -75,6 +75,33 @@ def test_cells_are_planned_and_bad_ones_fail_alone(settings: dict[str, Any]) -> 
     errors = {cell.entry.label: cell.error for cell in cells if cell.error}
     assert "method.over" in errors["gain_lora:over=none_such"]
     assert "unknown method" in errors["no_lora"]
+
+
+def test_the_grid_of_a_command_line() -> None:
+    """The file's order and seed give way to flags that may be repeated, these to --set; each sequence has one worker,
+    whatever is said of workers; the rest is shared, and --set wins over all."""
+    file = {"order": "std-2", "seed": 4, "workers": 3, "train": {"lr": 0.1, "epochs": 2}}
+    flags = {"train": {"epochs": 3}}
+    sets = {"workers": 2, "train": {"epochs": 4}}
+    grid = grid_of([file, flags, sets], {"methods": ["o_lora"], "orders": None, "seeds": [7, 8]}, True, "laptop")
+    assert grid == GridSpec(
+        methods=["o_lora"],
+        orders=["std-2"],
+        seeds=[7, 8],
+        bounds=True,
+        preset="laptop",
+        settings={"train": {"lr": 0.1, "epochs": 3}},
+        overrides={"train": {"epochs": 4}},
+    )
+    assert grid_of([file, flags, sets | {"order": 5, "seed": 9}], {"orders": ["1"], "seeds": [7]}) == GridSpec(
+        methods=[],
+        orders=["5"],
+        seeds=[9],
+        settings={"train": {"lr": 0.1, "epochs": 3}},
+        overrides={"train": {"epochs": 4}},
+    )
+    assert grid_of([{}, {}, {}], {}) == GridSpec(methods=[]) and GridSpec(methods=[]).orders == ["demo"]
+    assert file["workers"] == 3 and sets["workers"] == 2
 
 
 def test_layers_of_a_cell_win_in_their_order(settings: dict[str, Any]) -> None:

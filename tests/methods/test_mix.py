@@ -18,6 +18,13 @@ METHODS = ("inc_lora", "o_lora", "inf_lora")
 MIX = [2.0, 0.5, -1.0]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_that_change_nothing_are_no_setting_of_a_score(name):
+    """None, and 1 for every branch; one other value counts, with the whole list."""
+    for mix, serving in ((None, {}), ([1.0, 1.0], {}), ([1.0, 0.5], {"mix": [1.0, 0.5]})):
+        assert method_params(name).model_validate({"name": name, "mix": mix}).serving() == serving
+
+
 @pytest.fixture(scope="module", params=METHODS)
 def sequence(request, tiny, toy_tasks, run_sequence):
     """A method's parameters and its state after three tasks."""

@@ -100,18 +100,18 @@ def flat(method: str, family: str, order: str) -> Flat:
     return merged | {f"model.{name}": value for name, value in settings.get("model", {}).items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_settings_are_the_published_ones(method: str, family: str) -> None:
+def test_settings_are_the_published_ones(method: str, kind: str) -> None:
     """No more and no less, on the benchmark and on SuperNI; relatives of a family have its settings."""
-    assert flat(method, family, "std-1") == BENCHMARK[method][family]
-    assert flat(method, family, "sni-1") == BENCHMARK[method][family] | SUPERNI.get(method, {}).get(family, {})
-    relative = {"t5": "mt5", "llama": "qwen2"}[family]
-    assert flat(method, relative, "std-1") == BENCHMARK[method][family]
+    assert flat(method, kind, "std-1") == BENCHMARK[method][kind]
+    assert flat(method, kind, "sni-1") == BENCHMARK[method][kind] | SUPERNI.get(method, {}).get(kind, {})
+    relative = {"t5": "mt5", "llama": "qwen2"}[kind]
+    assert flat(method, relative, "std-1") == BENCHMARK[method][kind]
 
 
-@pytest.mark.parametrize(("method", "family", "order"), LISTS)
-def test_lists_per_stage(method: str, family: str, order: str) -> None:
+@pytest.mark.parametrize(("method", "kind", "order"), LISTS)
+def test_lists_per_stage(method: str, kind: str, order: str) -> None:
     """Task by task, in the order of the tasks; an order of one's own has one rate."""
-    expected = BENCHMARK[method][family] | LISTS[method, family, order]
-    assert flat(method, family, order) == expected
+    expected = BENCHMARK[method][kind] | LISTS[method, kind, order]
+    assert flat(method, kind, order) == expected

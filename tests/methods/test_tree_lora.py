@@ -95,9 +95,10 @@ def test_distances_by_hand():
 
 
 def test_the_pull_by_hand():
-    """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too."""
+    """S = <A_0, m_0> + <A_1, m_1> = 3 + 8 = 11: raw = -2 * 0.25, gradient -0.5 m / 11; a negative S is pulled up too. Layers
+    may differ in width."""
     for sign in (1.0, -1.0):
-        method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0]]], [[sign, 1.0], [7.0, 2.0 * sign]])
+        method, downs = by_hand([[[3.0, 0.0], [0.0, 4.0, 0.0]]], [[sign, 1.0], [7.0, 2.0 * sign, 5.0]])
         step = step_at(0.25)
         term = method.penalties(step)["similarity"]
         assert term.weight == 0.5
@@ -105,7 +106,7 @@ def test_the_pull_by_hand():
         term.raw.backward()
         assert step.loss.grad is None and not any(total.requires_grad for total in method.sums.values())
         assert torch.allclose(downs[0].grad, torch.tensor([[-0.5 * 3 / 11, 0.0]]))
-        assert torch.allclose(downs[1].grad, torch.tensor([[0.0, -0.5 * 4 / 11]]))
+        assert torch.allclose(downs[1].grad, torch.tensor([[0.0, -0.5 * 4 / 11, 0.0]]))
     assert method.penalties(step_at(0.0))["similarity"].raw.item() == 0.0
 
 
@@ -121,6 +122,19 @@ def test_one_choice_and_one_observation_per_step():
     assert method.measures()["chosen/2"] == pytest.approx(method.bandit.counts[1, 0].item() / 60)
     assert torch.allclose(method.sums[f"{MEAN_A}0"] / 60, torch.tensor([[2.0, 0.1]]))
     assert method.bandit.totals[1, 0].item() == pytest.approx(method.bandit.counts[1, 0].item() * 0.1 / 4.1, rel=1e-4)
+
+
+def test_a_draw_is_that_of_the_step():
+    """With choice=draw each step draws anew, by run, stage and step; otherwise the first of equal bounds is taken."""
+    arms = [[[1.0]] * 16, [[2.0]] * 16, [[3.0]] * 16]
+    for choice in ("draw", "least"):
+        method, _ = by_hand(arms, [[1.0]] * 16, PARAMS | {"choice": choice, "tree_levels": 0})
+        for step in range(2):
+            generator = method.info.generator(f"choice {step}") if choice == "draw" else None
+            expected = choose(method.bandit.bounds(step, 8 if step else 1), method.nodes, generator)
+            method.penalties(step_at(step / 8))
+            assert torch.equal(method.choice, expected)
+        assert (len(set(expected.tolist())) > 1) == (choice == "draw")
 
 
 def test_bounds_know_how_long_the_stage_is():

@@ -65,10 +65,17 @@ def test_labels_are_compared_by_what_tells_them_apart(labels: tuple[str, ...], m
             assert score(label_metric(labels), [given], examples((label,))) == 100 * (given == label)
 
 
-@pytest.mark.parametrize("labels", [("yes", " yes"), ("yes", "  ")])
-def test_labels_that_only_white_space_tells_apart_are_refused(labels: tuple[str, ...]) -> None:
-    """No answer could be told from the other."""
-    with pytest.raises(ValueError, match="white space"):
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (("no", "yes", " yes"), "'yes', ' yes'"),
+        (("no", "yes", "  "), "'  '"),
+        (("a ", "b", "a"), "'a ', 'a'"),
+    ],
+)
+def test_labels_that_only_white_space_tells_apart_are_refused(labels: tuple[str, ...], named: str) -> None:
+    """No answer could be told from the other; the message names them and no others."""
+    with pytest.raises(ValueError, match=f"^the labels {named} differ in white space only$"):
         label_metric(labels)
 
 

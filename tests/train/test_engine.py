@@ -78,7 +78,7 @@ def test_micro_batches_are_averaged_into_one_step(engine_of: Any) -> None:
     assert not math.isclose(layer.weight[0, 0].item(), 3.0)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_a_closed_engine_leaves_the_module_as_any_other(zero: int) -> None:
     """No hook of it sees the next backward pass, and the next engine starts from the trained weights."""
     layer = nn.Linear(2, 1, bias=False)
