@@ -22,6 +22,10 @@ if TYPE_CHECKING:
             """The output head, if the model has one."""
             ...
 
+        def get_encoder(self) -> nn.Module:
+            """The encoder of an encoder-decoder."""
+            ...
+
         def generate(self, **how: Any) -> Tensor:
             """Token ids of the continuations."""
             ...
@@ -50,6 +54,16 @@ class Inputs:
     """(B,): the stage (1-based) whose task each row belongs to; none = all rows are the current task's own."""
     weights: Tensor | None = None
     """(B,): weight of each row in the cross-entropy; none = 1 for all."""
+    body_mask: Tensor | None = None
+    """(B, S): 1 on the prompt's tokens that the example's body has a part in, without instruction and answer cue; none =
+    no row says where its body stands."""
+
+    @property
+    def text_mask(self) -> Tensor:
+        """(B, S): 1 on the body's tokens; on the whole prompt's where a row has no body."""
+        if self.body_mask is None:
+            return self.prompt_mask
+        return torch.where(self.body_mask.any(dim=1, keepdim=True), self.body_mask, self.prompt_mask)
 
     def region_mask(self, region: Region) -> Tensor:
         """(B, tokens): which positions of a layer's input are real, for layers that read `region`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from raycl.adapters.carriers import carriers, stored_transposed
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from raycl.adapters.stacked_lora import Mixer, StackedLora
+    from raycl.adapters.stacked_lora import Mixer, StackedLora, Update
     from raycl.state.stage_state import Branch
 
 # PEFT takes seconds to import, so it is imported where adapters are made: reading a spec or a stored sequence needs none.
@@ -86,6 +87,22 @@ class Branches:
         """Let `mixer` weigh the branches in every layer; none = plain sum."""
         for layer in self.layers.values():
             layer.mixer = mixer
+
+    def update_by(self, updates: Mapping[str, Update]) -> None:
+        """Put updates in the place of the branches' sum, by the layers' paths."""
+        for path, update in updates.items():
+            self.layers[path].update = update
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The bare backbone, as long as the context lasts: no layer adds anything."""
+        before = {path: layer.update for path, layer in self.layers.items()}
+        self.update_by(dict.fromkeys(self.layers, _nothing))
+        try:
+            yield
+        finally:
+            for path, update in before.items():
+                self.layers[path].update = update
 
     def current(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of the current A and B of every layer, fp32 on the CPU."""
@@ -159,6 +176,10 @@ def adapter_config(backbone: Backbone, branch: Branch, base_name: str) -> dict[s
 def kaiming(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Uniform in (-1/sqrt(d_in), 1/sqrt(d_in)), shape (rank, d_in): Kaiming-uniform with a = sqrt(5)."""
     return (torch.rand(tuple(shape), generator=generator) * 2 - 1) / shape[1] ** 0.5
+
+
+def _nothing(x: Tensor) -> None:
+    """The update of a layer that adds nothing."""
 
 
 def _copy(weight: Tensor) -> Tensor:

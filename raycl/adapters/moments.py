@@ -1,7 +1,8 @@
-"""Second moments and means of features, gathered in a data pass: C = (1/n) sum of x x^T over valid rows x."""
+"""Sums gathered in a data pass: second moments C = (1/n) sum of x x^T over valid rows x, means, and quantiles."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -58,6 +59,34 @@ class Mean:
         if not self.count > 0:
             raise ValueError("mean: no rows were added")
         return self.total / self.count
+
+
+class Quantiles:
+    """Running quantiles of positive numbers, from counts in bins 1 % wide between 1e-3 and 1e7; others go to the nearest.
+
+    Counts of data-parallel workers add up, which quantiles themselves do not.
+    """
+
+    LOWEST, STEP, BINS = 1e-3, 1.01, 2314
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(self.BINS, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor) -> None:
+        """Add numbers, shape (n,)."""
+        places = (values.detach().double().clamp(min=self.LOWEST) / self.LOWEST).log() / math.log(self.STEP)
+        self.total += torch.bincount(places.long().clamp(max=self.BINS - 1), minlength=self.BINS)
+        self.count += len(values)
+
+    def at(self, shares: Tensor) -> Tensor:
+        """For each share, from 0 to 1, the upper edge of the first bin up to which at least that share of the numbers lies
+        (and at least one number), fp64. Raises ValueError before a number was added."""
+        if not self.count > 0:
+            raise ValueError("quantiles: no numbers were added")
+        reached = self.total.cumsum(0)
+        wanted = (shares.to(reached) * self.count).ceil().clamp(min=1)
+        return self.LOWEST * self.STEP ** (torch.searchsorted(reached, wanted) + 1).double()
 
 
 def add_rows(moments: dict[str, Any], name: str, rows: Tensor, chunks: int = 1, mean: bool = False) -> None:

@@ -31,6 +31,9 @@ Mixer = Callable[["StackedLora", "Tensor | None", Tensor], Tensor]
 It sees the layer and the branches' rank-space features: A_old x (B, S, K), or none at stage 1, and s A_t x (B, S, r).
 """
 
+Update = Callable[[Tensor], "Tensor | None"]
+"""Gives what is added to the base layer's output (B, S, d_out), from the layer's input (B, S, d_in); none = nothing."""
+
 
 class StackedLora(nn.Module, LoraLayer):
     """PEFT LoRA layer for a linear module (see `carriers`) with one current branch and a stack of frozen ones."""
@@ -49,6 +52,8 @@ class StackedLora(nn.Module, LoraLayer):
         self.set_adapter(adapter_name)
         self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
         self.mixer: Mixer | None = None
+        self.update: Update | None = None
+        """What stands in the place of the branches' sum; none = the sum does."""
         self.register_buffer("frozen_a", None, persistent=False)
         self.register_buffer("frozen_b", None, persistent=False)
         self.frozen_ranks: tuple[int, ...] = ()
@@ -81,6 +86,9 @@ class StackedLora(nn.Module, LoraLayer):
         The current factors are called as modules, not read as weights, so that ZeRO-3 gathers them.
         """
         out = self.base_layer(x, *args, **kwargs)
+        if self.update is not None:
+            delta = self.update(x)
+            return out if delta is None else out + delta.to(out.dtype)
         x = self.lora_dropout[CURRENT](x)
         new = self.lora_A[CURRENT](x) * self.scaling[CURRENT]
         old = None if self.frozen_a is None else F.linear(x.detach() if self.detach_old else x, self.frozen_a)

@@ -25,6 +25,7 @@ METHODS = {
     "slao": "raycl.methods.slao:Slao",
     "lwf": "raycl.methods.lwf:Lwf",
     "sapt_lora": "raycl.methods.sapt_lora:SaptLora",
+    "route_lora": "raycl.methods.route_lora:RouteLora",
     "migu": "raycl.methods.migu:Migu",
     "l2p": "raycl.methods.l2p:L2p",
     "lfpt5": "raycl.methods.lfpt5:Lfpt5",

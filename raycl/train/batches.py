@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,8 @@ class Encoded:
     """Weight of the row's answer tokens in the cross-entropy."""
     mean: bool = False
     """Whether the row counts as one token: its weight is then that of its mean."""
+    body: tuple[int, int] | None = None
+    """Where in the prompt the example's body stands: its first token, and the one after its last; none = not known."""
 
     @property
     def counts(self) -> int:
@@ -89,11 +92,22 @@ class Encoder:
         return self.longest_answer(labels) if labels else self.max_target
 
     def _one(self, example: Example, most: int | None = None) -> Encoded:
-        prompt = self._prompt(example.prompt)
-        whole = prompt
-        if len(prompt) > self.max_source:
-            prompt = self._cut(example)
-        return Encoded(tuple(prompt), tuple(self._answer(example.prompt, whole, example.answers[0], most)))
+        whole = self._prompt(example.prompt)
+        if len(whole) > self.max_source:
+            prompt, body = self._cut(example)
+        else:
+            prompt, body = whole, self._body(example, whole)
+        answer = self._answer(example.prompt, whole, example.answers[0], most)
+        return Encoded(tuple(prompt), tuple(answer), body=body)
+
+    def _body(self, example: Example, prompt: list[int]) -> tuple[int, int]:
+        """Where the body stands in a prompt: what neither begins as the head does alone nor ends as the tail does.
+
+        A token in which the body and what stands beside it are merged counts as the body's.
+        """
+        start = _alike(prompt, self._prompt(example.head)) if example.head else 0
+        tail = reversed(self._prompt(example.tail)) if example.tail else ()
+        return start, max(start, len(prompt) - _alike(reversed(prompt), tail))
 
     def _prompt(self, text: str) -> list[int]:
         """A prompt's ids. A decoder goes on where its prompt ends, so an end token that was appended is left out."""
@@ -104,15 +118,20 @@ class Encoder:
         """Whether ids end in the end token, after something else."""
         return len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
 
-    def _cut(self, example: Example) -> list[int]:
-        """Shorten the body so that instruction and answer cue stay whole; cuts the front where they alone are too long."""
+    def _cut(self, example: Example) -> tuple[list[int], tuple[int, int]]:
+        """Shorten the body so that instruction and answer cue stay whole; cuts the front where they alone are too long.
+
+        With where the body, or what is left of it, stands.
+        """
         head = self._prompt(example.head)
         tail = self.tokenizer(example.tail, add_special_tokens=False).input_ids
         if self._ends(head):
             head, tail = head[:-1], [*tail, self.tokenizer.eos_token_id]
         room = self.max_source - len(head) - len(tail)
         body = self.tokenizer(example.body, add_special_tokens=False).input_ids[: max(room, 0)]
-        return [*head, *body, *tail][-self.max_source :]
+        cut = max(0, -room)
+        start = max(0, len(head) - cut)
+        return [*head, *body, *tail][cut:], (start, start + len(body))
 
     def _answer(self, prompt: str, prompt_ids: list[int], answer: str, most: int | None = None) -> list[int]:
         """Target ids. A decoder-only answer is the continuation of its prompt, as its tokenizer would write it."""
@@ -139,11 +158,12 @@ class Encoder:
         mask = torch.tensor([_pad([1] * len(row), width, 0, left) for row in rows], device=device)
         if not joined:
             labels = self._decoder_labels(batch, device) if answers else None
-            return Inputs(ids, mask, mask, labels, **_origins(batch, device))
+            return Inputs(ids, mask, mask, labels, **_origins(batch, device), **_bodies(batch, rows, left, device))
         prompts = [_pad([1] * len(e.prompt) + [0] * len(e.answer), width, 0, left) for e in batch]
         labels = [_pad([IGNORE] * len(e.prompt) + list(e.answer), width, IGNORE, left) for e in batch]
         prompt_mask, labels = torch.tensor(prompts, device=device), torch.tensor(labels, device=device)
-        return Inputs(ids, mask, prompt_mask, labels, **_origins(batch, device))
+        bodies = _bodies(batch, rows, left, device)
+        return Inputs(ids, mask, prompt_mask, labels, **_origins(batch, device), **bodies)
 
     def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
         longest = max(1, *(len(e.answer) for e in batch))  # a batch of filler rows only still needs a position
@@ -203,6 +223,25 @@ def _origins(batch: Sequence[Encoded], device: str | torch.device) -> dict[str, 
     if any(weight != 1 for weight in weights):
         found["weights"] = torch.tensor(weights, device=device)
     return found
+
+
+def _bodies(
+    batch: Sequence[Encoded], rows: Sequence[list[int]], left: bool, device: str | torch.device
+) -> dict[str, torch.Tensor]:
+    """The mask of the bodies in the rows of ids, where any example says where its body stands."""
+    if all(one.body is None for one in batch):
+        return {}
+    mask = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
+    for marks, row, one in zip(mask, rows, batch, strict=True):
+        start, end = one.body or (0, 0)
+        shift = len(marks) - len(row) if left else 0
+        marks[shift + start : shift + end] = 1
+    return {"body_mask": mask.to(device)}
+
+
+def _alike(first: Iterable[int], second: Iterable[int]) -> int:
+    """How many ids two rows begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _pad(row: list[int], width: int, value: int, left: bool) -> list[int]:

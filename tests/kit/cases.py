@@ -62,6 +62,8 @@ class Case:
 
 ROUTER = tuple(f"extra.router.{name}" for name in ("down.weight", "up.weight", "norm.weight", "norm.bias", "key"))
 PLAIN = {"frozen_branches": False}
+APART = PLAIN | {"serves_trained": False, "continues": False}
+"""A branch is trained alone, and served beside others: an input may take another one than the newest."""
 MERGED = PLAIN | {"serves_trained": False}
 PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "falls": 1.3, "train": {"lr": 0.1}}
 """Soft prompts: they change the function from the start and need high learning rates."""
@@ -131,6 +133,11 @@ CASES = {
     "sapt_lora": Case(
         {"name": "sapt_lora", "share": 0.5, "query_hidden": 16}, "AB", own=ROUTER, own_from=2, continues=False
     ),
+    "route_lora": Case({"name": "route_lora"}, "AB", **APART),
+    "route_lora_hidden": Case(
+        {"name": "route_lora", "features": "hidden", "region": "text", "routing": "soft"}, "AB", **APART
+    ),
+    "route_lora_nearest": Case({"name": "route_lora", "init": "nearest", "unknown": "base"}, "AB", **APART),
     "lwf": Case({"name": "lwf"}, "AB"),
     "migu_over_seq_ft": Case({"name": "migu", "over": "seq_ft"}, "W", **PLAIN),
     "migu_over_sin": Case({"name": "migu", "over": "sin_lora", "threshold": 0.5}, "AB", **PLAIN),

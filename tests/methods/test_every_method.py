@@ -67,6 +67,12 @@ OTHER_VALUES = {
     "kl_weight": 3.0,
     "replay_weight": 3.0,
     "temperature": 5.0,
+    "layer": 2,
+    "init": ("nearest", "random"),
+    "routing": ("soft", "hard"),
+    "shrinkage": "ledoit_wolf",
+    "unknown": ("base", "nearest"),
+    "unknown_quantile": 0.5,
     "bottleneck": 12,
     "lambda_kd": 0.5,
     "kl_rows": 5,
@@ -244,7 +250,7 @@ def padded(inputs, pad: int, left: int, right: int):
         shape = tensor.shape[0]
         return torch.cat([tensor.new_full((shape, left), value), tensor, tensor.new_full((shape, right), value)], dim=1)
 
-    masks = {name: widen(getattr(inputs, name), 0) for name in ("mask", "prompt_mask")}
+    masks = {name: widen(getattr(inputs, name), 0) for name in ("mask", "prompt_mask", "body_mask")}
     decoder_only = inputs.labels.shape == inputs.ids.shape
     labels = widen(inputs.labels, -100) if decoder_only else inputs.labels
     return replace(inputs, ids=widen(inputs.ids, pad), labels=labels, **masks)

@@ -289,3 +289,54 @@ def test_encoding_is_the_same_for_every_answer_in_the_list(tiny):
     one = example("t1w1", "good")
     two = replace(one, answers=("good", "very bad"))
     assert encoder(tiny).encode([one]) == encoder(tiny).encode([two])
+
+
+def bodies(tiny, row: Encoded) -> list[str]:
+    """The tokens that a row says are its body's."""
+    start, end = row.body
+    return words(tiny, row.prompt[start:end])
+
+
+def test_a_row_says_where_its_body_stands(tiny):
+    """Whole, cut, cut to nothing, without head or tail; head and tail may have several words."""
+    body = [f"t1w{i}" for i in range(5)]
+    long = example(" ".join(body), head="t1w6 t1head ", tail=" t1w7 t1tail")
+    for limit, kept in ((64, body), (10, body), (7, body[:2]), (5, []), (3, [])):
+        (row,) = encoder(tiny, source=limit).encode([long])
+        assert bodies(tiny, row) == kept and len(row.prompt) == min(limit, 10)
+    (bare,) = encoder(tiny).encode([example("t1w1 t1w2", head="", tail="")])
+    assert set(bodies(tiny, bare)) - {"<s>", "</s>"} == {"t1w1", "t1w2"}
+
+
+class Merges:
+    """A tokenizer of pairs of letters: what stands at a boundary may be one token with its neighbour."""
+
+    eos_token_id = 99
+    pad_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        return type(
+            "Ids", (), {"input_ids": [int.from_bytes(text[i : i + 2].encode()) for i in range(0, len(text), 2)]}
+        )
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "span"), [("abcd", "efgh", (2, 4)), ("abc", "defgh", (1, 4)), ("abcd", "efg", (2, 5))]
+)
+def test_a_token_that_the_body_shares_is_the_bodys(head, body, span):
+    """ "ab" "cd" "ef" "gh" "ij": with the head "abc", "cd" has a letter of the body; a tail "hij" that splits otherwise
+    alone ("hi" "j") is told from the body only as far as both split alike, which here is nowhere."""
+    tail = "abcdefghij"[len(head + body) :]
+    (row,) = Encoder(Merges(), False, 64, 8).encode([Example("1", head, body, tail, ("k",))])
+    assert row.body == span
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_mask_of_the_bodies_marks_their_tokens(tiny, answers):
+    """In a padded batch, with and without the answers."""
+    encoded = encoder(tiny).encode([example("t1w1 t1w2 t1w3"), example("t1w4")])
+    inputs = encoder(tiny).collate(encoded, "cpu", answers)
+    marked = [words(tiny, row[keep].tolist()) for row, keep in zip(inputs.ids, inputs.body_mask.bool(), strict=True)]
+    assert marked == [["t1w1", "t1w2", "t1w3"], ["t1w4"]]
+    bare = encoder(tiny).collate([Encoded((4, 5), (6,))], "cpu", answers)
+    assert bare.body_mask is None and torch.equal(bare.text_mask, bare.prompt_mask)

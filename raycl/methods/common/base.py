@@ -8,6 +8,7 @@ One object serves one stage (or one evaluation). The stage loop calls, in this o
     initialise(moments)
     condition(inputs)             before every forward pass: gates, selected prompts
     soft_prompt()                 vectors to put among the token embeddings of that pass
+    routes()                      whose weights answer the inputs that `condition` saw, where the method decides that
     penalties(step)               after every training forward pass: extra loss terms
     gradients(...)                after the backward pass of a global batch, where `follows_gradients`
     collect("after"), consolidate(moments) -> the stage's part
@@ -180,6 +181,21 @@ class Gradients:
     """Adds tensors up over the data-parallel workers, in place."""
 
 
+@dataclass(frozen=True)
+class Route:
+    """Whose weights answer one input, where a method that needs no task id decides that input by input."""
+
+    task: str
+    """The likeliest task."""
+    probability: float
+    """How likely it is, 0 to 1."""
+    runner_up: str | None = None
+    """The second likeliest task; none where there is one task."""
+    runner_up_probability: float = 0.0
+    known: bool = True
+    """Whether the input is like those of its task; if not, the base model answers alone."""
+
+
 class Method(ABC, Generic[P]):
     """Base class of all methods, over the model of its hyper-parameters.
 
@@ -257,6 +273,10 @@ class Method(ABC, Generic[P]):
 
     def soft_prompt(self) -> SoftPrompt | None:
         """The soft prompt of the batch that `condition` saw last."""
+        return None
+
+    def routes(self) -> Sequence[Route] | None:
+        """Where the inputs of the batch that `condition` saw last went, one per input; none = the method routes nothing."""
         return None
 
     def penalties(self, step: Step) -> dict[str, Penalty]:

@@ -19,6 +19,7 @@ from raycl.methods.common.base import (
     Observes,
     P,
     Penalty,
+    Route,
     Row,
     StageInfo,
     Step,
@@ -100,6 +101,10 @@ class Wrapping(Method[P], Generic[P, Inner]):
     def soft_prompt(self) -> SoftPrompt | None:
         """The inner method's."""
         return self.inner.soft_prompt()
+
+    def routes(self) -> Sequence[Route] | None:
+        """The inner method's."""
+        return self.inner.routes()
 
     def penalties(self, step: Step) -> dict[str, Penalty]:
         """The inner method's."""

@@ -1,0 +1,320 @@
+"""RouteLoRA (raycl's own): branches trained alone on the bare backbone, behind a classifier in closed form.
+
+    stage t:   y = W x + s B_t A_t x                    the new branch alone, cross-entropy only
+    served:    y = W x + sum_{i<=t} a_i s B_i A_i x     a fixed for all layers, tokens and decoding steps of an input
+
+Nothing interferes, so nothing is forgotten; what is left is to know whose input this is. h is one vector per input, from the
+bare backbone (`raycl.adapters.base_features`): the mean of its token embeddings, or of its hidden states after a layer. A
+Gaussian per task with one covariance (`raycl.adapters.gaussian_router`) gives d_i(h) and p_i(h):
+
+    hard   a_i = 1 for i = argmin d_i, else 0          only that branch is computed
+    soft   a = p(h) = softmax(-d(h) / 2T)
+
+A part holds its own task's sums and nothing of other tasks, and is trained without them. The sums over tasks are made
+where a state is served: so the served model does not depend on the order of the tasks, and a task is removed, exactly, by
+leaving its part out. With `unknown: base`, an input that is unlike every task goes to the base model: its distance to the
+likeliest task, by that task's own covariance, is beyond the quantile `unknown_quantile` of the task's training inputs, each
+measured as if it had been left out.
+
+T is not calibrated on features kept aside, which would have to be stored until later tasks come: it comes from the tasks'
+sums too, by leaving out each training input in closed form.
+Specification: raycl's own. Routing by base features is in ARIADNE (arXiv 2606.19079) and LoRAuter (arXiv 2601.21795).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.base_features import mean_embedding, mean_hidden
+from raycl.adapters.chosen import NONE, Groups, choose, grouped
+from raycl.adapters.gaussian_router import GaussianRouter, Shrinkage, TaskSums, packed, posterior, scatter_of
+from raycl.adapters.moments import Mean, Quantiles, add_rows, mean_name
+from raycl.files import Json
+from raycl.methods.common.base import About, InPeft, Moments, Observes, Route, When
+from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.published import lora_settings
+from raycl.spec import PositiveInt
+from raycl.state.stage_state import StagePart, StageState
+
+MEAN, SCATTER, FOURTH, DISTANCES = "feature_mean", "feature_scatter", "feature_fourth", "feature_distances"
+FEATURE = "feature"
+LEVELS = 101
+"""Quantiles of the training distances that a part holds: 0 %, 1 %, ..., 100 %."""
+SERVING = {"routing", "shrinkage", "temperature", "unknown", "unknown_quantile"}
+
+
+class RouteLoraParams(LoraParams):
+    """The branch's shape, what the router sees, and how it routes."""
+
+    name: Literal["route_lora"] = Field(
+        default="route_lora", description="branches trained alone behind a classifier in closed form"
+    )
+    features: Literal["embeddings", "hidden"] = Field(
+        default="embeddings",
+        description="what the router sees of an input: the mean of its token embeddings, or of hidden states after `layer`",
+    )
+    layer: PositiveInt | None = Field(
+        default=None, description="layer of the features `hidden`, from 1; none = a third of the depth"
+    )
+    region: Literal["prompt", "text"] = Field(
+        default="prompt",
+        description="tokens the features are pooled over: the whole prompt, or the example's text without instruction",
+    )
+    init: Literal["random", "nearest"] = Field(
+        default="random",
+        description="start of a branch: fresh, or a copy of that of the earlier task with the nearest mean",
+    )
+    routing: Literal["hard", "soft"] = Field(
+        default="hard", description="one branch per input, or all of them, weighed by their tasks' probabilities"
+    )
+    shrinkage: Shrinkage = Field(
+        default="formula", description="how far the covariance is drawn to a sphere: D / (nu + D), or Ledoit and Wolf's"
+    )
+    temperature: float | None = Field(
+        default=None, gt=0, description="T of soft routing; none = at least 1, by leaving training inputs out"
+    )
+    unknown: Literal["nearest", "base"] = Field(
+        default="nearest",
+        description="who answers an input that is unlike every task: the nearest task, or the base model",
+    )
+    unknown_quantile: float = Field(
+        default=0.99,
+        gt=0,
+        le=1,
+        description="share of a task's own inputs that `unknown: base` lets pass, to a percent",
+    )
+
+    def inert(self, stage: int) -> frozenset[str]:
+        """Routing takes place where a state is served; `layer` is of hidden states, and the first branch has no other."""
+        unread = {"layer"} if self.features == "embeddings" else set()
+        return super().inert(stage) | SERVING | unread | ({"init"} if stage == 1 else set())
+
+    def serving(self) -> Json:
+        """The routing, without what it does not read."""
+        acting: Json = {"routing": self.routing, "shrinkage": self.shrinkage, "unknown": self.unknown}
+        if self.routing == "soft":
+            acting["temperature"] = self.temperature
+        if self.unknown == "base":
+            acting["unknown_quantile"] = self.unknown_quantile
+        return acting
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Where the inputs of a batch go."""
+
+    order: Tensor
+    """(B, T): the tasks by distance, nearest first."""
+    chances: Tensor
+    """(B, T): p, by task."""
+    known: Tensor
+    """(B,): whether the input is like those of its nearest task."""
+    groups: Groups
+    """The rows by the branch that they take in hard routing."""
+
+
+class RouteLora(LoraMethod[RouteLoraParams]):
+    """Branches that know nothing of each other, and a router over them."""
+
+    Params = RouteLoraParams
+    about = About(
+        title="branches trained alone; a Gaussian classifier in closed form sends each input to its branch",
+        paper="raycl's own; the router's parts are linear discriminant analysis and Ledoit-Wolf shrinkage",
+        trains="a new branch, alone on the backbone",
+        growth="r (d_in + d_out) per adapted module and D (D + 1) / 2 + D + 102 numbers per task, D the width of the "
+        "embeddings (0.7 MB at 576, 34 MB at 4096)",
+        frozen="the backbone; earlier branches are not even in the model",
+        state={
+            "branch": "A (r, d_in) and B (d_out, r) of every adapted module",
+            MEAN: "(D,): mean of the features of the task's training inputs",
+            SCATTER: "(D (D + 1) / 2,): upper triangle, row by row, of the sum of (h - mean)(h - mean)^T",
+            FOURTH: "(1,): sum of |h - mean|^4, which Ledoit-Wolf needs",
+            DISTANCES: "(101,): quantiles, by percent, of the training inputs' distances by the task's own covariance, each "
+            "measured as if it had been left out",
+        },
+        differences=(
+            "Nothing is carried over between tasks: forward transfer is 0 by design. `method.init=nearest` starts a branch "
+            "from the nearest earlier one; then a stage depends on those before it.",
+            "Instructions give a task away; `method.region=text` shows what the router makes of the texts alone.",
+            "The temperature is not calibrated on a tenth of the features, since those of earlier tasks are not kept: the "
+            "closed-form margins of left-out training inputs stand for it.",
+        ),
+    )
+
+    @classmethod
+    def settings(cls, family: str, order: str) -> Json:
+        """The plain LoRA baselines'."""
+        return lora_settings(family, order)
+
+    @classmethod
+    def in_peft(cls, params: RouteLoraParams) -> InPeft:
+        """Branches are chosen input by input."""
+        return "none"
+
+    @property
+    def observes(self) -> Observes:
+        """The features come from `condition`, of the bare backbone."""
+        return "inputs"
+
+    def install(self, backbone: Backbone, state: StageState) -> None:
+        """The new branch alone."""
+        super().install(backbone, StageState())
+        self._start(backbone)
+        self.earlier = state.parts if self.params.init == "nearest" else ()
+
+    def serve(self, backbone: Backbone, state: StageState) -> None:
+        """All branches behind the router."""
+        soft = self.params.routing == "soft"
+        self.serve_branches(backbone, state.branches if soft else state.branches[-1:])
+        self._start(backbone)
+        sums = [sums_of(part, backbone.device) for part in state.parts]
+        self.router = GaussianRouter(sums, self.params.shrinkage)
+        self.temperature = (self.params.temperature if soft else None) or self.router.temperature()
+        self.names = [part.task for part in state.parts]
+        if self.params.unknown == "base":
+            self.alone = [GaussianRouter([one]) for one in sums]
+            level = round(self.params.unknown_quantile * (LEVELS - 1))
+            self.limits = torch.stack([part.tensors[DISTANCES][level] for part in state.parts]).to(backbone.device)
+        if soft:
+            self.branches.mix_by(self._weights)
+        else:
+            choose(self.branches, state.branches, self._groups)
+
+    def collect(self, when: When) -> Moments | None:
+        """Before training the features' moments; after it, which needs them, how far each input is from the mean."""
+        self.watched: Moments | None = {}
+        if when == "after":
+            device = self.backbone.device
+            self.watched |= {FOURTH: Mean(1, device), DISTANCES: Quantiles(device)}
+        return self.watched
+
+    def initialise(self, moments: Moments) -> None:
+        """The task's own sums, and with `init: nearest` the start of its branch."""
+        self.watched = None
+        moment, mean = moments[FEATURE], moments[mean_name(FEATURE)].value
+        count = int(moment.count)
+        self.own = GaussianRouter([TaskSums(mean, count, packed(scatter_of(moment.value, mean, count)))])
+        if self.earlier:
+            near = nearest([sums_of(part, self.backbone.device) for part in self.earlier], self.own.tasks[0])
+            branch = self.earlier[near].pair
+            self.branches.start(branch.a, branch.b, self.info.generator("branch"))
+
+    def condition(self, inputs: Inputs) -> None:
+        """In a data pass and served: take the features, and add them up or route by them. Training needs none."""
+        if self.watched is None and self.router is None:
+            return
+        with torch.no_grad(), self.branches.off():
+            features = self._features(inputs)
+        if self.watched is None:
+            self._route(features)
+        elif DISTANCES in self.watched:
+            self._measure(features, self.watched)
+        else:
+            add_rows(self.watched, FEATURE, features, mean=True)
+
+    def routes(self) -> Sequence[Route] | None:
+        """The likeliest task of each input and the one after it; none while training."""
+        if self.routed is None:
+            return None
+        rows = zip(self.routed.order.tolist(), self.routed.chances.tolist(), self.routed.known.tolist(), strict=True)
+        return [self._named(tasks, chances, known) for tasks, chances, known in rows]
+
+    def consolidate(self, moments: Moments) -> StagePart:
+        """The branch and the task's own sums."""
+        self.watched = None
+        sums = self.own.tasks[0]
+        levels = torch.linspace(0, 1, LEVELS, dtype=torch.float64)
+        tensors = {
+            MEAN: sums.mean,
+            SCATTER: sums.triangle,
+            FOURTH: moments[FOURTH].total,
+            DISTANCES: moments[DISTANCES].at(levels),
+        }
+        tensors = {name: value.to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
+        return StagePart(self.info.task, self.branch(), tensors, self.facts())
+
+    def facts(self) -> dict[str, Any]:
+        """The number of the task's training inputs."""
+        return {"count": self.own.tasks[0].count}
+
+    def _start(self, backbone: Backbone) -> None:
+        """No pass, no router yet."""
+        self.backbone = backbone
+        self.watched = None
+        self.router: GaussianRouter | None = None
+        self.routed: Routed | None = None
+        """Where the batch at hand goes; none before one was seen."""
+        self.alone: list[GaussianRouter] = []
+        """A router of each task alone, where inputs may be unlike all tasks."""
+
+    def _features(self, inputs: Inputs) -> Tensor:
+        """h (B, D) of a batch."""
+        mask = inputs.prompt_mask if self.params.region == "prompt" else inputs.text_mask
+        if self.params.features == "embeddings":
+            return mean_embedding(self.backbone, inputs, mask)
+        return mean_hidden(self.backbone, inputs, mask, self.params.layer)
+
+    def _measure(self, features: Tensor, moments: Moments) -> None:
+        """Add up what can only be seen from the mean: fourth powers, and distances without the input itself."""
+        own = self.own
+        moments[FOURTH].add((features - own.tasks[0].mean).square().sum(dim=1, keepdim=True).square())
+        moments[DISTANCES].add(own.left_out(own.distances(features)[:, 0]))
+
+    def _route(self, features: Tensor) -> None:
+        """Who answers each input of the batch."""
+        assert self.router is not None
+        distances = self.router.distances(features)
+        order = distances.argsort(dim=1, stable=True)
+        known = self._like_their_task(features, order[:, 0])
+        self.routed = Routed(
+            order, posterior(distances, self.temperature), known, grouped(torch.where(known, order[:, 0], NONE))
+        )
+
+    def _like_their_task(self, features: Tensor, choice: Tensor) -> Tensor:
+        """Which inputs are no farther from the task chosen for them than most of its own: (B,)."""
+        known = torch.ones_like(choice, dtype=torch.bool)
+        for index in choice.unique().tolist() if self.alone else ():
+            rows = choice == index
+            known[rows] = self.alone[index].distances(features[rows])[:, 0] <= self.limits[index]
+        return known
+
+    def _weights(self, layer: nn.Module, old: Tensor | None, new: Tensor) -> Tensor:
+        """Soft routing's a (B, 1, T): the same in every layer and for every token; 0 for inputs that no task knows."""
+        routed = self._seen()
+        return (routed.chances * routed.known[:, None])[:, None, :]
+
+    def _groups(self) -> Groups:
+        """Hard routing's choice: the branches that are taken, and by which rows."""
+        return self._seen().groups
+
+    def _seen(self) -> Routed:
+        """Where the batch at hand goes."""
+        if self.routed is None:
+            raise RuntimeError("a routed model must be conditioned on its inputs before a forward pass")
+        return self.routed
+
+    def _named(self, tasks: list[int], chances: list[float], known: bool) -> Route:
+        """One input's route in words, from all tasks, likeliest first, and their probabilities in the order of the tasks."""
+        first, second = tasks[0], tasks[1] if len(tasks) > 1 else None
+        if second is None:
+            return Route(self.names[first], chances[first], known=known)
+        return Route(self.names[first], chances[first], self.names[second], chances[second], known)
+
+
+def sums_of(part: StagePart, device: torch.device) -> TaskSums:
+    """The sums that a part holds."""
+    held = {name: part.tensors[name].to(device) for name in (MEAN, SCATTER, FOURTH)}
+    return TaskSums(held[MEAN].double(), part.facts["count"], held[SCATTER], held[FOURTH].double().item())
+
+
+def nearest(earlier: Sequence[TaskSums], own: TaskSums) -> int:
+    """The earlier task whose mean is nearest to that of a new one, by the covariance of all of them."""
+    router = GaussianRouter([*earlier, own])
+    return int(router.distances(own.mean[None])[0, :-1].argmin())
