@@ -113,12 +113,13 @@ class MethodParams(Strict):
     name: str = Field(description="name of the method, as listed in raycl.methods.registry")
 
     @final
-    def at(self, stage: int) -> Json:
+    def at(self, stage: int, alone: bool = False) -> Json:
         """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value.
 
-        As everywhere, a field marked `InKeyUnlessDefault` is left out at its default, which older keys stand for.
+        Of a stage that stands `alone`, those that determine a first stage. As everywhere, a field marked `InKeyUnlessDefault`
+        is left out at its default, which older keys stand for.
         """
-        per_stage, inert = self.per_stage_fields(), self.inert(stage)
+        per_stage, inert = self.per_stage_fields(), self.inert(1 if alone else stage)
         acting = self.model_dump(mode="json") | self.in_force()
         return {
             name: at_stage(value, stage) if name in per_stage else value

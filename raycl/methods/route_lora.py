@@ -154,6 +154,11 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         return lora_settings(family, order)
 
     @classmethod
+    def alone(cls, params: RouteLoraParams) -> bool:
+        """A branch and its task's sums know of no other task, unless the branch starts from another one."""
+        return params.init == "random"
+
+    @classmethod
     def in_peft(cls, params: RouteLoraParams) -> InPeft:
         """Branches are chosen input by input."""
         return "none"
@@ -179,7 +184,7 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         self.temperature = (self.params.temperature if soft else None) or self.router.temperature()
         self.names = [part.task for part in state.parts]
         if self.params.unknown == "base":
-            self.alone = [GaussianRouter([one]) for one in sums]
+            self.apart = [GaussianRouter([one]) for one in sums]
             level = round(self.params.unknown_quantile * (LEVELS - 1))
             self.limits = torch.stack([part.tensors[DISTANCES][level] for part in state.parts]).to(backbone.device)
         if soft:
@@ -251,7 +256,7 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         self.router: GaussianRouter | None = None
         self.routed: Routed | None = None
         """Where the batch at hand goes; none before one was seen."""
-        self.alone: list[GaussianRouter] = []
+        self.apart: list[GaussianRouter] = []
         """A router of each task alone, where inputs may be unlike all tasks."""
 
     def _features(self, inputs: Inputs) -> Tensor:
@@ -280,9 +285,9 @@ class RouteLora(LoraMethod[RouteLoraParams]):
     def _like_their_task(self, features: Tensor, choice: Tensor) -> Tensor:
         """Which inputs are no farther from the task chosen for them than most of its own: (B,)."""
         known = torch.ones_like(choice, dtype=torch.bool)
-        for index in choice.unique().tolist() if self.alone else ():
+        for index in choice.unique().tolist() if self.apart else ():
             rows = choice == index
-            known[rows] = self.alone[index].distances(features[rows])[:, 0] <= self.limits[index]
+            known[rows] = self.apart[index].distances(features[rows])[:, 0] <= self.limits[index]
         return known
 
     def _weights(self, layer: nn.Module, old: Tensor | None, new: Tensor) -> Tensor:

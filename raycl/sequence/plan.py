@@ -112,7 +112,7 @@ def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, 
         "model": {"fingerprint": model_fingerprint, **spec.model.keyed(stage)},
         "task": {"name": task.name, "train": task.train_fingerprint},
         "lengths": _lengths(spec, stage),
-        "method": _method_recipe(spec, stage),
+        "method": _method_recipe(spec, stage, alone),
         "train": spec.train.keyed(stage),
         **spec.keyed(stage),
         "stage": 1 if alone else stage,
@@ -120,10 +120,10 @@ def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, 
     }
 
 
-def _method_recipe(spec: RunSpec, stage: int) -> Json:
+def _method_recipe(spec: RunSpec, stage: int, alone: bool) -> Json:
     """The live hyper-parameters, and the version of the method's arithmetic once it is not the first."""
     version = method_class(spec.method.name).version
-    return spec.method.at(stage) | ({"version": version} if version > 1 else {})
+    return spec.method.at(stage, alone) | ({"version": version} if version > 1 else {})
 
 
 def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 
 from raycl.adapters.backbone import Inputs
-from raycl.methods.common.base import Method, Sampling
+from raycl.files import Json
+from raycl.methods.common.base import Method, Route, Sampling
 from raycl.models.load import LoadedModel
 from raycl.tasks.scoring import score
 from raycl.tasks.task import Task
@@ -26,7 +26,15 @@ class Scored:
     score: float
     """0 to 100."""
     predictions: list[dict[str, object]]
-    """Per test example, in order: id, prediction, answers."""
+    """Per test example, in order: id, prediction, answers, and the route where the method chooses one."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One continuation, and whose weights wrote it where the method decides that input by input."""
+
+    text: str
+    route: Route | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,15 @@ class Decoder:
         length = encoder.generated(task.labels)
         mine = encoder.encode(task.test[workers.rank :: workers.world])
         shards = workers.gather(self._continue(mine, length, dict(GREEDY)))
-        predictions = [""] * len(task.test)
+        written = [Written("")] * len(task.test)
         for rank, shard in enumerate(shards):
-            predictions[rank :: workers.world] = shard
-        rows = [
-            {"id": example.id, "prediction": text, "answers": list(example.answers)}
-            for example, text in zip(task.test, predictions, strict=True)
+            written[rank :: workers.world] = shard
+        rows: list[dict[str, object]] = [
+            {"id": example.id, "prediction": one.text, "answers": list(example.answers)}
+            | ({} if one.route is None else {"route": asdict(one.route)})
+            for example, one in zip(task.test, written, strict=True)
         ]
-        return Scored(score(task.metric, predictions, task.test), rows)
+        return Scored(score(task.metric, [one.text for one in written], task.test), rows)
 
     def write(self, prompts: Sequence[str], sampling: Sampling, generator: torch.Generator) -> list[str]:
         """Continuations of raw prompts (a `raycl.methods.common.base.Write`).
@@ -68,23 +77,25 @@ class Decoder:
         encoded = [Encoded(tuple(self.model.tokenizer(prompt).input_ids), ()) for prompt in prompts]
         with torch.random.fork_rng():
             torch.manual_seed(generator.initial_seed())
-            texts = self._continue(encoded, sampling.tokens, how)
+            texts = [one.text for one in self._continue(encoded, sampling.tokens, how)]
         return self.workers.gather(texts)[0]
 
     @torch.no_grad()
-    def _continue(self, encoded: Sequence[Encoded], length: int, how: dict[str, Any]) -> list[str]:
+    def _continue(self, encoded: Sequence[Encoded], length: int, how: Json) -> list[Written]:
         """Continuations of the prompts, in order, at most `length` tokens each; `how` goes to `generate`."""
         backbone = self.model.backbone
-        texts = [""] * len(encoded)
+        written = [Written("")] * len(encoded)
         backbone.model.eval()
         with precision(backbone):
             for batch in by_length(encoded, self.batch_size):
                 inputs = self.encoder.collate([encoded[i] for i in batch], backbone.device, answers=False)
-                for index, text in zip(batch, self._batch(inputs, length, how), strict=True):
-                    texts[index] = text.strip()
-        return texts
+                texts = self._batch(inputs, length, how)
+                routes = (self.method.routes() if self.method else None) or [None] * len(texts)
+                for index, text, route in zip(batch, texts, routes, strict=True):
+                    written[index] = Written(text.strip(), route)
+        return written
 
-    def _batch(self, inputs: Inputs, length: int, how: dict[str, Any]) -> list[str]:
+    def _batch(self, inputs: Inputs, length: int, how: Json) -> list[str]:
         """The continuations of one batch."""
         tokenizer, backbone = self.model.tokenizer, self.model.backbone
         if self.method is not None:

@@ -15,6 +15,7 @@ METHODS = {
     "sin_lora": {"name": "sin_lora", "rank": 2},
     "o_lora": {"name": "o_lora", "rank": 2},
     "per_task": {"name": "per_task", "rank": 2},
+    "route_lora": {"name": "route_lora", "rank": 2},
     "gain_inf": {"name": "gain_lora", "over": "inf_lora", "rank": 2, "gate_hidden": [8], "epsilon": 0.9},
     "gain_o": {"name": "gain_lora", "over": "o_lora", "rank": 2, "gate_hidden": [8]},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,27 @@ def cells(one: Plan) -> dict[tuple[str, frozenset[str]], str]:
 
 def test_per_task_is_among_them() -> None:
     """The list is that of the methods whose stages know nothing of each other."""
-    assert "per_task" in ALONE and "sin_lora" not in ALONE
+    assert {"per_task", "route_lora"} == set(ALONE)
+    started = {"name": "route_lora", "init": "nearest"}
+    assert not method_class("route_lora").alone(method_params("route_lora").model_validate(started))
+
+
+def test_two_orders_of_routed_branches_end_with_equal_scores(tmp_path: Path, flags: MakeFlags) -> None:
+    """Through the command line: the second order trains nothing and scores only after other sets of tasks than the first.
+
+    The route of every answer is kept beside it.
+    """
+    store = tmp_path / "store"
+    for order in ("roget,snippets,plots", "plots,roget,snippets"):
+        answer = invoke("run", flags(store, "route_lora", order=order, eval__forward=False))
+        assert answer.code == 0, answer.output
+    assert "3 in the store, 0 to run" in answer.output
+    kept = Store(str(store))
+    assert len(kept.stage_keys()) == 3
+    scores = [json.loads(path.read_text()) for path in store.rglob("scores.json")]
+    assert len(scores) == 9
+    (routed,) = {tuple(sorted(row["route"])) for one in scores for row in kept.read_predictions(one["key"])}
+    assert routed == ("known", "probability", "runner_up", "runner_up_probability", "task")
 
 
 @pytest.mark.parametrize("method", ALONE)

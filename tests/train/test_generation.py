@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from raycl.methods.common.base import Sampling
+from raycl.methods.common.base import Route, Sampling
 from raycl.models.load import load_model
 from raycl.spec import ModelSpec
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
-from raycl.train.generation import Decoder
+from raycl.train.generation import Decoder, Written
 from raycl.train.workers import Workers
 from tests.kit.odd_models import edit, ends_at_once, save_odd
 
@@ -179,6 +179,9 @@ def test_written_texts_depend_on_their_generator_alone():
     assert torch.rand(1).item() == written(1, 5)[1]
 
 
+OTHER = {"task": "other", "probability": 0.5, "runner_up": None, "runner_up_probability": 0.0, "known": True}
+
+
 def test_a_score_is_greedy_and_its_rows_are_complete(monkeypatch):
     """Shared out over the workers and put together in the task's order; the length is the longest label's and its end."""
     monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.full(size, 33))
@@ -187,14 +190,14 @@ def test_a_score_is_greedy_and_its_rows_are_complete(monkeypatch):
         """Worker 0 of 2; the other one answered its share with x."""
 
         def gather(self, value):
-            return [value, ["x"]]
+            return [value, [Written("x", Route("other", 0.5))]]
 
     rows = tuple(Example(f"id {i}", "", text, "", ("A!", "zz")) for i, text in enumerate(("a", "q", "bb")))
     ours, model = echo(workers=First(0, 2))
     scored = ours.score(Task("t", "t", "exact_match", ("A!", "long"), rows, rows, {}))
     assert scored.predictions == [
         {"id": "id 0", "prediction": "a!", "answers": ["A!", "zz"]},
-        {"id": "id 1", "prediction": "x", "answers": ["A!", "zz"]},
+        {"id": "id 1", "prediction": "x", "answers": ["A!", "zz"], "route": OTHER},
         {"id": "id 2", "prediction": "b!", "answers": ["A!", "zz"]},
     ]
     assert scored.score == pytest.approx(100 / 3)
@@ -204,7 +207,7 @@ def test_a_score_is_greedy_and_its_rows_are_complete(monkeypatch):
 def test_the_method_is_conditioned_on_every_batch():
     """Before it, once, on what the model is then given."""
     seen = []
-    method = SimpleNamespace(condition=seen.append, soft_prompt=lambda: None)
+    method = SimpleNamespace(condition=seen.append, soft_prompt=lambda: None, routes=lambda: None)
     ours, model = echo(method=method)
     ours.write(["a", "b", "c"], Sampling(2), torch.Generator())
     assert [inputs.ids.tolist() for inputs in seen] == [call[0].tolist() for call in model.calls]
