@@ -116,8 +116,8 @@ class MethodParams(Strict):
     def at(self, stage: int, alone: bool = False) -> Json:
         """The hyper-parameters that determine stage `stage` (1-based), with lists reduced to that stage's value.
 
-        Of a stage that stands `alone`, those that determine a first stage. As everywhere, a field marked `InKeyUnlessDefault`
-        is left out at its default, which older keys stand for.
+        Of a stage that stands `alone`, those that determine a first stage. As everywhere, a field that is marked
+        `InKeyUnlessDefault` is left out at its default, which older keys stand for.
         """
         per_stage, inert = self.per_stage_fields(), self.inert(1 if alone else stage)
         acting = self.model_dump(mode="json") | self.in_force()

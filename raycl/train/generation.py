@@ -25,7 +25,7 @@ class Scored:
 
     score: float
     """0 to 100."""
-    predictions: list[dict[str, object]]
+    predictions: list[Json]
     """Per test example, in order: id, prediction, answers, and the route where the method chooses one."""
 
 
@@ -59,7 +59,7 @@ class Decoder:
         written = [Written("")] * len(task.test)
         for rank, shard in enumerate(shards):
             written[rank :: workers.world] = shard
-        rows: list[dict[str, object]] = [
+        rows: list[Json] = [
             {"id": example.id, "prediction": one.text, "answers": list(example.answers)}
             | ({} if one.route is None else {"route": asdict(one.route)})
             for example, one in zip(task.test, written, strict=True)
