@@ -14,7 +14,7 @@ A part holds its own task's sums and nothing of other tasks, and is trained with
 where a state is served: so the served model does not depend on the order of the tasks, and a task is removed, exactly, by
 leaving its part out. With `unknown: base`, an input that is unlike every task goes to the base model: its distance to the
 likeliest task, by that task's own covariance, is beyond the quantile `unknown_quantile` of the task's training inputs, each
-measured as if it had been left out.
+measured as if it had been left out. That takes a (D, D) factor per task, in fp64, while serving; routing alone takes one.
 
 T is not calibrated on features kept aside, which would have to be stored until later tasks come: it comes from the tasks'
 sums too, by leaving out each training input in closed form.
