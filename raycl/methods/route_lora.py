@@ -307,10 +307,11 @@ class RouteLora(LoraMethod[RouteLoraParams]):
 
     def _named(self, tasks: list[int], chances: list[float], known: bool) -> Route:
         """One input's route in words, from all tasks, likeliest first, and their probabilities in the order of the tasks."""
-        first, second = tasks[0], tasks[1] if len(tasks) > 1 else None
-        if second is None:
-            return Route(self.names[first], chances[first], known=known)
-        return Route(self.names[first], chances[first], self.names[second], chances[second], known)
+        first, alone = tasks[0], self.params.routing == "hard"
+        if len(tasks) == 1:
+            return Route(self.names[first], chances[first], known=known, alone=alone)
+        second = tasks[1]
+        return Route(self.names[first], chances[first], self.names[second], chances[second], known, alone)
 
 
 def sums_of(part: StagePart, device: torch.device) -> TaskSums:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
 from raycl.events import START_UP, Phase, Scored, StageEnd, StageEvent, to_json
+from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
@@ -242,7 +243,7 @@ class SequenceWorker:
         started = time.perf_counter()
         task = self.job.task(cell.task)
         decoder = Decoder(self.model, method, self.encoder, self.job.spec.eval.batch_size, self.workers)
-        scored = decoder.score(task)
+        scored = decoder.score(task, self._agreed(self._earlier(cell)))
         if self.workers.rank != 0:
             return
         record = {
@@ -254,6 +255,14 @@ class SequenceWorker:
         }
         self.store.write_scores(cell.key, record, scored.predictions)
         self.report(Scored(stage=cell.stage, seen=cell.seen, **record))
+
+    def _earlier(self, cell: Cell) -> list[Json]:
+        """The stored predictions for a cell's task in the row before, where states are made of parts that stand alone."""
+        plan, store = self.job.plan, self.store
+        before = next((one for one in plan.cells_of(cell.stage - 1) if one.task == cell.task and one.state), None)
+        if len(cell.state) < 2 or before is None or not store.has_scores(before.key):
+            return []
+        return store.read_predictions(before.key)
 
     def _agreed(self, seen: Any) -> Any:
         """What rank 0 sees in the store: another run may write while the workers look one after the other."""

@@ -47,15 +47,18 @@ class Decoder:
     batch_size: int
     workers: Workers
 
-    def score(self, task: Task) -> Scored:
+    def score(self, task: Task, earlier: Sequence[Json] = ()) -> Scored:
         """Answer a task's test split, shared out over the workers, and score it by the task's metric.
 
-        Decoding is greedy and stops at the end token, or after the longest label of the task.
+        Decoding is greedy and stops at the end token, or after the longest label of the task. `earlier` are the predictions of
+        a state with fewer tasks: an answer whose route is the same is taken from there.
         """
         encoder, workers = self.encoder, self.workers
         length = encoder.generated(task.labels)
         mine = encoder.encode(task.test[workers.rank :: workers.world])
-        shards = workers.gather(self._continue(mine, length, dict(GREEDY)))
+        kept = self._kept(mine, earlier[workers.rank :: workers.world])
+        fresh = iter(self._continue([one for i, one in enumerate(mine) if i not in kept], length, dict(GREEDY)))
+        shards = workers.gather([kept[i] if i in kept else next(fresh) for i in range(len(mine))])
         written = [Written("")] * len(task.test)
         for rank, shard in enumerate(shards):
             written[rank :: workers.world] = shard
@@ -65,6 +68,22 @@ class Decoder:
             for example, one in zip(task.test, written, strict=True)
         ]
         return Scored(score(task.metric, [one.text for one in written], task.test), rows)
+
+    @torch.no_grad()
+    def _kept(self, encoded: Sequence[Encoded], earlier: Sequence[Json]) -> dict[int, Written]:
+        """Earlier answers, by place, of the prompts whose route is what it was. Nothing is generated."""
+        if not earlier or self.method is None:
+            return {}
+        kept = {}
+        for batch in by_length(encoded, self.batch_size):
+            self.method.condition(
+                self.encoder.collate([encoded[i] for i in batch], self.model.backbone.device, answers=False)
+            )
+            for index, route in zip(batch, self.method.routes() or (), strict=False):
+                before = earlier[index].get("route", {})
+                if route.alone and (before.get("task"), before.get("known")) == (route.task, route.known):
+                    kept[index] = Written(earlier[index]["prediction"], route)
+        return kept
 
     def write(self, prompts: Sequence[str], sampling: Sampling, generator: torch.Generator) -> list[str]:
         """Continuations of raw prompts (a `raycl.methods.common.base.Write`).

@@ -67,7 +67,7 @@ def test_two_orders_of_routed_branches_end_with_equal_scores(tmp_path: Path, fla
     scores = [json.loads(path.read_text()) for path in store.rglob("scores.json")]
     assert len(scores) == 9
     (routed,) = {tuple(sorted(row["route"])) for one in scores for row in kept.read_predictions(one["key"])}
-    assert routed == ("known", "probability", "runner_up", "runner_up_probability", "task")
+    assert routed == ("alone", "known", "probability", "runner_up", "runner_up_probability", "task")
 
 
 @pytest.mark.parametrize("method", ALONE)

@@ -179,7 +179,14 @@ def test_written_texts_depend_on_their_generator_alone():
     assert torch.rand(1).item() == written(1, 5)[1]
 
 
-OTHER = {"task": "other", "probability": 0.5, "runner_up": None, "runner_up_probability": 0.0, "known": True}
+OTHER = {
+    "task": "other",
+    "probability": 0.5,
+    "runner_up": None,
+    "runner_up_probability": 0.0,
+    "known": True,
+    "alone": True,
+}
 
 
 def test_a_score_is_greedy_and_its_rows_are_complete(monkeypatch):
@@ -212,3 +219,32 @@ def test_the_method_is_conditioned_on_every_batch():
     ours.write(["a", "b", "c"], Sampling(2), torch.Generator())
     assert [inputs.ids.tolist() for inputs in seen] == [call[0].tolist() for call in model.calls]
     assert len(seen) == 2 and all(inputs.labels is None for inputs in seen)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_answer_whose_route_is_the_same_is_not_made_again(monkeypatch, alone):
+    """Those of changed routes are, and all of them where several branches answer together."""
+    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.full(size, 33))
+    now = {
+        "a": Route("one", 0.9, alone=alone),
+        "b": Route("two", 0.8, alone=alone),
+        "c": Route("one", 0.7, None, 0.0, False, alone),
+    }
+    seen = []
+    method = SimpleNamespace(
+        condition=lambda inputs: seen.append(inputs.ids),
+        soft_prompt=lambda: None,
+        routes=lambda: [now[chr(int(row[-1]))] for row in seen[-1]],
+    )
+    ours, model = echo(method=method)
+    rows = tuple(Example(text, "", text, "", ("A!",)) for text in "abc")
+    earlier = [
+        {"prediction": f"old {text}", "route": {"task": task, "known": True}}
+        for text, task in zip("abc", ("one", "one", "one"))
+    ]
+    scored = ours.score(Task("t", "t", "exact_match", ("A!", "B!"), rows, rows, {}), earlier)
+    made = [chr(int(row[-1])) for call in model.calls for row in call[0]]
+    assert sorted(made) == (["b", "c"] if alone else ["a", "b", "c"])
+    assert scored.predictions[0]["prediction"] == ("old a" if alone else "a!")
+    assert [row["route"]["task"] for row in scored.predictions] == ["one", "two", "one"]
+    assert [row["prediction"] for row in scored.predictions[1:]] == ["b!", "c!"]

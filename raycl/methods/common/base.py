@@ -194,6 +194,8 @@ class Route:
     runner_up_probability: float = 0.0
     known: bool = True
     """Whether the input is like those of its task; if not, the base model answers alone."""
+    alone: bool = True
+    """Whether the weights of this one task answer (or the base model's): then the answer stays as long as the route does."""
 
 
 class Method(ABC, Generic[P]):
