@@ -56,7 +56,7 @@ LIBRARIES = (
 )
 FIRST = 25
 """So many tests are asked before the files of the others are read."""
-NEAR_S = 15.0
+NEAR_S = 40.0
 """How many seconds of tests a mutant meets, by their durations when they were surveyed."""
 
 
