@@ -10,10 +10,10 @@ it, those that call the changed function, in a process forked from one that has 
 asks only the test that killed the mutant last, as results/mutants.json says, so that it takes a minute; it ends with exit
 code 1 if one survives.
 
-The choice is by the hashes of the mutants' names: other code moves only what belongs to it. mutants_reviewed.json holds, in
-`equivalent`, the survivors that change nothing that counts, with the reason; and, under `always`, how the names of those
-start that passed unnoticed once: they are part of every choice. (mutmut changes function bodies only, no defaults of fields,
-no marks and no constants, and it draws no sample.)
+The choice is by the hashes of the mutants' names, so that other code moves only what belongs to it, and all marks of keys.
+mutants_reviewed.json holds, in `equivalent`, the survivors that change nothing that counts, with the reason; and, in
+`always`, how the names of those start that passed unnoticed once: they are part of every choice. (mutmut changes function
+bodies only, no defaults of fields, no marks and no constants, and it draws no sample.)
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LIBRARIES = (
 )
 FIRST = 25
 """So many tests are asked before the files of the others are read."""
-NEAR_S = 15.0
+NEAR_S = 40.0
 """How many seconds of tests a mutant meets, by their durations when they were surveyed."""
 
 
@@ -72,13 +72,15 @@ def choose(always: list[str]) -> dict[str, list[Mutant]]:
         ranked = sorted(every, key=lambda one: digest(f"{SEED} {one.name}".encode()))
         whole = (one for one in ranked if one.apply(sources[one.file]) is not None)
         drawn = [one for one, _ in zip(whole, range(count), strict=False)]
-        once = (one for one in every if one.name.startswith(tuple(always)) and one.apply(sources[one.file]) is not None)
+        once = (one for one in every if one.kind == "mark" or one.name.startswith(tuple(always)))
+        once = (one for one in once if one.apply(sources[one.file]) is not None)
         chosen[room] = [*drawn, *(one for one in once if one not in drawn)]
     return chosen
 
 
 def nearest(mutant: Mutant, tests: Tests, killer: str) -> list[str]:
-    """The tests that call the changed function (for what is no function, the whole file), its last killer first."""
+    """The tests that call the changed function (for what is no function, the whole file): the last killer, the tests that
+    mirror the file, and those that call little else, quick ones first."""
     exact = f"{mutant.file}::{mutant.scope}"
     callers = [name for name, one in tests.items() if exact in one["calls"]]
     if not callers:
@@ -88,7 +90,12 @@ def nearest(mutant: Mutant, tests: Tests, killer: str) -> list[str]:
     mirrored = [name for name in tests if name.partition("::")[0].endswith(f"{Path(mutant.file).stem}.py")]
     chosen: list[str] = []
     total = 0.0
-    rank = lambda name: (name != killer, name not in mirrored, tests[name]["s"])  # noqa: E731
+
+    def rank(name: str) -> tuple[bool, bool, float, float]:
+        calls = tests[name]["calls"]
+        share = sum(call.startswith(f"{mutant.file}::") for call in calls) / max(1, len(calls))
+        return name != killer, name not in mirrored, -round(share, 1), tests[name]["s"]
+
     for name in sorted({*callers, *mirrored} | ({killer} & tests.keys()), key=rank):
         if (total := total + tests[name]["s"]) < NEAR_S or not chosen:
             chosen.append(name)
@@ -183,7 +190,9 @@ def report(chosen: dict[str, list[Mutant]], results: dict[str, Any], reviewed: d
         lines.append(f"| {room} | {' | '.join(map(str, shown))} | {100 * shown[1] / rest:.1f} % |")
     for title, wanted in (("Survived", ("survived", "no test", "not run")), ("Equivalent", ("equivalent",))):
         lines += ["", f"## {title}", ""]
-        for one in (one for mutants in chosen.values() for one in mutants if _fate(one, results, reviewed) in wanted):
+        listed = [one for mutants in chosen.values() for one in mutants if _fate(one, results, reviewed) in wanted]
+        lines += [] if listed else ["None."]
+        for one in listed:
             lines.append(
                 f"- line {one.line}: `{one.name}`" + (f": {reviewed[one.name]}" if one.name in reviewed else "")
             )

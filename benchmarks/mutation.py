@@ -15,6 +15,8 @@ from typing import Any
 
 MARKS = {"InKeyUnlessDefault", "NotInKey"}
 """Marks of a spec field, which stand in annotations; one becomes the other."""
+SPEC = "__import__('raycl.spec', fromlist=['spec'])"
+"""The module of the marks, from wherever, and while it is imported."""
 WORDS = {"description", "why", "title", "repr", "help", "remedy", "hint"}
 """Keyword arguments that only people read."""
 FOR_PEOPLE = {"About", "warn", "debug", "info", "warning", "error", "getLogger", "print"}
@@ -200,9 +202,9 @@ def _constants(value: object) -> Iterator[str]:
 def _calls(node: ast.Call) -> Iterator[tuple[ast.AST, str, str]]:
     called = _called(node)
     if called == "InKeyUnlessDefault":
-        yield node, "mark", "__import__('raycl.spec').spec.NotInKey('')"
+        yield node, "mark", f"{SPEC}.NotInKey('')"
     elif called == "NotInKey":
-        yield node, "mark", "__import__('raycl.spec').spec.Meaning(1, None)"
+        yield node, "mark", f"{SPEC}.Meaning(1, None)"
     if called in FOR_PEOPLE | DECLARED | MARKS:
         return
     if called in SWAPPED and len(node.args) > (called in ("min", "max") and not node.keywords):

@@ -9,7 +9,7 @@ import torch
 
 from raycl.adapters.selectors import Selectors, attention
 from raycl.adapters.stacked_lora import StackedLora
-from raycl.methods.am_lora import AmLora
+from raycl.methods.am_lora import AmLora, AmLoraParams
 from raycl.state.stage_state import Branch, StagePart, StageState
 from tests.kit.cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
 
@@ -271,3 +271,9 @@ def test_settings_name_every_stage():
         assert len(AmLora.settings("t5", order)["method"]["l1"]) == 15
     assert AmLora.settings("t5", "long-4")["method"]["l1"][6] == 0.3
     assert AmLora.settings("llama", "std-2")["method"]["l1"] == 1e-5
+
+
+def test_a_zero_logit_that_trains_is_in_the_keys():
+    """At its default it is left out, which older stages stand for."""
+    keyed = [AmLoraParams.model_validate({"zero_logit": value}).at(2) for value in ("fixed", "trained")]
+    assert keyed[1] == keyed[0] | {"zero_logit": "trained"} and "zero_logit" not in keyed[0]

@@ -122,10 +122,14 @@ def test_a_folder_with_an_adapter_is_refused(llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chat_template.jinja", "additional_chat_templates/tools.jinja", "generation_config.json"]
+    "name",
+    [
+        *("chat_template.jinja", "additional_chat_templates/tools.jinja", "generation_config.json"),
+        *("merges.txt", "vocab.txt", "dict.txt", "any.model", "any.spm", "any.codes", "any.tokenizer", "any.tiktoken"),
+    ],
 )
 def test_what_loading_may_read_counts(llama: Path, name: str) -> None:
-    """Chat templates and generation settings are part of a model, wherever in its folder."""
+    """Chat templates, generation settings and a tokenizer's files are part of a model, wherever in its folder."""
     before = fingerprint(named(llama))
     (llama / name).parent.mkdir(exist_ok=True)
     (llama / name).write_text("{}")
