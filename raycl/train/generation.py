@@ -50,8 +50,8 @@ class Decoder:
     def score(self, task: Task, earlier: Sequence[Json] = ()) -> Scored:
         """Answer a task's test split, shared out over the workers, and score it by the task's metric.
 
-        Decoding is greedy and stops at the end token, or after the longest label of the task. `earlier` are the predictions of
-        a state with fewer tasks: an answer whose route is the same is taken from there.
+        Decoding is greedy and stops at the end token, or after the longest label of the task. `earlier` are the predictions
+        of a state with fewer tasks: an answer whose route is the same is taken from there.
         """
         encoder, workers = self.encoder, self.workers
         length = encoder.generated(task.labels)

@@ -238,10 +238,7 @@ def test_an_answer_whose_route_is_the_same_is_not_made_again(monkeypatch, alone)
     )
     ours, model = echo(method=method)
     rows = tuple(Example(text, "", text, "", ("A!",)) for text in "abc")
-    earlier = [
-        {"prediction": f"old {text}", "route": {"task": task, "known": True}}
-        for text, task in zip("abc", ("one", "one", "one"))
-    ]
+    earlier = [{"prediction": f"old {text}", "route": {"task": "one", "known": True}} for text in "abc"]
     scored = ours.score(Task("t", "t", "exact_match", ("A!", "B!"), rows, rows, {}), earlier)
     made = [chr(int(row[-1])) for call in model.calls for row in call[0]]
     assert sorted(made) == (["b", "c"] if alone else ["a", "b", "c"])
