@@ -36,13 +36,13 @@ SUPERNI: dict[str, dict[str, Flat]] = {
     "slao": {"t5": {}, "llama": {"lr": 5e-5, "epochs": 5}},
     "o_lora": {"t5": {"rank": 4}, "llama": {"rank": 4, "lr": [1e-3] + [1e-4] * 14}},
     **{name: {f: {"rank": 4} for f in FAMILIES} for name in ("sin_lora", "inc_lora", "lorac", "c_lora", "lwf", "migu")},
-    "merging": {f: {"rank": 4} for f in FAMILIES},
+    **{name: {f: {"rank": 4} for f in FAMILIES} for name in ("merging", "route_lora")},
 }
 """What differs on an order of SuperNI tasks."""
 GATES: Flat = {"gate_epsilon": 0.995, "gate_energy_power": 2, "gate_input": "raw"}
 SAPT: Flat = {"rank": 8, "alpha": 32.0, "dropout": 0.0, "kl_weight": 0.1, "lr": 3e-4, "epochs": 10, "batch_size": 32}
 BENCHMARK: dict[str, dict[str, Flat]] = {
-    **dict.fromkeys(("sin_lora", "inc_lora", "lorac", "lwf", "merging"), BY_FAMILY),
+    **dict.fromkeys(("sin_lora", "inc_lora", "lorac", "lwf", "merging", "route_lora"), BY_FAMILY),
     "seq_ft": FULL,
     **{name: {f: FULL[f] | {"trains": "full"} for f in FAMILIES} for name in ("replay", "per_task", "mtl")},
     "ewc": {f: FULL[f] | {"trains": "full", "weight": 400.0} for f in FAMILIES},

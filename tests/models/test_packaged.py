@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from raycl.models.packaged import converted
 
@@ -41,9 +40,9 @@ def test_a_file_is_dequantised_once_in_bf16(tmp_path: Path, monkeypatch: pytest.
         from_config=lambda config, **how: calls.append({"config": config} | how) or Loaded(),
     )
     monkeypatch.setenv("RAYCL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", loader)
-    monkeypatch.setattr(transformers, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda **how: tokenizer))
-    monkeypatch.setattr(transformers, "GgufConfig", lambda **how: how)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM", loader)
+    monkeypatch.setattr("transformers.AutoTokenizer", SimpleNamespace(from_pretrained=lambda **how: tokenizer))
+    monkeypatch.setattr("transformers.GgufConfig", lambda **how: how)
     gguf = tmp_path / "tiny.gguf"
     gguf.write_bytes(b"weights")
     folder = converted(gguf)
