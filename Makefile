@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV_VERSION := 0.13.9
 # Tests that share something costly stay on one process (tests/kit/groups.py).
-# Three, since the tests of Ray wait more than they compute.
-PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
+PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo check test test-fast mutants mutants-some cards reproduce-smoke lock check-tools clean
 
@@ -36,7 +35,7 @@ check: setup     ## style, complexity and types, without running anything
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-test: setup      ## all tests, three at a time
+test: setup      ## all tests, two at a time
 	$(BIN)/python -m pytest -q $(PARALLEL) --durations=25
 
 test-fast: setup ## no Ray cluster, one case of every method on one model family, nothing drawn at random

@@ -38,6 +38,11 @@ class Inner(Method[BareParams]):
         return ("carries", params)
 
     @classmethod
+    def alone(cls, params: BareParams) -> Any:
+        """An answer that no default gives."""
+        return ("alone", params)
+
+    @classmethod
     def in_peft(cls, params: BareParams) -> Any:
         """An answer that no default gives."""
         return ("in_peft", params)
