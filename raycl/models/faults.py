@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from raycl.errors import first_line
 from raycl.files import Json
 from raycl.models.probe import is_random
 from raycl.spec import ModelSpec
@@ -73,8 +74,15 @@ def _tokens(model: Any, tokenizer: Any) -> Iterator[str]:
 
 
 def _dropout(spec: ModelSpec, model: Any) -> Iterator[str]:
-    """Dropout that the setting does not reach, in either direction."""
-    random = is_random(model)
+    """A pass that fails, and dropout that the setting does not reach, in either direction."""
+    try:
+        random = is_random(model)
+    except Exception as error:  # whatever a model raises that wants other inputs than tokens
+        yield (
+            f"model: a forward pass over a few tokens fails ({type(error).__name__}: {first_line(error)[:200]}); "
+            "raycl works with models that read token ids and give logits"
+        )
+        return
     if random and spec.dropout == 0:
         yield (
             "model.dropout: 0, yet two training passes of the bare model differ: it has randomness of its own that no "

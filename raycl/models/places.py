@@ -12,19 +12,8 @@ PACKAGED = "packaged"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS = "*.safetensors"
 READ_FILES = (
-    *(
-        WEIGHTS,
-        "*.json",
-        "*.model",
-        "merges.txt",
-        "vocab.txt",
-        "dict.txt",
-        "*.spm",
-        "*.codes",
-        "*.tokenizer",
-        "*.tiktoken",
-    ),
-    *("*.jinja", "additional_chat_templates/*.jinja"),
+    *(WEIGHTS, "*.json", "*.model", "merges.txt", "vocab.txt", "dict.txt"),
+    *("*.spm", "*.codes", "*.tokenizer", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja"),
 )
 """All that loading may read of a folder: weights and their index, configurations, tokenizer, chat templates."""
 ADAPTER = "adapter_config.json"

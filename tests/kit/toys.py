@@ -36,6 +36,14 @@ def make_toy_task(number: int, distinct: int = 4, repeats: int = 4, words: int =
     return Task(f"toy{number}", "toy", "exact_match", LABELS, examples, examples[:distinct], {})
 
 
+def planned_task(name: str) -> Task:
+    """A task for plans and keys: three rows that are never trained on."""
+    from raycl.tasks.task import Example, Task
+
+    rows = tuple(Example(f"{name}/{i}", "Judge.\n", f"text {i}", "\nAnswer:", ("yes",)) for i in range(3))
+    return Task(name, "toy", "exact_match", ("yes", "no"), rows, rows[:2], {})
+
+
 @dataclass
 class StageResult:
     """One stage run in memory."""

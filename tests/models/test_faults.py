@@ -192,6 +192,18 @@ def test_randomness_that_no_setting_reaches_is_a_fault(llama: Path, monkeypatch:
     assert "model.dropout: 0" in found
 
 
+def test_a_model_that_tokens_alone_do_not_run_is_a_fault(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in the short pass, in words, not as a traceback of the model's."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    def failing(self: LlamaMLP, x):
+        raise RuntimeError("images are missing")
+
+    monkeypatch.setattr(LlamaMLP, "forward", failing)
+    (found,) = load(llama).faults
+    assert "images are missing" in found and "token ids" in found
+
+
 def test_a_dropout_without_effect_is_a_fault(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that does nothing is not taken in silence."""
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", without_dropout())

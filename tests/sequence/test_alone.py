@@ -14,17 +14,11 @@ from raycl.sequence.history import Missing
 from raycl.sequence.plan import Plan, make_plan
 from raycl.spec import parse
 from raycl.state.store import Store
-from raycl.tasks.task import Example, Task
 from tests.kit.cli import invoke
 from tests.kit.runs import MakeFlags
+from tests.kit.toys import planned_task as toy
 
 ALONE = [name for name in METHODS if method_class(name).alone(method_params(name).model_validate({"name": name}))]
-
-
-def toy(name: str) -> Task:
-    """A task without files."""
-    rows = tuple(Example(f"{name}/{i}", "Judge.\n", f"text {i}", "\nAnswer:", ("yes",)) for i in range(3))
-    return Task(name, "toy", "exact_match", ("yes", "no"), rows, rows[:2], {})
 
 
 def plan(order: str, method: str, **train: Any) -> Plan:

@@ -27,10 +27,10 @@ from raycl.spec import (
     TrainSpec,
     parse,
 )
-from raycl.tasks.task import Example, Task
 from tests.kit.cases import CASES
 from tests.kit.moved_keys import MOVED, MOVED_LATER, MOVED_SETTINGS
 from tests.kit.places import ROOT
+from tests.kit.toys import planned_task as toy
 
 STAGES = 3
 NAMES = ["a", "b", "c"]
@@ -45,12 +45,6 @@ BASE: dict[str, Any] = {
 }
 """A spec in which every field has an effect that can have one."""
 CANDIDATES: list[Any] = [True, False, 1, 2, 3, 0.25, 0.3, "another", ["x"], [0.3, 0.7, 0.9], [2]]
-
-
-def toy(name: str) -> Task:
-    """A task without files."""
-    rows = tuple(Example(f"{name}/{i}", "Judge.\n", f"text {i}", "\nAnswer:", ("yes",)) for i in range(3))
-    return Task(name, "toy", "exact_match", ("yes", "no"), rows, rows[:2], {})
 
 
 TASKS = [toy(name) for name in NAMES]
