@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -68,13 +69,13 @@ def load_demo(info: TaskInfo) -> RawTask:
     if not path.is_file():
         raise SetupError(_missing(f"has no file data/{task.file}"))
     data = path.read_bytes()
+    damaged = SetupError(_missing(f"has a damaged or changed file data/{task.file}"))
     try:
-        pairs = list(_distinct(task.pairs(_text(path, data))))
+        labels, train, test = _read(info.name, data)
     except (OSError, EOFError, ValueError, IndexError, zlib.error, csv.Error):
-        pairs = []
-    if {label for _, label in pairs} != set(info.labels or ()):
-        raise SetupError(_missing(f"has a damaged or changed file data/{task.file}"))
-    train, test = _split(pairs, task, info.name)
+        raise damaged from None
+    if labels != set(info.labels or ()):
+        raise damaged
     files = {f"{PACKAGE}/data/{task.file}": hashlib.sha256(data).hexdigest()}
     return RawTask("demo", "o_lora", info.labels, train, test, files)
 
@@ -95,9 +96,17 @@ def _missing(what: str) -> str:
     )
 
 
-def _text(path: Path, data: bytes) -> str:
-    """The text of a compressed file."""
-    return (gzip.decompress(data) if path.suffix == ".gz" else bz2.decompress(data)).decode("utf-8")
+@functools.cache
+def _read(name: str, data: bytes) -> tuple[set[str], Split, Split]:
+    """The labels that a task's file holds, and its train and test rows.
+
+    Kept, since a process that runs many sequences asks for the same tasks each time, and this takes longer than a small
+    stage. Raises what reading a damaged file raises.
+    """
+    task = DEMO[name]
+    unpack = gzip.decompress if task.file.endswith(".gz") else bz2.decompress
+    pairs = list(_distinct(task.pairs(unpack(data).decode("utf-8"))))
+    return {label for _, label in pairs}, *_split(pairs, task, name)
 
 
 def _records(text: str) -> Iterable[list[str]]:

@@ -31,6 +31,7 @@ LIBRARIES = [
     "raycl.sequence.driver",
     "transformers.models.llama.modeling_llama",
     "transformers.models.t5.modeling_t5",
+    "tests.kit.warm",
 ]
 """What the server imports before it forks."""
 JOB = Path(__file__).parents[2] / "jobs" / "sequence.py"

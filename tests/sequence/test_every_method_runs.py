@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,47 @@ from tests.kit.runs import MakeFlags
 TOY = "tests.kit.toy_method:ToyMethod"
 ONE_EACH = {case.params["name"]: name for name, case in reversed(CASES.items())}.values()
 """The first case of every method."""
+Run = Callable[..., SequenceResult]
 
 
-def run(flags: MakeFlags, tmp_path: Path, method: dict[str, Any], order: str = "roget,snippets") -> SequenceResult:
-    """A small sequence in local mode."""
-    fields = flags.spec("sin_lora", "llama") | {"method": method, "order": order, "workers": 0}
-    spec = resolve("laptop", [fields], gpus=0)
-    options = Options(str(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}", "test", str(tmp_path / "out"))
-    return run_sequence(spec, options)
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for all: making one takes longer than a sequence."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def run(flags: MakeFlags, tmp_path: Path, tracking: str) -> Run:
+    """Runs a small sequence in local mode; its store and output lie in the test's folder."""
+
+    def call(method: dict[str, Any], order: str = "roget,snippets") -> SequenceResult:
+        fields = flags.spec("sin_lora", "llama") | {"method": method, "order": order, "workers": 0}
+        spec = resolve("laptop", [fields], gpus=0)
+        return run_sequence(spec, Options(str(tmp_path / "store"), tracking, "test", str(tmp_path / "out")))
+
+    return call
 
 
 @pytest.mark.parametrize("name", sorted(ONE_EACH))
-def test_a_sequence_is_trained_stored_scored_and_found_again(flags: MakeFlags, tmp_path: Path, name: str) -> None:
+def test_a_sequence_is_trained_stored_scored_and_found_again(run: Run, tmp_path: Path, name: str) -> None:
     """All stages and cells are there, the store is sound, and the same call again trains nothing and reads the same."""
     params = CASES[name].params
     method = method_class(params["name"])
-    first = run(flags, tmp_path, params)
+    first = run(params)
     assert first.trained == ([1] if method.joint else [1, 2])
     assert math.isfinite(first.matrix.ap())
     assert math.isnan(first.matrix.forgetting()) == method.joint
     store = Store(str(tmp_path / "store"))
     assert store.verify() == []
     assert all(store.has_scores(cell.key) for cell in first.plan.cells)
-    again = run(flags, tmp_path, params)
+    again = run(params)
     assert again.trained == [] and again.matrix == first.matrix
 
 
 @pytest.mark.parametrize("name", ["per_task", "prog_prompt"])
-def test_with_the_task_id_a_score_never_changes(flags: MakeFlags, tmp_path: Path, name: str) -> None:
+def test_with_the_task_id_a_score_never_changes(run: Run, tmp_path: Path, name: str) -> None:
     """Task i is always scored with the state after stage i: nothing is forgotten, and no cell is scored twice."""
-    result = run(flags, tmp_path, CASES[name].params, "demo")
+    result = run(CASES[name].params, "demo")
     for stage in range(1, 5):
         assert result.matrix.seen(4).items() >= result.matrix.seen(stage).items()
     assert result.matrix.forgetting() == 0
@@ -56,33 +68,31 @@ def test_with_the_task_id_a_score_never_changes(flags: MakeFlags, tmp_path: Path
     assert len({cell.key for cell in seen}) == 4
 
 
-def test_a_joint_stage_trains_on_all_tasks_at_once(flags: MakeFlags, tmp_path: Path) -> None:
+def test_a_joint_stage_trains_on_all_tasks_at_once(run: Run, tmp_path: Path) -> None:
     """MTL: one stage whose steps are those of the whole sequence, and one row of scores, the last."""
-    result = run(flags, tmp_path, CASES["mtl"].params, "demo")
+    result = run(CASES["mtl"].params, "demo")
     manifest = Store(str(tmp_path / "store")).manifest(result.plan.stages[0].key)
     assert manifest.task.split("+") == list(result.matrix.tasks)
     assert manifest.log[-2]["steps"] == 4 * 4
     assert result.matrix.last_stage == 4 and not result.matrix.seen(1).keys() - set(result.matrix.tasks)
 
 
-def test_a_new_method_is_one_file_and_one_line(
-    flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_method_is_one_file_and_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its file importable and its line in the registry, a method runs, is listed, and has a card."""
     from raycl.report.cards import card, listing
 
     monkeypatch.setitem(METHODS, "toy", TOY)
     assert method_params("toy")(name="toy").at(1) == {"name": "toy", "size": 0.5}
-    result = run(flags, tmp_path, {"name": "toy"})
+    result = run({"name": "toy"})
     assert result.trained == [1, 2] and math.isfinite(result.matrix.ap())
     assert "toy" in [row[0] for row in listing()]
     assert "`method.size`" in card("toy", [])
 
 
-def test_a_branch_describes_itself(flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_branch_describes_itself(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hyper-parameters need not know a branch's shape: the stored PEFT configuration is made from the branch."""
     monkeypatch.setitem(METHODS, "fixed", "tests.kit.toy_branch:FixedBranch")
-    result = run(flags, tmp_path, {"name": "fixed"})
+    result = run({"name": "fixed"})
     assert result.trained == [1, 2]
     store = Store(str(tmp_path / "store"))
     key = result.plan.stages[0].key
