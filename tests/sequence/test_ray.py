@@ -19,8 +19,8 @@ from tests.kit.commands import SECONDS, Commands, Running
 from tests.kit.runs import MakeFlags, assert_same_part, digests
 
 pytestmark = pytest.mark.slow
-LONG = {"train__epochs": [5, 60], "train__log_every": 10, "eval__forward": "false"}
-"""20 steps, then 240: enough to be killed in the middle of."""
+LONG = {"train__epochs": [5, 30], "train__log_every": 10, "eval__forward": "false"}
+"""20 steps, then 120: enough to be killed in the middle of, since a worker is never more than two reports ahead."""
 EARLY = '"event": "step", "stage": 2,'
 """In the driver's list of events once the long stage has done a step."""
 WORKER = "RayTrainWorker"
@@ -127,7 +127,8 @@ def test_a_killed_driver_takes_its_workers_along_and_the_rerun_ends_with_two_wor
 ) -> None:
     """Two workers on the driver's own cluster, SIGKILL of the driver in stage 2: no worker stays; the same command then
     runs only the rest."""
-    settings = LONG | {"workers": 2, "train__lr": 1e-3}
+    # Workers whose driver is gone train on until they notice.
+    settings = LONG | {"workers": 2, "train__lr": 1e-3, "train__epochs": [5, 60]}
     arguments = flags(tmp_path / "store", "gain_inf", "llama", "roget,snippets", **settings)
     running = started(arguments, own_folder)
     wait_for_early(running)
