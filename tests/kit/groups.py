@@ -33,9 +33,10 @@ FIRST_CASES = {case.params["name"]: name for name, case in reversed(CASES.items(
 THOROUGH = (
     *("test_workers.py", "test_leaks", "test_state_crashes", "test_every_method_runs", "sweep/test_driver.py"),
     *("reproduction/test_reproduce.py::test_smoke", "-o_lora]", "-am_lora]", "comparison/test_compare.py"),
+    *("test_frames.py", "::test_paper_scale_goes_through_the_driver", "::test_two_processes_may_make_one_database"),
 )
-"""Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method; of other families'
-models all but the method that looks at most of them."""
+"""Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method, processes started
+anew; of other families' models all but the method that looks at most of them."""
 
 
 def group_of(nodeid: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.kit.cases import CASES, Case, probe_logits
+from tests.kit.gates import EXACT
 
 STAGES = 3
 SETTINGS = {"epochs": 2}
@@ -71,3 +72,15 @@ def clean_backbone(request: pytest.FixtureRequest) -> Any:
 def same_draws() -> None:
     """Seed torch's global generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["o_lora", "inf_lora"])
+def over(request):
+    """What GainLoRA stands on."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def first(tiny, toy_tasks, run_stage):
+    """The first stage of GainLoRA over O-LoRA with exact subspaces, in fp32."""
+    return run_stage(tiny, EXACT, toy_tasks)

@@ -30,77 +30,12 @@ from tests.kit.cases import (
     serving,
     tensors_of,
 )
+from tests.kit.other_values import OTHER_VALUES, other_value
 
 WIDTH = 48
 WITH_BRANCH = [name for name, case in CASES.items() if case.branch]
 OWN_ROWS = [name for name, case in CASES.items() if case.rows == 1]
 """Cases that train on the task's own rows and no others."""
-OTHER_VALUES = {
-    "lambda1": 7.0,
-    "lambda2": 7.0,
-    "design": "random_projected",
-    "epsilon": 0.5,
-    "energy_power": 2,
-    "layer_chunks": 2,
-    "init_constraint": False,
-    "update_constraint": False,
-    "detach_old": True,
-    "weight": 3.0,
-    "variant": ("nr", "ar"),
-    "omega_lr": 0.1,
-    "critical_share": 0.9,
-    "share_of": "all",
-    "beta1": 0.5,
-    "beta2": 0.5,
-    "forgetting": 7.0,
-    "gamma": 0.25,
-    "fisher_examples": 3,
-    "mix": [0.5, 2.0, -1.0],
-    "rank": 2,
-    "alpha": 5.0,
-    "dropout": 0.5,
-    "merges": ("both", "b"),
-    "merge_schedule": ("none", "mean"),
-    "start_from": ("random", "tuned"),
-    "preserve_function": True,
-    "threshold": 0.3,
-    "kl_weight": 3.0,
-    "replay_weight": 3.0,
-    "temperature": 5.0,
-    "layer": 2,
-    "init": ("nearest", "random"),
-    "routing": ("soft", "hard"),
-    "shrinkage": "ledoit_wolf",
-    "unknown": ("base", "nearest"),
-    "unknown_quantile": 0.5,
-    "bottleneck": 12,
-    "lambda_kd": 0.5,
-    "kl_rows": 5,
-    "share": 0.9,
-    "attempts": 3,
-    "top_k": 5,
-    "repetition_penalty": 1.5,
-    "init_tokens": 7,
-    "key_init": ("prompt_mean", "uniform"),
-    "init_scale": 0.1,
-    "pull": 7.0,
-    "base": ("independent", "sequential"),
-    "rule": ("mean", "ties"),
-    "scale": 0.25,
-    "trim": 0.5,
-    "refactor_rank": 2,
-    "tree_levels": 0,
-    "choice": ("draw", "least"),
-    "distance": "absolute",
-    "targets": ["no_such_module"],
-}
-"""Another value than the cases have, or a tuple of values of which one is other than a case's."""
-
-
-def other_value(name: str, value):
-    """A value of a field that is not `value`."""
-    others = OTHER_VALUES[name]
-    return next(other for other in (others if isinstance(others, tuple) else (others,)) if other != value)
 
 
 def test_every_registered_method_has_a_case():

@@ -13,104 +13,16 @@ from typing import Any
 import pytest
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.errors import SpecError
 from raycl.events import (
-    Dataset,
-    Phase,
     PlannedStage,
-    RowDone,
     Scored,
-    SequenceEnd,
     SequenceStart,
-    StageEnd,
     StageStart,
-    Status,
-    Step,
-    Term,
 )
-from raycl.tracking import outbox
-from raycl.tracking.outbox import Outbox
-from raycl.tracking.records import LONGEST_PARAM, About, flat
+from raycl.tracking.records import LONGEST_PARAM, flat
 from raycl.tracking.runs import Resumed
-from raycl.tracking.server import default_uri, mlflow_ui_command, resolve_uri, sqlite_uri
-from raycl.tracking.tracker import GroupTracker, Tracker
-
-SPEC: dict[str, Any] = {
-    "order": "demo",
-    "tasks": ["reviews", "plots (long)"],
-    "model": {"name": "packaged", "precision": "fp32"},
-    "method": {"name": "o_lora", "rank": 8},
-    "train": {"lr": [0.001, 0.0005], "epochs": 1},
-    "seed": 3,
-    "preset": "smoke",
-}
-PLAN = (
-    PlannedStage(1, "reviews", "a" * 64, stored=False, train=100, test=20),
-    PlannedStage(2, "plots (long)", "b" * 64, stored=True, train=90, test=10),
-)
-
-
-ABOUT = About("All of it.", {"git": {"commit": "c" * 40, "dirty": True}})
-
-
-def step(stage: int, number: int, loss: float) -> Step:
-    """A log record."""
-    return Step(stage, number, 3, 0.001, loss, 100.0, {"orthogonal": Term(2.0, 1.0, 0.5)}, {"overlap": 0.1})
-
-
-def end(stage: int, cached: bool, log: tuple[Step, ...] = ()) -> StageEnd:
-    """The end of a stage."""
-    planned = PLAN[stage - 1]
-    seconds = {"train": 4.0, "pass": 0.0, "evaluation": 1.0, "other": 0.5}
-    return StageEnd(stage, planned.task, planned.key, cached, seconds, {"overlap": 0.2}, log)
-
-
-DATA = tuple(
-    Dataset(task, split, digest * 64, rows, {"source": "hub", "licence": "CC"})
-    for task, digest in (("reviews", "a"), ("plots (long)", "b"))
-    for split, rows in (("train", 100), ("test", 20))
-)
-
-
-def first_stage(tracker: Tracker) -> None:
-    """The events of stage 1, trained here."""
-    tracker.handle(StageStart(1, "reviews", 3))
-    for number in (1, 2, 3):
-        tracker.handle(step(1, number, 1.0 / number))
-    tracker.handle(Phase(1, "evaluation", 1, 2))
-    tracker.handle(end(1, cached=False))
-
-
-def scores(tracker: Tracker, matrix: AccuracyMatrix) -> None:
-    """All scores of the sequence, row by row."""
-    for stage, row in enumerate([(10.0, 20.0), (80.0, 30.0), (70.0, 60.0)]):
-        for task, score in zip(SPEC["tasks"], row, strict=True):
-            matrix.set(stage, task, score)
-            tracker.handle(Scored(stage, task, "exact_match", score, 5, 0.1, True))
-        if stage:
-            tracker.handle(RowDone(stage, matrix.seen(stage), matrix.summary(stage)))
-
-
-def start(tracker: Tracker, spec: dict[str, Any] = SPEC) -> str:
-    """Begin a sequence; the id of its run."""
-    tracker.handle(SequenceStart(spec, PLAN, {"device": "cpu", "store": "/a store"}, DATA, ABOUT.environment))
-    return tracker.run_id
-
-
-def finish(tracker: Tracker, matrix: AccuracyMatrix | None = None, status: Status = "FINISHED") -> None:
-    """End a sequence."""
-    tracker.handle(SequenceEnd(status, (matrix or AccuracyMatrix(SPEC["tasks"])).to_json()))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a space, as users have them."""
-    return tmp_path_factory.mktemp("my runs")
-
-
-@pytest.fixture(scope="module")
-def uri(folder: Path) -> str:
-    return f"sqlite:///{folder / 'sub' / 'mlflow.db'}"
+from raycl.tracking.tracker import Tracker
+from tests.kit.tracked import DATA, SPEC, end, finish, first_stage, scores, start, step
 
 
 @pytest.fixture(scope="module")
@@ -349,84 +261,6 @@ def test_two_processes_may_make_one_database_and_experiment_at_once(tmp_path: Pa
     assert len(set(runs)) == 2
 
 
-# --- no MLflow from here on ------------------------------------------------------------------------------------------
-
-
-def test_outbox_keeps_order_through_an_outage(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(outbox, "FIRST_PAUSE_SECONDS", 1000.0)
-    box = Outbox("service", lambda error: isinstance(error, ConnectionError))
-    made: list[int] = []
-    tries: list[int] = []
-    up = False
-
-    def call(number: int) -> None:
-        tries.append(number)
-        if not up:
-            raise ConnectionError("refused\nwith a long explanation")
-        made.append(number)
-
-    for number in range(3):
-        box.send(f"call {number}", lambda number=number: call(number))
-    assert (made, tries, box.undelivered) == ([], [0] * outbox.ATTEMPTS, 3)
-    assert "call 0 waits (ConnectionError: refused)" in caplog.text
-    up = True
-    box.flush()
-    assert made == [], "the pause is not over"
-    box.flush(now=True)
-    assert (made, box.undelivered) == ([0, 1, 2], 0)
-    assert len(caplog.records) == 2
-
-
-def test_outbox_drops_what_is_refused_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    box = Outbox("service", lambda error: False)
-    made: list[str] = []
-    box.send("a bad call", lambda: 1 / 0)
-    box.send("a good call", lambda: made.append("good"))
-    assert made == ["good"]
-    assert "service: a bad call could not be recorded (ZeroDivisionError: division by zero)" in caplog.text
-
-
-def test_outbox_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "MAX_QUEUED_CALLS", 2)
-    monkeypatch.setattr(outbox, "ATTEMPTS", 1)
-    box = Outbox("service", lambda error: True)
-    for _ in range(5):
-        box.send("a call", lambda: 1 / 0)
-    assert (box.waiting, box.undelivered) == (2, 5)
-
-
-def test_long_params_are_shown_by_their_hash() -> None:
-    params = flat({"short": True, "none": None, "long": {"text": "x" * (LONGEST_PARAM + 1)}})
-    assert (params["short"], params["none"]) == ("true", "null")
-    assert params["long.text"].startswith("sha256:")
-    assert params["long.text"].endswith("(501 characters)")
-
-
-def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("RAYCL_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert default_uri() == resolve_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
-    assert resolve_uri("http://host:5000") == "http://host:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
-    assert resolve_uri(None) == "http://server"
-    with pytest.raises(SpecError, match="sqlite:///<file>"):
-        resolve_uri("./mlruns")
-
-
-@pytest.mark.parametrize(
-    ("path", "quoted"),
-    [("/a b/é#x/m.db", "/a b/é#x/m.db"), ("/a?b/m.db", "/a%3Fb/m.db"), ("/100%/a%20b/m.db", "/100%25/a%2520b/m.db")],
-)
-def test_a_path_is_quoted_where_a_uri_would_take_it_for_its_own(path: str, quoted: str) -> None:
-    """And only there; what is quoted is not quoted again, and a query stays."""
-    assert sqlite_uri(Path(path)) == f"sqlite:///{quoted}"
-    assert resolve_uri(f"sqlite:///{quoted}") == f"sqlite:///{quoted}"
-    assert resolve_uri(f"sqlite:///{quoted}?timeout=5") == f"sqlite:///{quoted}?timeout=5"
-
-
 @pytest.mark.parametrize("name", ["what?", "100% of it", "a%20b", "#1"])
 def test_the_database_lies_where_the_home_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the folder is called: database and artifacts are in it, and MLflow finds the run under the printed URI."""
@@ -445,54 +279,13 @@ def test_the_database_lies_where_the_home_is(name: str, tmp_path: Path, monkeypa
     assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_ui_command() -> None:
-    assert mlflow_ui_command("sqlite:////a b/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'"
-    assert mlflow_ui_command("http://host:5000") == "python -m webbrowser http://host:5000"
-
-
 def test_mlflow_is_imported_only_when_a_sequence_starts() -> None:
     code = "import sys, raycl.tracking.tracker as t; t.Tracker('http://host', 'e', 'r'); print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_a_group_stands_above_its_sequences(uri: str, folder: Path) -> None:
-    """A comparison's run, the sequence below it by MLflow's own tag; resumed, it adds a step and is no second run."""
-    table = folder / "table.md"
-    table.write_text("| a |")
-    group = GroupTracker(uri, "groups", "all methods", Resumed(part_of="comparison"))
-    run_id = group.start({"orders": ["demo"], "seeds": [0, 1]}, ABOUT)
-    sequence = Tracker(uri, "groups", "one", Resumed(parent=run_id, part_of="comparison"))
-    start(sequence)
-    finish(sequence)
-    group.finish({"AP/a b:c": 1.5, "BWT/x": float("nan")}, 1, [table])
-    again = GroupTracker(uri, "groups", "all methods", Resumed(run_id=run_id, part_of="comparison"))
-    assert again.start({"orders": ["demo"], "seeds": [0, 1]}, ABOUT) == run_id
-    again.finish({"AP/a b:c": 2.5}, 2, [table])
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    run = client.get_run(run_id)
-    assert run.data.tags["raycl.kind"] == run.data.tags["raycl.experiment"] == "comparison"
-    assert run.data.tags["mlflow.note.content"] == "All of it. The source differed from its commit."
-    assert run.data.tags["mlflow.source.git.commit"] == "c" * 40
-    assert client.get_run(sequence.run_id).data.tags["raycl.experiment"] == "comparison"
-    assert run.data.params["seeds"] == "[0, 1]"
-    assert run.info.status == "FINISHED"
-    assert set(run.data.metrics) == {"AP/a b_c"}
-    assert [(p.step, p.value) for p in client.get_metric_history(run_id, "AP/a b_c")] == [(1, 1.5), (2, 2.5)]
-    assert {file.path for file in client.list_artifacts(run_id)} == {"settings.json", "table.md"}
-    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
-    assert [one.info.run_id for one in below] == [sequence.run_id]
-
-
-def test_a_choice_per_stage_is_a_param(uri: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The dimensions of a tree have brackets, which MLflow's names do not."""
-    group = GroupTracker(uri, "groups", "a tree", Resumed(part_of="sweep"))
-    run_id = group.start({"space": {"dimensions": {"method.l1[1]": [0.1, 0.2], "method.l1[2]": [0.1]}}}, ABOUT)
-    group.finish({}, 0, [])
-    from mlflow import MlflowClient
-
-    params = MlflowClient(tracking_uri=uri).get_run(run_id).data.params
-    assert params["space.dimensions.method.l1.1"] == "[0.1, 0.2]"
-    assert params["space.dimensions.method.l1.2"] == "[0.1]"
-    assert "could not be recorded" not in caplog.text
+def test_long_params_are_shown_by_their_hash() -> None:
+    params = flat({"short": True, "none": None, "long": {"text": "x" * (LONGEST_PARAM + 1)}})
+    assert (params["short"], params["none"]) == ("true", "null")
+    assert params["long.text"].startswith("sha256:")
+    assert params["long.text"].endswith("(501 characters)")
