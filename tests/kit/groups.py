@@ -34,9 +34,12 @@ THOROUGH = (
     *("test_workers.py", "test_leaks", "test_state_crashes", "test_every_method_runs", "sweep/test_driver.py"),
     *("reproduction/test_reproduce.py::test_smoke", "-o_lora]", "-am_lora]", "comparison/test_compare.py"),
     *("test_frames.py", "::test_paper_scale_goes_through_the_driver", "::test_two_processes_may_make_one_database"),
+    *("::test_what_deepspeed_says", "::test_a_rerun_from_a_cold_start", "::test_bytes_are_the_same_in_any_process"),
+    *("::test_two_drivers_of", "::test_a_refused_command_in_a_process", "::test_two_orders_of_routed_branches"),
+    *("report/test_html.py::test_hostile", "::test_a_tree_over_five_tasks", "test_other_families.py"),
 )
 """Rooms other than methods: data-parallel workers, killed processes, whole sequences of every method, processes started
-anew; of other families' models all but the method that looks at most of them."""
+anew, and what else takes seconds; of other families' models all but the method that looks at most of them."""
 
 
 def group_of(nodeid: str) -> str:
