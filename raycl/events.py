@@ -172,6 +172,22 @@ class SequenceStart:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Whose weights answered the test inputs, after a stage of a method that decides that input by input."""
+
+    tasks: tuple[str, ...]
+    """The tasks seen so far."""
+    counts: tuple[tuple[int, ...], ...]
+    """[i][j] = test inputs of task i that the weights of task j answered."""
+    unknown: tuple[int, ...]
+    """[i] = test inputs of task i that the base model answered alone."""
+    changed: float
+    """Share, 0 to 1, of the earlier tasks' inputs that the stage before had sent elsewhere; NaN = nothing to compare."""
+    oracle_ap: float
+    """AP if every input had been answered by its own task's weights; NaN = not scored."""
+
+
+@dataclass(frozen=True)
 class RowDone:
     """A row of the accuracy matrix is whole."""
 
@@ -180,6 +196,8 @@ class RowDone:
     """Task -> score of the tasks seen so far."""
     measures: Mapping[str, float]
     """AP, FT, BWT, FWT after this stage; NaN = undefined."""
+    routing: Routing | None = None
+    """Where the method routes its inputs."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +211,8 @@ class SequenceEnd:
     """What summary.json holds beside the measures; empty unless the sequence came to its end."""
     places: Mapping[str, str] = field(default_factory=dict)
     """What to look at -> where it is, for people."""
+    routing: Routing | None = None
+    """After the last stage, where the method routes its inputs and the sequence came to its end."""
 
 
 StageEvent = StageStart | Step | Phase | Retry | StageEnd | Scored

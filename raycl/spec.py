@@ -283,6 +283,10 @@ class RunSpec(Strict):
     workers: Annotated[int | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, ge=0, description="Ray Train workers; 0 = in this process; none = one per GPU, or one on CPU"
     )
+    groups: Annotated[PositiveInt, NotInKey("who trains a stage is no part of it")] = Field(
+        default=1,
+        description="groups of workers that train at once, where stages depend on no other and the cluster has room",
+    )
     preset: Annotated[str, NotInKey("the fields that it set are in the keys")] = Field(
         default="none", description="the preset these values started from"
     )

@@ -16,7 +16,7 @@ from raycl.spec import RunSpec, at_stage, parse
 from raycl.state.keys import content_key
 
 ROOMS = {
-    "": ["order", "tasks", "seed", "workers", "preset"],
+    "": ["order", "tasks", "seed", "workers", "groups", "preset"],
     "model.": ["name", "revision", "precision", "dropout"],
     "data.": ["source", "train_examples", "test_examples", "seed", "reveal_task", "max_source_tokens"],
     "train.": ["lr", "epochs", "batch_size", "micro_batch_size", "schedule", "warmup", "weight_decay", "max_grad_norm"],
@@ -189,6 +189,7 @@ def test_the_defaults() -> None:
         "tasks": ["a", "b", "c"],
         "seed": 0,
         "workers": None,
+        "groups": 1,
         "preset": "none",
         "model": {"name": "packaged", "revision": None, "precision": "bf16", "dropout": 0.0},
         "data": {
@@ -224,6 +225,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "tasks": ([["a"]], [[]]),
     "seed": ([0], [-1]),
     "workers": ([0, None], [-1]),
+    "groups": ([1, 8], [0]),
     "model.dropout": ([0, 0.99], [-0.1, 1]),
     "data.seed": ([0], [-1]),
     **{

@@ -26,6 +26,10 @@ from raycl.cli.show import fields as show_fields
 Workers = Annotated[
     int | None, typer.Option(help="Ray Train workers; 0 = in this process  (default: one per GPU, or one on CPU)")
 ]
+Groups = Annotated[
+    int | None,
+    typer.Option(help="groups of workers at the same time, for methods whose stages depend on no other  (default: 1)"),
+]
 Output = Annotated[str | None, typer.Option(help="folder for matrix, plots and spec  (default: under ~/.raycl/runs)")]
 Fields = Annotated[bool, typer.Option("--fields", help="list every field of the run spec, as `raycl fields`, and exit")]
 
@@ -38,6 +42,7 @@ def run(
     preset: PresetFlag = "auto",
     seed: SeedFlag = None,
     workers: Workers = None,
+    groups: Groups = None,
     store: StoreFlag = None,
     config: ConfigFlag = None,
     sets: SetFlags = None,
@@ -52,7 +57,8 @@ def run(
     """
     if fields:
         return show_fields(method or "gain_lora", "" if preset == "auto" else preset)
-    flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed, "workers": workers}
+    flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed}
+    flags |= {"workers": workers, "groups": groups}
     layers = make_layers(config, sets, flags)
     prepare()
     from raycl.sequence.driver import Options, run_sequence

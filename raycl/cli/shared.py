@@ -64,6 +64,7 @@ FIELD_OF_FLAG = {
     "data": "data.source",
     "seed": "seed",
     "workers": "workers",
+    "groups": "groups",
 }
 """Flag -> the run-spec field it sets."""
 

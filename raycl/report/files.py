@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Event, SequenceEnd, SequenceStart
+from raycl.analysis.routing import accuracy, measures
+from raycl.events import Event, Routing, SequenceEnd, SequenceStart
 from raycl.files import Json, finite, write_json, write_text, write_whole
 from raycl.report.tables import matrix_markdown
 
@@ -30,6 +32,8 @@ class OutputFiles:
         elif isinstance(event, SequenceEnd) and event.status == "FINISHED":
             matrix = AccuracyMatrix.from_json(event.matrix)
             self.written = write_outputs(self.folder, matrix, self._spec, event.facts)
+            if event.routing is not None:
+                self.written |= write_routing(self.folder, event.routing)
 
 
 def write_outputs(
@@ -57,6 +61,17 @@ def write_outputs(
         **{name: write_whole(folder / name, draw) for name, draw in pictures.items()},
         "summary.json": write_json(folder / "summary.json", {**summary(matrix), **facts}, indent=2),
         "spec.json": write_json(folder / "spec.json", spec, indent=2),
+    }
+
+
+def write_routing(folder: Path, routing: Routing) -> dict[str, Path]:
+    """Write whose weights answered whose inputs, as name -> path: routing.json with the counts, routing.png the picture."""
+    from raycl.report import plots, routing_plot
+
+    values = {**asdict(routing), "accuracy": accuracy(routing), **measures(routing)}
+    return {
+        "routing.json": write_json(folder / "routing.json", values, indent=2),
+        "routing.png": write_whole(folder / "routing.png", partial(plots.save, routing_plot.confusion(routing))),
     }
 
 

@@ -17,35 +17,34 @@ class Pace:
         self.total, self._now = total, now
         self.done = 0
         """Stages that are trained and scored."""
-        self._share = 0.0
+        self._running: dict[int, float] = {}
+        """Stage that is trained -> its share that is done, 0 to 1; groups of workers train several at the same time."""
         self._started: float | None = None
-        self._running = False
 
     @property
     def left(self) -> int:
-        """Stages to go, the running one among them."""
+        """Stages to go, the running ones among them."""
         return max(self.total - self.done, 0)
 
-    def begin(self) -> None:
+    def begin(self, stage: int) -> None:
         """A stage starts, for the first time or again."""
         self._started = self._now() if self._started is None else self._started
-        self._running, self._share = True, 0.0
+        self._running[stage] = 0.0
 
-    def within(self, share: float) -> None:
-        """So much of the running stage's training (0 to 1) is done."""
-        self._share = share
+    def within(self, stage: int, share: float) -> None:
+        """So much of a running stage's training (0 to 1) is done."""
+        self._running[stage] = share
 
-    def stage_done(self) -> bool:
-        """The running stage is scored; whether there was one."""
-        ran = self._running
+    def stage_done(self, stage: int) -> bool:
+        """A stage is scored; whether it ran."""
+        ran = self._running.pop(stage, None) is not None
         self.done += ran
-        self._running, self._share = False, 0.0
         return ran
 
     @property
     def words(self) -> str:
         """`, about 3 min left`; empty while too little is done to tell."""
-        done = self.done + self._share
+        done = self.done + sum(self._running.values())
         if self._started is None or self.total <= done or done < SHORTEST_SHARE * self.total:
             return ""
         seconds = (self._now() - self._started) / done * (self.total - done)

@@ -70,7 +70,7 @@ def heat_map(matrix: AccuracyMatrix) -> Figure:
     rows = [_stage_label(matrix, stage) for stage in stages]
     names = _column_names(matrix)
     beside, below = (LETTER * max(map(len, labels)) for labels in (rows, names))
-    figure = _figure(max(1.5 + beside + 0.55 * count, 4.4), 1.2 + 0.7 * below + 0.42 * len(stages))
+    figure = blank(max(1.5 + beside + 0.55 * count, 4.4), 1.2 + 0.7 * below + 0.42 * len(stages))
     axes = figure.add_subplot()
     colours = mpl.colormaps["cividis"]
     for stage in stages:
@@ -95,7 +95,7 @@ def heat_map(matrix: AccuracyMatrix) -> Figure:
 @mpl.rc_context(AS_TEXT)
 def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
     """The score of each task from its own stage on: one line per task, named at its right end."""
-    figure = _figure(7.5, max(4.0, 0.27 * len(matrix.tasks) + 1.4))
+    figure = blank(7.5, max(4.0, 0.27 * len(matrix.tasks) + 1.4))
     axes = figure.add_subplot()
     ends: list[tuple[float, float, str, str]] = []
     for i, task in enumerate(matrix.tasks):
@@ -115,7 +115,7 @@ def forgetting_curves(matrix: AccuracyMatrix) -> Figure:
 @mpl.rc_context(AS_TEXT)
 def ap_curve(matrix: AccuracyMatrix) -> Figure:
     """AP after every stage, with its value at each point."""
-    figure = _figure(6.5, 3.6)
+    figure = blank(6.5, 3.6)
     axes = figure.add_subplot()
     points = ap_points(matrix)
     if points:
@@ -127,7 +127,7 @@ def ap_curve(matrix: AccuracyMatrix) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

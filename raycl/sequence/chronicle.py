@@ -10,6 +10,7 @@ from raycl.events import (
     Event,
     Listener,
     PlannedStage,
+    Routing,
     RowDone,
     Scored,
     SequenceEnd,
@@ -19,7 +20,8 @@ from raycl.events import (
     Status,
 )
 from raycl.files import Json
-from raycl.sequence.history import Missing, stored_scores, stored_stage
+from raycl.methods.registry import method_class
+from raycl.sequence.history import Missing, stored_routing, stored_scores, stored_stage
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.plan import StagePlan
 from raycl.tasks.task import Task
@@ -83,7 +85,13 @@ class Chronicle:
     def _row_done(self, row: int) -> None:
         if row not in self._rows:
             self._rows.add(row)
-            self._tell(RowDone(row, self.matrix.seen(row), self.matrix.summary(row)))
+            self._tell(RowDone(row, self.matrix.seen(row), self.matrix.summary(row), self._routing(row)))
+
+    def _routing(self, row: int) -> Routing | None:
+        """How the inputs of a stored row were routed; none where the method does not."""
+        job = self.job
+        chooses = method_class(job.spec.method.name).chooses()
+        return stored_routing(job.store, job.plan, row) if chooses else None
 
     def catch_up(self, cached: bool = True) -> None:
         """Tell what the store holds and nobody reported: earlier runs' results, or a lost worker's last words."""
@@ -107,7 +115,8 @@ class Chronicle:
 
     def end(self, status: Status, facts: Json | None = None, places: Mapping[str, str] | None = None) -> None:
         """Say how it ended; `facts` and `places` as in `SequenceEnd`."""
-        self._tell(SequenceEnd(status, self.matrix.to_json(), facts or {}, places or {}))
+        routing = self._routing(self.job.plan.stages[-1].row) if status == "FINISHED" else None
+        self._tell(SequenceEnd(status, self.matrix.to_json(), facts or {}, places or {}, routing))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:

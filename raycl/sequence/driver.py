@@ -18,7 +18,7 @@ from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import run_here
 from raycl.sequence.names import run_name, run_title
 from raycl.sequence.plan import Plan
-from raycl.sequence.preflight import check_model, check_output, check_states, check_workers
+from raycl.sequence.preflight import check_groups, check_model, check_output, check_states, check_workers
 from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
@@ -95,6 +95,7 @@ def run_sequence(
     the data, the model, the store or the machine do not fit.
     """
     options = options or Options()
+    check_groups(spec)
     if spec.workers is not None:
         check_workers(spec, spec.workers)
     job = make_job(spec, options.place())
@@ -152,12 +153,14 @@ def _host(job: SequenceJob, missing: Missing) -> Host:
     if job.spec.workers == 0:
         return Host(run_here, 0, f"{local_device()}, in this process")
     from raycl.cluster import cluster_gpus, default_workers  # brings Ray, which a stored or local sequence does without
-    from raycl.sequence.group import run_group
+    from raycl.sequence.group import groups_at_once, run_group
 
     workers = job.spec.workers or default_workers()
     check_workers(job.spec, workers)
     kind = "GPU" if cluster_gpus() else "CPU"
-    return Host(run_group, workers, f"{kind}, {workers} Ray Train {'worker' if workers == 1 else 'workers'}")
+    groups = groups_at_once(job, workers)
+    each = f"{workers} Ray Train {'worker' if workers == 1 else 'workers'}"
+    return Host(run_group, workers, f"{kind}, {f'{groups} groups of ' if groups > 1 else ''}{each}")
 
 
 class Records:

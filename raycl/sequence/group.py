@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 
-from raycl.cluster import cluster_gpus, start_cluster
+from raycl.cluster import capacity, cluster_gpus, nodes, start_cluster
 from raycl.errors import UserError, first_line
 from raycl.events import Retry, StageEvent
 from raycl.files import home
@@ -33,6 +33,9 @@ from raycl.train.workers import Workers, cores, set_threads
 
 GROUP_RESTARTS = 2
 """How often a group whose worker died is started again; finished stages are in the store and stay."""
+AHEAD_SECONDS = 60.0
+"""How long groups that trained ahead may take to end once all is in the store."""
+logger = logging.getLogger("raycl")
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,14 @@ class Nested:
 def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | None = None) -> None:
     """Run all that the store lacks in `workers` Ray Train workers, and hand every event to `report` in this process.
 
-    Each worker gets the machine's cores shared out as CPU threads, unless it is `nested`. Raises what a worker raises.
+    Further groups train ahead of it, as many of the job's `groups` as find room. Each worker gets the machine's cores shared
+    out as CPU threads, unless it is `nested`. Raises what a worker raises.
     """
     start_cluster()
     queue = Queue(actor_options={"num_cpus": 0})
-    config = {
-        "job": ray.put(job),
-        "threads": nested.threads if nested else threads_per_worker(workers),
-        "nested": nested is not None,
-        "queue": queue,
-    }
+    groups = 1 if nested else groups_at_once(job, workers)
+    threads = nested.threads if nested else threads_per_worker(workers * -(-groups // len(nodes())))
+    config = {"job": ray.put(job), "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
 
     def handle(message: Message) -> None:
         if not isinstance(message, GroupStart):
@@ -77,8 +78,9 @@ def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | N
             nested.started(message.group)
 
     try:
-        with _pump(queue, handle):
-            _fit(config, _scaling(workers, nested), job.store)
+        scaling = _scaling(workers, threads, nested is not None, groups)
+        with _pump(queue, handle), _ahead(config, scaling, job.store, groups - 1):
+            _fit(config, scaling, job.store)
     finally:
         queue.shutdown(force=True)
 
@@ -89,16 +91,45 @@ def threads_per_worker(workers: int) -> int:
     return max(1, cores() // max(1, workers))
 
 
-def _scaling(workers: int, nested: Nested | None) -> ScalingConfig:
+def groups_at_once(job: SequenceJob, workers: int) -> int:
+    """How many groups work on a job at the same time: as many as it asks for, has stages to train, and find room on the
+    cluster at hand, which is started if there is none."""
+    if job.spec.groups == 1:
+        return 1
+    start_cluster()
+    need = {"GPU": 1} if cluster_gpus() else {"CPU": 1}
+    missing = sum(not job.store.has(stage.key) for stage in job.plan.stages)
+    return max(1, min(job.spec.groups, missing, capacity(nodes(), need, workers)))
+
+
+def _scaling(workers: int, threads: int, nested: bool, groups: int) -> ScalingConfig:
     """What a worker asks of the cluster."""
     if cluster_gpus():
         return ScalingConfig(num_workers=workers, use_gpu=True)
-    if nested is not None:
-        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": nested.threads})
+    if nested:
+        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads})
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return ScalingConfig(
-        num_workers=workers, resources_per_worker={"CPU": max(1, min(threads_per_worker(workers), cpus // workers))}
+        num_workers=workers, resources_per_worker={"CPU": max(1, min(threads, cpus // (workers * groups)))}
     )
+
+
+@contextlib.contextmanager
+def _ahead(config: dict[str, Any], scaling: ScalingConfig, store: Store, groups: int) -> Iterator[None]:
+    """Further groups that train ahead while the body runs. One that fails is no failure: the body trains what it left."""
+
+    def run() -> None:
+        try:
+            _fit({**config, "ahead": True}, scaling, store)
+        except Exception as error:
+            logger.warning("a group that trained ahead has ended (%s); the others go on", _why(_cause(error)))
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(groups)]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join(AHEAD_SECONDS)
 
 
 def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
@@ -177,7 +208,10 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     if refused := _refused(worker):
         return refused
     try:
-        worker.run(lambda stage: _report_stage(job.store, stage, rank))
+        if config["ahead"]:
+            worker.run_ahead()
+        else:
+            worker.run(lambda stage: _report_stage(job.store, stage, rank))
     except UserError as error:
         if workers.world > 1:
             raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Scored, StageEnd
+from raycl.analysis.routing import routing_of
+from raycl.events import Routing, Scored, StageEnd
+from raycl.files import Json
 from raycl.sequence.plan import Plan, StagePlan
 from raycl.state.store import Store
 
@@ -17,14 +19,14 @@ class Missing:
     stages: frozenset[int] = frozenset()
     """Stages by number."""
     cells: frozenset[str] = frozenset()
-    """Cells by key."""
+    """Cells by key, those of `Plan.own` among them."""
 
     @classmethod
     def of(cls, plan: Plan, store: Store) -> Missing:
         """Look every key up."""
         return cls(
             frozenset(stage.stage for stage in plan.stages if not store.has(stage.key)),
-            frozenset(cell.key for cell in plan.cells if not store.has_scores(cell.key)),
+            frozenset(cell.key for cell in [*plan.cells, *plan.own] if not store.has_scores(cell.key)),
         )
 
     def __bool__(self) -> bool:
@@ -48,9 +50,24 @@ def stored_scores(store: Store, plan: Plan, row: int) -> list[Scored]:
     ]
 
 
+def stored_routing(store: Store, plan: Plan, row: int) -> Routing:
+    """Whose weights answered in a stored row, compared with what is stored of the row before.
+
+    Raises KeyError if its method does not route.
+    """
+
+    def predictions(row: int) -> dict[str, list[Json]]:
+        cells = [cell for cell in plan.cells_of(row) if cell.seen and store.has_scores(cell.key)]
+        return {cell.task: store.read_predictions(cell.key) for cell in cells}
+
+    own = [cell for cell in plan.own if cell.stage <= row and store.has_scores(cell.key)]
+    scores = {cell.task: float(store.read_scores(cell.key)["score"]) for cell in own}
+    return routing_of(predictions(row), predictions(row - 1), scores)
+
+
 def stored_seconds(store: Store, plan: Plan) -> float:
     """Seconds that the stored cells took; a score that fills several cells counts once."""
-    keys = dict.fromkeys(cell.key for cell in plan.cells)
+    keys = dict.fromkeys(cell.key for cell in [*plan.cells, *plan.own])
     return sum(float(store.read_scores(key)["seconds"]) for key in keys if store.has_scores(key))
 
 

@@ -27,4 +27,4 @@ def run_title(spec: RunSpec, label: str | None = None) -> str:
 
 def _digest(spec: RunSpec) -> str:
     """Eight digits that tell specs apart; where a sequence runs does not matter."""
-    return content_key({"spec": spec.model_dump(mode="json", exclude={"workers"})})[:8]
+    return content_key({"spec": spec.model_dump(mode="json", exclude={"workers", "groups"})})[:8]

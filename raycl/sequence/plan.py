@@ -5,7 +5,7 @@ Everything is computed from the spec, the tasks' fingerprints and the model's fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raycl.files import Json
 from raycl.methods.registry import method_class
@@ -49,10 +49,19 @@ class Plan:
 
     stages: list[StagePlan]
     cells: list[Cell]
+    own: list[Cell] = field(default_factory=list)
+    """Where a method routes between stages that depend on no other: each task with its own stage alone, in the row of that
+    stage. They score what routing without a mistake would, and are no cells of the matrix."""
 
     def cells_of(self, row: int) -> list[Cell]:
         """The cells of one row of the matrix."""
         return [cell for cell in self.cells if cell.stage == row]
+
+    def to_score(self, row: int) -> list[Cell]:
+        """What is scored for one row: first the stage's task alone, whose answers the row takes over, then its cells."""
+        cells = self.cells_of(row)
+        keys = {cell.key for cell in cells}
+        return [*(cell for cell in self.own if cell.stage == row and cell.key not in keys), *cells]
 
 
 def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
@@ -68,6 +77,11 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
         recipe = stage_recipe(spec, number, task, model_fingerprint, parent)
         row = len(tasks) if method.joint else number
         stages.append(StagePlan(number, task.name, content_key(recipe), parent, recipe, row))
+
+    def cell(row: int, task: Task, seen: bool, state: tuple[str, ...]) -> Cell:
+        named = _name(state) or f"untrained {model_fingerprint} {spec.model.precision}"
+        return Cell(row, task.name, content_key(cell_recipe(spec, task, named)), seen, state)
+
     cells = []
     for row in [*([0] if spec.eval.forward else []), *(stage.row for stage in stages)]:
         last = len(tasks) if row == 0 else min(len(tasks), row + spec.eval.forward)
@@ -75,10 +89,9 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
             # With the task id at hand, a task is scored with the state it left behind itself.
             at = min(row, index) if method.needs_task_id else row
             state = _state(stages, at, together=alone and not method.needs_task_id)
-            named = _name(state) or f"untrained {model_fingerprint} {spec.model.precision}"
-            key = content_key(cell_recipe(spec, task, named))
-            cells.append(Cell(row, task.name, key, index <= row, state))
-    return Plan(stages, cells)
+            cells.append(cell(row, task, index <= row, state))
+    own = zip(stages, tasks, strict=False) if alone and method.chooses() else ()
+    return Plan(stages, cells, [cell(stage.row, task, True, (stage.key,)) for stage, task in own])
 
 
 def _state(stages: list[StagePlan], row: int, together: bool) -> tuple[str, ...]:

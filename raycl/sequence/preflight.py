@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from raycl.errors import SpecError
+from raycl.methods.registry import method_class
 from raycl.models.families import default_targets, family
 from raycl.sequence.plan import Plan
 from raycl.spec import RunSpec
@@ -41,12 +42,28 @@ def check_states(plan: Plan, store: Store, stages: Collection[int], cells: Colle
 
     The workers would find it too, but only once they are started.
     """
-    wanted = {key for cell in plan.cells if cell.key in cells for key in cell.state}
+    wanted = {key for cell in [*plan.cells, *plan.own] if cell.key in cells for key in cell.state}
     wanted |= {stage.parent for stage in plan.stages if stage.stage in stages and stage.parent}
     for stage in reversed(plan.stages):
         if stage.key in wanted and stage.stage not in stages:
             store.read(stage.key)
             wanted |= {stage.parent} if stage.parent else set()
+
+
+def check_groups(spec: RunSpec) -> None:
+    """Several groups of workers need stages that depend on no other, and Ray. Raises SpecError with the way out."""
+    if spec.groups == 1:
+        return
+    if not method_class(spec.method.name).alone(spec.method):
+        raise SpecError(
+            f"groups: {spec.groups} groups cannot share the stages of {spec.method.name}: each goes on from the one before; "
+            "allowed: 1; next step: leave --groups out, or take a method whose stages depend on no other, such as route_lora"
+        )
+    if spec.workers == 0:
+        raise SpecError(
+            f"groups: {spec.groups} groups are Ray Train's, and workers: 0 runs all in this process; "
+            "next step: set --workers to 1 or more, or leave --groups out"
+        )
 
 
 def check_workers(spec: RunSpec, workers: int) -> None:

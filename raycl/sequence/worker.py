@@ -79,6 +79,14 @@ class SequenceWorker:
                 stage_done(stage)
         self.score(0)
 
+    def run_ahead(self) -> None:
+        """Train the stages that nobody else makes, of a sequence whose stages depend on no other; whoever runs the sequence
+        beside this worker waits for them and scores. The last one first: the other begins with the first."""
+        for stage in reversed(self.job.plan.stages):
+            with self._right_to_make(stage, wait=False) as mine:
+                if mine:
+                    self._train(stage)
+
     def advance(self, stage: StagePlan) -> bool:
         """Train and score one stage, as far as the store lacks it; whether anything was to do."""
         with self._right_to_make(stage) as mine:
@@ -91,7 +99,7 @@ class SequenceWorker:
         """Start up for the first stage or row that the store lacks, if it lacks any; raises as `start_up`."""
         plan, store = self.job.plan, self.store
         missing = next((stage.stage for stage in plan.stages if not store.has(stage.key)), None)
-        row = next((cell.stage for cell in plan.cells if not store.has_scores(cell.key)), None)
+        row = next((cell.stage for cell in [*plan.cells, *plan.own] if not store.has_scores(cell.key)), None)
         missing, row = self._agreed((missing, row))
         if missing is not None or row is not None:
             self.start_up(missing or row or 0, trains=missing is not None)
@@ -115,14 +123,20 @@ class SequenceWorker:
                 self._start_up += time.perf_counter() - started
 
     @contextmanager
-    def _right_to_make(self, stage: StagePlan) -> Iterator[bool]:
-        """Whether this worker must train a stage: not where it is stored, also not after waiting for another run's."""
+    def _right_to_make(self, stage: StagePlan, wait: bool = True) -> Iterator[bool]:
+        """Whether this worker must train a stage: not where it is stored, also not after waiting for another run's.
+
+        Without `wait`, what another run makes is left to it.
+        """
         if self._agreed(self.store.has(stage.key)):
             yield False
             return
         lease = self.store.lease(stage.key)
         # All workers look up together now and then, so that none waits in one exchange longer than its time limit.
-        while not self._agreed(self.workers.rank != 0 or lease.acquire(LEASE_SECONDS)):
+        while not self._agreed(self.workers.rank != 0 or lease.acquire(LEASE_SECONDS if wait else 0)):
+            if not wait:
+                yield False
+                return
             self.report(Phase(stage.stage, "waiting for another run", 0, 1))
         try:
             yield not self._agreed(self.store.has(stage.key))
@@ -211,7 +225,7 @@ class SequenceWorker:
 
     def score(self, row: int) -> bool:
         """Score the missing cells of one row, state by state: one, unless the task id is at hand. Whether there were any."""
-        cells = self._agreed([cell for cell in self.job.plan.cells_of(row) if not self.store.has_scores(cell.key)])
+        cells = self._agreed([cell for cell in self.job.plan.to_score(row) if not self.store.has_scores(cell.key)])
         if cells:
             self.start_up(row, trains=False)
         done = 0
@@ -254,15 +268,17 @@ class SequenceWorker:
             "seconds": time.perf_counter() - started,
         }
         self.store.write_scores(cell.key, record, scored.predictions)
-        self.report(Scored(stage=cell.stage, seen=cell.seen, **record))
+        if cell in self.job.plan.cells:
+            self.report(Scored(stage=cell.stage, seen=cell.seen, **record))
 
     def _earlier(self, cell: Cell) -> list[Json]:
-        """The stored predictions for a cell's task in the row before, where states are made of parts that stand alone."""
+        """Where states are made of parts that stand alone: the stored predictions for a cell's task with its own part alone,
+        in the row of its stage, or else in the row before."""
         plan, store = self.job.plan, self.store
-        before = next((one for one in plan.cells_of(cell.stage - 1) if one.task == cell.task and one.state), None)
-        if len(cell.state) < 2 or before is None or not store.has_scores(before.key):
-            return []
-        return store.read_predictions(before.key)
+        alone = [one for one in plan.own if (one.stage, one.task) == (cell.stage, cell.task)]
+        before = [one for one in plan.cells_of(cell.stage - 1) if one.task == cell.task and one.state]
+        stored = [one for one in (*alone, *before) if store.has_scores(one.key)]
+        return store.read_predictions(stored[0].key) if stored and len(cell.state) > 1 else []
 
     def _agreed(self, seen: Any) -> Any:
         """What rank 0 sees in the store: another run may write while the workers look one after the other."""

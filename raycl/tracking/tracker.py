@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
+from raycl.analysis.routing import measures
 from raycl.events import (
     Dataset,
     Event,
@@ -61,7 +62,8 @@ class Tracker(Runs):
             case Scored():
                 self._add(self._parent, {f"acc/{as_name(event.task)}": event.score}, event.stage)
             case RowDone():
-                self._add(self._parent, event.measures, event.stage)
+                routing = measures(event.routing) if event.routing else {}
+                self._add(self._parent, {**event.measures, **routing}, event.stage)
                 self._send(self._parent)
             case SequenceEnd():
                 self._end_sequence(event)
@@ -78,7 +80,12 @@ class Tracker(Runs):
         self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, event.spec, "spec.json"))
 
     def _end_sequence(self, event: SequenceEnd) -> None:
-        """Record the matrix as a table and the artifacts, and close every run."""
+        """Record the matrix as a table and the artifacts, and close every run.
+
+        How the last row is routed is told again: a row from the store may have come before what it is compared with.
+        """
+        if event.routing is not None:
+            self._add(self._parent, measures(event.routing), len(event.routing.tasks))
         table = (AccuracyMatrix.from_json(event.matrix).to_csv() or "", "tables/accuracy_matrix.csv")
         self._call("the accuracy matrix", self._parent, lambda run: self._client.log_text(run, *table))
         self._close(self.artifacts, (*self._children.values(), self._parent), event.status)

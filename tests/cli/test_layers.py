@@ -26,6 +26,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "model.name": {"preset": PRESETS["paper"]["model"]["name"], "file": "a/a", "flags": "b/b", "set": "c/c"},
     "data.source": {"file": "/file", "flags": "/flag", "set": "/set"},
     "workers": {"file": 2, "flags": 4, "set": 1},
+    "groups": {"file": 2, "flags": 4, "set": 1},
     "train.lr": {"published": 1e-3, "file": 2e-3, "set": 3e-3},
     "train.micro_batch_size": {"preset": 8, "file": 4, "set": 2},
     "method.rank": {"published": 8, "file": 16, "set": 32},

@@ -142,6 +142,25 @@ def test_a_terminal_shows_all_stages_above_the_one_that_runs(
         assert re.search(rf"all stages.*{done}/3", text)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_stages_that_are_trained_side_by_side_keep_their_lines_apart(four: AccuracyMatrix, terminal: bool) -> None:
+    """Steps of two stages in turn: a line per quarter of each, or a bar for each."""
+    console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+    shown = Terminal(console)
+    for stage in (1, 2):
+        shown.handle(StageStart(stage, four.tasks[stage - 1], 8))
+    for number in range(1, 9):
+        for stage in (1, 2):
+            shown.handle(Step(stage, number, 8, 0.1, 1.2345, 1234.5))
+    shown.close()
+    text = console.file.getvalue()
+    for stage in (1, 2):
+        name = f"stage {stage} {four.tasks[stage - 1]}"
+        lines = [line for line in text.splitlines() if f"{name}: step" in line]
+        assert terminal or [line.split("step ")[1].split(" ")[0] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
+        assert name in text
+
+
 def test_a_start_up_is_told_apart_from_the_stage() -> None:
     console = Console(file=io.StringIO(), width=80)
     Terminal(console).handle(StageEnd(1, "roget", "ab" * 32, False, {"train": 9.5, "start_up": 288.25}, {}))

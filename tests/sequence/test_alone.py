@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raycl.events import Scored, StageEnd, StageEvent
 from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.presets import merge
 from raycl.sequence.history import Missing
+from raycl.sequence.job import make_job
 from raycl.sequence.plan import Plan, make_plan
+from raycl.sequence.resolve import resolve
+from raycl.sequence.worker import SequenceWorker
 from raycl.spec import parse
 from raycl.state.store import Store
+from raycl.train.workers import Workers
 from tests.kit.cli import invoke
 from tests.kit.runs import MakeFlags
 from tests.kit.toys import planned_task as toy
@@ -58,8 +64,15 @@ def test_two_orders_of_routed_branches_end_with_equal_scores(tmp_path: Path, fla
     assert "3 in the store, 0 to run" in answer.output
     kept = Store(str(store))
     assert len(kept.stage_keys()) == 3
+    assert len(re.findall(r"routes: \d+\.\d % right", answer.output)) == 3
+    note = max(tmp_path.glob("output-*/routing.json"), key=lambda path: path.stat().st_mtime)
+    found = json.loads(note.read_text())
+    assert found["tasks"] == ["plots", "roget", "snippets"]
+    assert all(sum(row) == 8 for row in found["counts"])
+    assert found["changed"] is not None and found["oracle_ap"] == found["routing/oracle_AP"]
+    assert note.with_suffix(".png").stat().st_size > 0
     scores = [json.loads(path.read_text()) for path in store.rglob("scores.json")]
-    assert len(scores) == 9
+    assert len(scores) == 10, "six cells of one order, two tasks alone, two tasks after another first one"
     (routed,) = {tuple(sorted(row["route"])) for one in scores for row in kept.read_predictions(one["key"])}
     assert routed == ("alone", "known", "probability", "runner_up", "runner_up_probability", "task")
 
@@ -81,6 +94,20 @@ def test_the_same_tasks_have_the_same_scores_in_whatever_order_they_came(method:
     assert len(shared) == 3 and all(one[cell] == other[cell] for cell in shared)
     if method_class(method).needs_task_id:
         assert len(set(one.values())) == 3
+
+
+def test_routed_tasks_are_scored_alone_before_their_row_and_only_once() -> None:
+    """The first task alone is the first cell; that of every later one stands before its row, and counts as missing."""
+    one = plan("abc", "route_lora")
+    assert [(cell.stage, cell.task, cell.state) for cell in one.own] == [
+        (stage.stage, stage.task, (stage.key,)) for stage in one.stages
+    ]
+    assert one.own[0].key == one.cells[0].key
+    assert one.to_score(1) == one.cells_of(1)
+    assert one.to_score(3) == [one.own[2], *one.cells_of(3)]
+    assert Missing.of(one, Store("/nowhere/at/all")).cells == {cell.key for cell in (*one.cells, *one.own)}
+    assert {cell.key for cell in plan("cab", "route_lora").own} == {cell.key for cell in one.own}
+    assert not plan("abc", "per_task").own and not plan("abc", "sin_lora").own
 
 
 def test_a_setting_per_stage_still_counts() -> None:
@@ -116,3 +143,31 @@ def test_what_is_missing_is_looked_up_by_key() -> None:
     one = plan("abc", "per_task")
     missing = Missing.of(one, Store("/nowhere/at/all"))
     assert missing.stages == {1, 2, 3} and len(missing.cells) == 3
+
+
+def test_a_group_that_trains_ahead_leaves_what_another_makes(tmp_path: Path, flags: MakeFlags) -> None:
+    """Stage 2 is another run's: stages 1 and 3 are trained, nothing waits and nothing is scored."""
+    fields = flags.spec("route_lora", "llama") | {"order": "roget,snippets,plots"}
+    job = make_job(resolve("laptop", [fields]), Store(str(tmp_path / "store")))
+    stages = job.plan.stages
+    lease = job.store.lease(stages[1].key)
+    assert lease.acquire(0)
+    events: list[StageEvent] = []
+    SequenceWorker(job, Workers(), events.append).run_ahead()
+    lease.release()
+    assert [job.store.has(stage.key) for stage in stages] == [True, False, True]
+    assert [event.stage for event in events if isinstance(event, StageEnd)] == [3, 1]
+    assert not any(isinstance(event, Scored) for event in events)
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "words"),
+    [("o_lora", 2, "each goes on from the one before"), ("route_lora", 0, "set --workers to 1 or more")],
+)
+def test_groups_that_cannot_be_are_refused(
+    tmp_path: Path, flags: MakeFlags, method: str, workers: int, words: str
+) -> None:
+    """A method whose stages depend on each other, and no workers: the same answer at once, before anything is started."""
+    answer = invoke("run", flags(tmp_path / "store", method, order="roget,snippets", workers=workers, groups=2))
+    assert answer.code == 2 and "groups: 2" in answer.stderr and words in answer.stderr
+    assert not (tmp_path / "store").exists()

@@ -97,7 +97,7 @@ def fields() -> Iterator[tuple[str, str, Any, bool]]:
             yield section, name, another(model, values, name), not marked(info)
     for name, info in RunSpec.model_fields.items():
         if name not in (*SECTIONS, "method", "tasks"):
-            yield "", name, 3 if name in ("seed", "workers") else "another", not marked(info)
+            yield "", name, 3 if name in ("seed", "workers", "groups") else "another", not marked(info)
 
 
 def marked(info: Any) -> bool:

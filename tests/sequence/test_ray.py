@@ -160,6 +160,35 @@ def assert_close_to_one_worker(flags: MakeFlags, started: Start, store: Store, t
     assert_same_part(store.read(key), Store(str(tmp_path / "one")).read(key), 1e-3)
 
 
+def test_groups_share_stages_that_depend_on_no_other(started: Start, flags: MakeFlags, tmp_path: Path) -> None:
+    """Two groups of one worker train four stages: each once, with the bytes of one process, and all of them are scored.
+
+    Another run holds the first stage, so the one group waits, until the other has trained the rest.
+    """
+    alone = started(flags(tmp_path / "alone", "route_lora", "llama", eval__forward="false")).wait()
+    assert alone.code == 0, alone.err
+    first = next(event["key"] for event in alone.events if event["event"] == "stage_end")
+    store = Store(str(tmp_path / "store"))
+    lease = store.lease(first)
+    assert lease.acquire(0)
+    arguments = flags(tmp_path / "store", "route_lora", "llama", workers=1, groups=2, eval__forward="false")
+    together = started(arguments)
+    deadline = time.monotonic() + SECONDS
+    while len(store.stage_keys()) < 3:
+        assert together.process.is_alive() and time.monotonic() < deadline, (together.folder / "err").read_text()
+        time.sleep(0.1)
+    lease.release()
+    done = together.wait()
+    assert done.code == 0, done.err
+    assert "2 groups of 1 Ray Train worker" in done.out
+    assert len(digests(tmp_path / "store")) == 4 and digests(tmp_path / "store") == digests(tmp_path / "alone")
+    assert len({store.manifest(key).runtime["process"] for key in store.stage_keys()}) == 2
+    ends = [event["stage"] for event in done.events if event["event"] == "stage_end"]
+    assert sorted(ends) == [1, 2, 3, 4]
+    scores = [[one["score"] for one in run.events if one["event"] == "scores"] for run in (done, alone)]
+    assert len(scores[0]) == 10 and sorted(scores[0]) == sorted(scores[1])
+
+
 def test_a_damaged_model_is_one_message_from_the_workers_too(started: Start, flags: MakeFlags, tmp_path: Path) -> None:
     """What only workers can find out reaches the user as the same one message with exit code 2, and is not tried again."""
     broken = shutil.copytree(flags.models["llama"], tmp_path / "model")

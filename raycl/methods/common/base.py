@@ -219,6 +219,11 @@ class Method(ABC, Generic[P]):
         self.info = info
 
     @classmethod
+    def chooses(cls) -> bool:
+        """Whether it decides input by input whose weights answer, and says so in `routes`."""
+        return cls.routes is not Method.routes
+
+    @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The paper's settings for a model family and an order, as a nested mapping of run-spec fields; {} if none."""
         return {}
