@@ -172,6 +172,12 @@ class GaussianRouter:
             deviations.append(2 * along.clamp(min=0).sqrt() / rest)
         return torch.cat(means), torch.cat(deviations)
 
+    def told_apart(self) -> Tensor:
+        """Share of task t's own features, each as if the router had not seen it, that are nearer to t than to j: for every
+        ordered pair of tasks, as `margins`; 0.5 for two tasks of the same features."""
+        means, deviations = self.margins()
+        return torch.special.ndtr(means / deviations.clamp(min=torch.finfo(torch.float64).tiny))
+
     def _whitened(self, rows: Tensor) -> Tensor:
         """L^-1 of each row (n, D)."""
         return torch.linalg.solve_triangular(self.factor, rows.T, upper=False).T

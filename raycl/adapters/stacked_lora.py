@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from raycl.state.stage_state import Branch
 
 CURRENT = "branch"
@@ -69,6 +71,14 @@ class StackedLora(nn.Module, LoraLayer):
     def up(self) -> nn.Parameter:
         """B_t, the current up-projection (d_out, rank)."""
         return self.lora_B[CURRENT].get_parameter("weight")
+
+    def on_down(self, hear: Callable[[Tensor], None]) -> RemovableHandle:
+        """Let `hear` have A_t x of every pass in which the current branch is computed, until the handle is removed."""
+
+        def heard(module: nn.Module, inputs: Any, out: Any) -> None:
+            hear(out)
+
+        return self.lora_A[CURRENT].register_forward_hook(heard)
 
     def stack(self, path: str, branches: Sequence[Branch]) -> None:
         """Stack the frozen `branches` of the module at `path`, in the base layer's dtype (computed once per stage)."""

@@ -16,8 +16,10 @@ leaving its part out. With `unknown: base`, an input that is unlike every task g
 likeliest task, by that task's own covariance, is beyond the quantile `unknown_quantile` of the task's training inputs, each
 measured as if it had been left out. That takes a (D, D) factor per task, in fp64, while serving; routing alone takes one.
 
-T is not calibrated on features kept aside, which would have to be stored until later tasks come: it comes from the tasks'
-sums too, by leaving out each training input in closed form.
+T comes from the tasks' sums too, by leaving out each training input in closed form: no features are kept aside for it.
+
+`families: merge`: where less than `family_below` of two tasks' training inputs, each left out, are told apart, the later
+goes on from the branch of the earlier (B alone) and is merged into it (`raycl.adapters.matrix_gain`).
 Specification: raycl's own. Routing by base features is in ARIADNE (arXiv 2606.19079) and LoRAuter (arXiv 2601.21795).
 """
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -35,15 +37,17 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.base_features import mean_embedding, mean_hidden
 from raycl.adapters.chosen import NONE, Groups, choose, grouped
 from raycl.adapters.gaussian_router import GaussianRouter, Shrinkage, TaskSums, packed, posterior, scatter_of
+from raycl.adapters.matrix_gain import DownOutputs
 from raycl.adapters.moments import Mean, Quantiles, add_rows, mean_name
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, Route, When
+from raycl.methods.common.family import FAMILY, GAIN, Family, answering, family_of
+from raycl.methods.common.feature_sums import DISTANCES, FOURTH, MEAN, SCATTER, closest, nearest, sums_of
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
-from raycl.spec import PositiveInt
+from raycl.spec import InKeyUnlessDefault, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
-MEAN, SCATTER, FOURTH, DISTANCES = "feature_mean", "feature_scatter", "feature_fourth", "feature_distances"
 FEATURE = "feature"
 LEVELS = 101
 """Quantiles of the training distances that a part holds: 0 %, 1 %, ..., 100 %."""
@@ -80,6 +84,13 @@ class RouteLoraParams(LoraParams):
     temperature: float | None = Field(
         default=None, gt=0, description="T of soft routing; none = at least 1, by leaving training inputs out"
     )
+    families: Annotated[Literal["off", "merge"], InKeyUnlessDefault()] = Field(
+        default="off",
+        description="`merge`: a task whose inputs are hard to tell from an earlier one's goes on from that branch, merged",
+    )
+    family_below: Annotated[float, InKeyUnlessDefault()] = Field(
+        default=0.9, gt=0.5, le=1, description="two tasks are a family if a smaller share of their inputs is told apart"
+    )
     unknown: Literal["nearest", "base"] = Field(
         default="nearest",
         description="who answers an input that is unlike every task: the nearest task, or the base model",
@@ -94,7 +105,9 @@ class RouteLoraParams(LoraParams):
     def inert(self, stage: int) -> frozenset[str]:
         """Routing takes place where a state is served; `layer` is of hidden states, and the first branch has no other."""
         unread = {"layer"} if self.features == "embeddings" else set()
-        return super().inert(stage) | SERVING | unread | ({"init"} if stage == 1 else set())
+        unread |= {"init", "family_below"} if stage == 1 else set()
+        unread |= {"family_below"} if self.families == "off" else set()
+        return super().inert(stage) | SERVING | unread
 
     def serving(self) -> Json:
         """The routing, without what it does not read."""
@@ -138,6 +151,7 @@ class RouteLora(LoraMethod[RouteLoraParams]):
             FOURTH: "(1,): sum of |h - mean|^4, which Ledoit-Wolf needs",
             DISTANCES: "(101,): quantiles, by percent, of the training inputs' distances by the task's own covariance, each "
             "measured as if it had been left out",
+            "gain": "(r, r) per adapted module, with `families: merge`: sum over the family's tasks of E z z^T, z = A x",
         },
         differences=(
             "Nothing is carried over between tasks: forward transfer is 0 by design. `method.init=nearest` starts a branch "
@@ -155,8 +169,8 @@ class RouteLora(LoraMethod[RouteLoraParams]):
 
     @classmethod
     def alone(cls, params: RouteLoraParams) -> bool:
-        """A branch and its task's sums know of no other task, unless the branch starts from another one."""
-        return params.init == "random"
+        """A branch and its task's sums know of no other task, unless the branch starts from another one's."""
+        return params.init == "random" and params.families == "off"
 
     @classmethod
     def in_peft(cls, params: RouteLoraParams) -> InPeft:
@@ -165,19 +179,24 @@ class RouteLora(LoraMethod[RouteLoraParams]):
 
     @property
     def observes(self) -> Observes:
-        """The features come from `condition`, of the bare backbone."""
-        return "inputs"
+        """The features come from `condition`, of the bare backbone; a family's sums from the adapted layers."""
+        return "inputs" if self.downs is None else "layers"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The new branch alone."""
         super().install(backbone, StageState())
         self._start(backbone)
-        self.earlier = state.parts if self.params.init == "nearest" else ()
+        merges = self.params.families == "merge"
+        self.earlier = state.parts if merges or self.params.init == "nearest" else ()
+        self.family = Family(self.info.task) if merges else None
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """All branches behind the router."""
         soft = self.params.routing == "soft"
-        self.serve_branches(backbone, state.branches if soft else state.branches[-1:])
+        answers = answering(state.parts)
+        self.answers = torch.tensor(answers, device=backbone.device)
+        branches = [state.parts[index].pair for index in answers]
+        self.serve_branches(backbone, branches if soft else branches[-1:])
         self._start(backbone)
         sums = [sums_of(part, backbone.device) for part in state.parts]
         self.router = GaussianRouter(sums, self.params.shrinkage)
@@ -190,7 +209,7 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         if soft:
             self.branches.mix_by(self._weights)
         else:
-            choose(self.branches, state.branches, self._groups)
+            choose(self.branches, branches, self._groups)
 
     def collect(self, when: When) -> Moments | None:
         """Before training the features' moments; after it, which needs them, how far each input is from the mean."""
@@ -198,23 +217,34 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         if when == "after":
             device = self.backbone.device
             self.watched |= {FOURTH: Mean(1, device), DISTANCES: Quantiles(device)}
+            if self.family is not None:
+                self.downs = DownOutputs(self.branches)
+                self.downs.watch(self.watched, GAIN)
         return self.watched
 
     def initialise(self, moments: Moments) -> None:
-        """The task's own sums, and with `init: nearest` the start of its branch."""
+        """The task's own sums, and the start of its branch: fresh, at its family's, or at the nearest one's."""
         self.watched = None
         moment, mean = moments[FEATURE], moments[mean_name(FEATURE)].value
         count = int(moment.count)
         self.own = GaussianRouter([TaskSums(mean, count, packed(scatter_of(moment.value, mean, count)))])
-        if self.earlier:
-            near = nearest([sums_of(part, self.backbone.device) for part in self.earlier], self.own.tasks[0])
-            branch = self.earlier[near].pair
-            self.branches.start(branch.a, branch.b, self.info.generator("branch"))
+        earlier = [sums_of(part, self.backbone.device) for part in self.earlier]
+        generator = self.info.generator("branch")
+        if earlier and self.params.init == "nearest":
+            branch = self.earlier[nearest(earlier, self.own.tasks[0])].pair
+            self.branches.start(branch.a, branch.b, generator)
+        if earlier and self.family is not None:
+            index, self.apart_by = closest(earlier, self.own.tasks[0])
+            if self.apart_by < self.params.family_below:
+                self.family = family_of(self.earlier, index)
+                self.family.start(self.branches, generator)
 
     def condition(self, inputs: Inputs) -> None:
         """In a data pass and served: take the features, and add them up or route by them. Training needs none."""
         if self.watched is None and self.router is None:
             return
+        if self.downs is not None:
+            self.downs.inputs = inputs
         with torch.no_grad(), self.branches.off():
             features = self._features(inputs)
         if self.watched is None:
@@ -232,32 +262,38 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         return [self._named(tasks, chances, known) for tasks, chances, known in rows]
 
     def consolidate(self, moments: Moments) -> StagePart:
-        """The branch and the task's own sums."""
+        """The branch, merged into its family's, and the task's own sums."""
         self.watched = None
         sums = self.own.tasks[0]
-        levels = torch.linspace(0, 1, LEVELS, dtype=torch.float64)
-        tensors = {
-            MEAN: sums.mean,
-            SCATTER: sums.triangle,
-            FOURTH: moments[FOURTH].total,
-            DISTANCES: moments[DISTANCES].at(levels),
-        }
+        levels = moments[DISTANCES].at(torch.linspace(0, 1, LEVELS, dtype=torch.float64))
+        tensors = {MEAN: sums.mean, SCATTER: sums.triangle, FOURTH: moments[FOURTH].total, DISTANCES: levels}
         tensors = {name: value.to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
-        return StagePart(self.info.task, self.branch(), tensors, self.facts())
+        branch = self.branch()
+        if self.family is not None and self.downs is not None:
+            self.downs.release()
+            branch, gains = self.family.merge(branch, moments)
+            tensors |= gains
+        return StagePart(self.info.task, branch, tensors, self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """The number of the task's training inputs."""
-        return {"count": self.own.tasks[0].count}
+        """The number of the task's training inputs, and its family."""
+        return {"count": self.own.tasks[0].count} | ({FAMILY: self.family.name} if self.family else {})
+
+    def measures(self) -> dict[str, float]:
+        """The share of inputs that is told apart from the task most like this one, where families are looked for."""
+        return {} if self.apart_by is None else {"told_apart": self.apart_by}
 
     def _start(self, backbone: Backbone) -> None:
         """No pass, no router yet."""
         self.backbone = backbone
         self.watched = None
         self.router: GaussianRouter | None = None
+        self.family: Family | None = None
+        self.downs: DownOutputs | None = None
+        """What watches the layers for the family's sums, in the pass after training."""
+        self.apart_by: float | None = None
         self.routed: Routed | None = None
-        """Where the batch at hand goes; none before one was seen."""
         self.apart: list[GaussianRouter] = []
-        """A router of each task alone, where inputs may be unlike all tasks."""
 
     def _features(self, inputs: Inputs) -> Tensor:
         """h (B, D) of a batch."""
@@ -278,9 +314,8 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         distances = self.router.distances(features)
         order = distances.argsort(dim=1, stable=True)
         known = self._like_their_task(features, order[:, 0])
-        self.routed = Routed(
-            order, posterior(distances, self.temperature), known, grouped(torch.where(known, order[:, 0], NONE))
-        )
+        groups = grouped(torch.where(known, self.answers[order[:, 0]], NONE))
+        self.routed = Routed(order, posterior(distances, self.temperature), known, groups)
 
     def _like_their_task(self, features: Tensor, choice: Tensor) -> Tensor:
         """Which inputs are no farther from the task chosen for them than most of its own: (B,)."""
@@ -300,27 +335,14 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         return self._seen().groups
 
     def _seen(self) -> Routed:
-        """Where the batch at hand goes."""
+        """Where the batch goes."""
         if self.routed is None:
             raise RuntimeError("a routed model must be conditioned on its inputs before a forward pass")
         return self.routed
 
     def _named(self, tasks: list[int], chances: list[float], known: bool) -> Route:
         """One input's route in words, from all tasks, likeliest first, and their probabilities in the order of the tasks."""
-        first, alone = tasks[0], self.params.routing == "hard"
-        if len(tasks) == 1:
-            return Route(self.names[first], chances[first], known=known, alone=alone)
-        second = tasks[1]
-        return Route(self.names[first], chances[first], self.names[second], chances[second], known, alone)
-
-
-def sums_of(part: StagePart, device: torch.device) -> TaskSums:
-    """The sums that a part holds."""
-    held = {name: part.tensors[name].to(device) for name in (MEAN, SCATTER, FOURTH)}
-    return TaskSums(held[MEAN].double(), part.facts["count"], held[SCATTER], held[FOURTH].double().item())
-
-
-def nearest(earlier: Sequence[TaskSums], own: TaskSums) -> int:
-    """The earlier task whose mean is nearest to that of a new one, by the covariance of all of them."""
-    router = GaussianRouter([*earlier, own])
-    return int(router.distances(own.mean[None])[0, :-1].argmin())
+        first = tasks[0]
+        alone = self.params.routing == "hard" and self.params.families == "off"
+        second = [(self.names[index], chances[index]) for index in tasks[1:2]] or [(None, 0.0)]
+        return Route(self.names[first], chances[first], *second[0], known, alone)

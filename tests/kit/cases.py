@@ -137,6 +137,7 @@ CASES = {
     "route_lora_hidden": Case(
         {"name": "route_lora", "features": "hidden", "region": "text", "routing": "soft"}, "AB", **APART
     ),
+    "route_lora_families": Case({"name": "route_lora", "families": "merge"}, "AB", **APART),
     "route_lora_nearest": Case({"name": "route_lora", "init": "nearest", "unknown": "base"}, "AB", **APART),
     "lwf": Case({"name": "lwf"}, "AB"),
     "migu_over_seq_ft": Case({"name": "migu", "over": "seq_ft"}, "W", **PLAIN),

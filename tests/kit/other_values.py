@@ -39,6 +39,8 @@ OTHER_VALUES: dict[str, Any] = {
     "layer": 2,
     "init": ("nearest", "random"),
     "routing": ("soft", "hard"),
+    "families": ("merge", "off"),
+    "family_below": 0.6,
     "shrinkage": "ledoit_wolf",
     "unknown": ("base", "nearest"),
     "unknown_quantile": 0.5,
