@@ -39,6 +39,8 @@ class Variant:
     method: dict[str, Any]
     kind: str = "lora"
     data: dict[str, Any] = field(default_factory=dict)
+    like: str | None = None
+    """A variant that trains the same weights in the same way: its learning rate is taken, and none is chosen."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,6 +77,8 @@ VARIANTS = {
     "sapt_lora": Variant({"name": "sapt_lora"}),
     "replay": Variant({"name": "replay"}),
     "per_task": Variant({"name": "per_task"}),
+    "route_lora": Variant({"name": "route_lora"}, like="per_task"),
+    "route_lora text": Variant({"name": "route_lora", "region": "text"}, like="per_task"),
     "mtl": Variant({"name": "mtl"}),
     "seq_ft": Variant({"name": "seq_ft"}, "full"),
     "ewc full": Variant({"name": "ewc", "trains": "full", "fisher_examples": 50}, "full"),
@@ -108,7 +112,7 @@ def main() -> None:
 def run_variant(name: str, order: str, seed: int, data: str, choose: bool) -> None:
     """Choose the learning rate (at seed 0, for all seeds), run the order, and keep the figures."""
     print(f"== {name}, order {order}, seed {seed}", flush=True)
-    target = RESULTS / "quality" / f"{name.replace(' ', '-')}.order-{order}.seed-{seed}.json"
+    target = _target(name, order, seed)
     chosen, tried = _choice(name, order, data, choose)
     known = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
     if (known.get("lr"), known.get("method")) != (chosen, VARIANTS[name].settings):
@@ -117,8 +121,24 @@ def run_variant(name: str, order: str, seed: int, data: str, choose: bool) -> No
     target.write_text(json.dumps(known | {"tried": tried}, indent=1) + "\n", encoding="utf-8")
 
 
+def _target(name: str, order: str, seed: int) -> Path:
+    """The file of a cell."""
+    return RESULTS / "quality" / f"{name.replace(' ', '-')}.order-{order}.seed-{seed}.json"
+
+
 def _choice(name: str, order: str, data: str, choose: bool) -> tuple[float, dict[str, float]]:
-    """The learning rate with the best validation AP after two tasks; of equal ones the lowest."""
+    """The learning rate with the best validation AP after two tasks; of equal ones the lowest.
+
+    Of a variant that is like another one, that one's: as chosen on this order, or else on order 1.
+    """
+    like = VARIANTS[name].like
+    if like:
+        found = [_target(like, one, 0) for one in (order, "1") if _target(like, one, 0).is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"{name} takes the learning rate of {like}, which was not run on order {order} or 1"
+            )
+        return json.loads(found[0].read_text(encoding="utf-8"))["lr"], {}
     grid = GRIDS[VARIANTS[name].kind]
     if not choose:
         return grid[1], {}
@@ -151,7 +171,9 @@ def _cell(name: str, order: str, seed: int, lr: float, data: str) -> dict[str, A
     result = _sequence(name, order, seed, lr, data)
     summary = json.loads((result.outputs["summary.json"]).read_text(encoding="utf-8"))
     manifests = list(_manifests(result))
+    routing = result.outputs.get("routing.json")
     return {
+        **({"routing": json.loads(routing.read_text(encoding="utf-8"))} if routing else {}),
         "variant": name,
         "order": order,
         "seed": seed,

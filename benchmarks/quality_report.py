@@ -67,9 +67,36 @@ def _order(order: str, cells: list[Cell], names: list[str]) -> list[str]:
     missing = [name for name, row in zip(names, rows, strict=True) if row is None]
     lines = [f"## Order {order}: {', '.join(tasks)}", "", _table([row for row in rows if row is not None]), ""]
     lines += [f"Not run on this order: {', '.join(missing)}.", ""] if missing else []
-    for cell in sorted(cells, key=lambda cell: (names.index(cell["variant"]), cell["seed"])):
+    cells = sorted(cells, key=lambda cell: (names.index(cell["variant"]), cell["seed"]))
+    lines += _routes([cell for cell in cells if "routing" in cell])
+    for cell in cells:
         lines += _matrix(cell)
     return lines
+
+
+def _routes(cells: list[Cell]) -> list[str]:
+    """How the routed variants sent their inputs after the last task: figures, and every pair of tasks that was mixed up."""
+    if not cells:
+        return []
+    rows = []
+    for cell in cells:
+        routing = cell["routing"]
+        tasks, counts = routing["tasks"], routing["counts"]
+        wrong = {(i, j): counts[i][j] for i in range(len(tasks)) for j in range(len(tasks)) if i != j and counts[i][j]}
+        pairs = sorted(wrong, key=lambda pair: -wrong[pair])
+        rows.append(
+            {
+                "variant": cell["variant"],
+                "seed": cell["seed"],
+                "AP": f"{cell['measures']['AP']:.2f}",
+                "AP, all routes right": f"{routing['routing/oracle_AP']:.2f}",
+                "routed right, %": f"{routing['routing/accuracy']:.1f}",
+                "changed in the last stage, %": f"{routing['routing/changed']:.1f}",
+                "taken for another task": ", ".join(f"{tasks[i]} for {tasks[j]}: {wrong[i, j]}" for i, j in pairs)
+                or "none",
+            }
+        )
+    return ["### Where inputs were sent", "", _table(rows), ""]
 
 
 def _row(name: str, cells: list[Cell]) -> dict[str, Any] | None:

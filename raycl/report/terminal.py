@@ -242,7 +242,7 @@ def _routes(routing: Routing) -> str:
     if any(routing.unknown):
         words.append(f"{number(found['routing/unknown'])} % like no task, answered by the base model")
     if not math.isnan(routing.changed):
-        words.append(f"{number(found['routing/changed'])} % of the earlier tasks' changed")
+        words.append(f"{number(found['routing/changed'])} % changed since the stage before")
     if not math.isnan(routing.oracle_ap):
         words.append(f"AP {number(routing.oracle_ap, 2)} with all of them right")
     return ", ".join(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from raycl.events import (
     Phase,
     PlannedStage,
     Retry,
+    Routing,
     RowDone,
     Scored,
     SequenceEnd,
@@ -140,6 +142,22 @@ def test_a_terminal_shows_all_stages_above_the_one_that_runs(
     text = run(console, four, plan)
     for done in range(3):
         assert re.search(rf"all stages.*{done}/3", text)
+
+
+def test_a_routed_row_says_how_it_is_routed(four: AccuracyMatrix) -> None:
+    """Mean accuracy over tasks; what was compared or scored, and inputs like no task where there are any."""
+    console = Console(file=io.StringIO(), width=160)
+    shown = Terminal(console)
+    first = Routing(four.tasks[:1], ((4,),), (0,), math.nan, math.nan)
+    second = Routing(four.tasks[:2], ((3, 1), (0, 1)), (0, 1), 0.5, 70.0)
+    for stage, routing in ((1, first), (2, second)):
+        shown.handle(RowDone(stage, four.seen(stage), four.summary(stage), routing))
+    lines = [line for line in console.file.getvalue().splitlines() if "routes: " in line]
+    assert [line.split("routes: ")[1] for line in lines] == [
+        "100.0 % right",
+        "62.5 % right, 16.7 % like no task, answered by the base model, 50.0 % changed since the stage before, "
+        "AP 70.00 with all of them right",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

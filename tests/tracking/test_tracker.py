@@ -15,7 +15,10 @@ import pytest
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
     PlannedStage,
+    Routing,
+    RowDone,
     Scored,
+    SequenceEnd,
     SequenceStart,
     StageStart,
 )
@@ -72,6 +75,19 @@ def test_parent_run(client: Any, finished: Tracker) -> None:
     assert [history(client, finished.run_id, name) for name in ("FT", "BWT", "FWT")] == [
         [(2, v)] for v in (10, -10, 10)
     ]
+
+
+def test_how_a_sequence_is_routed_is_a_metric_of_its_stages(client: Any, uri: str) -> None:
+    """Told with its row, and once more at the end, where what was not known before is added."""
+    tracker = Tracker(uri, "routed", "run")
+    start(tracker)
+    tasks = tuple(SPEC["tasks"])
+    early, late = (Routing(tasks, ((3, 1), (0, 2)), (0, 0), changed, 70.0) for changed in (float("nan"), 0.25))
+    tracker.handle(RowDone(2, {}, {}, early))
+    tracker.handle(SequenceEnd("FINISHED", AccuracyMatrix(tasks).to_json(), routing=late))
+    assert history(client, tracker.run_id, "routing/accuracy") == [(2, 87.5)]
+    assert history(client, tracker.run_id, "routing/oracle_AP") == [(2, 70.0)]
+    assert history(client, tracker.run_id, "routing/changed") == [(2, 25.0)]
 
 
 def test_stage_runs(client: Any, finished: Tracker) -> None:
