@@ -16,7 +16,7 @@ from raycl.tasks.hub import HubUnreachable, load_hub
 from raycl.tasks.prompts import render
 from raycl.tasks.rows import RawTask, Split
 from raycl.tasks.sampling import draw
-from raycl.tasks.scoring import label_metric
+from raycl.tasks.scoring import label_metric, text_metric
 from raycl.tasks.task import Example, Metric, Task
 
 Source = Callable[[TaskInfo], RawTask]
@@ -64,17 +64,22 @@ def build_task(info: TaskInfo, source: Source, data: DataSpec) -> Task:
     train = _examples(info, raw, "train", data.train_examples, data)
     validation = data.test_split == "validation"
     test = _validation(info, raw, train, data) if validation else _examples(info, raw, "test", data.test_examples, data)
-    metric = _metric(info, raw.labels)
+    metric = _metric(info, raw)
     record = _record(info, raw, train, test, data) | {"metric": metric}
     return Task(info.name, info.category, metric, raw.labels, train, test, record)
 
 
-def _metric(info: TaskInfo, labels: tuple[str, ...] | None) -> Metric:
-    """The task's metric; where labels are matched, what tells them apart. Raises DataError where nothing does."""
-    if labels is None or info.metric != "exact_match":
+def _metric(info: TaskInfo, raw: RawTask) -> Metric:
+    """The task's metric: of labels what tells them apart, of free text what sees its words.
+
+    Raises DataError where nothing tells the labels apart.
+    """
+    if info.metric == "rouge_l":
+        return text_metric(answer for split in (raw.train, raw.test) for row in split.rows for answer in row.answers)
+    if raw.labels is None or info.metric != "exact_match":
         return info.metric
     try:
-        return label_metric(labels)
+        return label_metric(raw.labels)
     except ValueError as error:
         raise DataError(f"task {info.name}: {error}; allowed: different labels; next step: rename them") from None
 

@@ -6,11 +6,14 @@ import functools
 import math
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raycl.tasks.task import Example, Metric
+from raycl.tasks.words import Words
 
+UNSEEN_SHARE = 0.05
+"""Share of a task's answers that ROUGE-L may hardly see: odd rows do not make another metric of it."""
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -50,9 +53,32 @@ def _distinct(forms: Sequence[str]) -> bool:
     return all(forms) and len(set(forms)) == len(forms)
 
 
+def text_metric(answers: Iterable[str]) -> Metric:
+    """`rouge_l`, as the field counts; `rouge_l_unicode` where that hardly sees what stands in some of the answers."""
+    unseen = [_mostly_unseen(answer) for answer in answers]
+    return "rouge_l_unicode" if unseen and sum(unseen) >= UNSEEN_SHARE * len(unseen) else "rouge_l"
+
+
+def _mostly_unseen(text: str) -> bool:
+    """Whether at least half of the letters and digits are outside ASCII; true of a text without any."""
+    counted = [char.isascii() for char in text if char.isalnum()]
+    return 2 * sum(counted) <= len(counted)
+
+
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """Highest ROUGE-L F-measure over the answers, with Porter stemming; 0.0 to 1.0."""
-    scorer = _rouge_scorer()
+    """Highest ROUGE-L F-measure over the answers, with Porter stemming; 0.0 to 1.0.
+
+    As the package rouge-score counts, and with it the field: words are runs of ASCII letters and digits.
+    """
+    return _rouge(_rouge_scorer(), prediction, answers)
+
+
+def rouge_l_unicode(prediction: str, answers: Sequence[str]) -> float:
+    """The same over the words of any script, which for ASCII text are the same words (`raycl.tasks.words`)."""
+    return _rouge(_unicode_scorer(), prediction, answers)
+
+
+def _rouge(scorer: Any, prediction: str, answers: Sequence[str]) -> float:
     return max(float(scorer.score(answer, prediction)["rougeL"].fmeasure) for answer in answers)
 
 
@@ -61,7 +87,12 @@ def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example
 
     Raises ValueError for an unknown metric, no examples, or unequal numbers of predictions and examples.
     """
-    measures = {"exact_match": exact_match, "raw_match": raw_match, "rouge_l": rouge_l}
+    measures = {
+        "exact_match": exact_match,
+        "raw_match": raw_match,
+        "rouge_l": rouge_l,
+        "rouge_l_unicode": rouge_l_unicode,
+    }
     if metric not in measures:
         raise ValueError(f"metric: {metric!r}; allowed: {', '.join(measures)}")
     if not examples or len(predictions) != len(examples):
@@ -77,3 +108,10 @@ def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _unicode_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=Words())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Metric = Literal["exact_match", "raw_match", "rouge_l"]
+Metric = Literal["exact_match", "raw_match", "rouge_l", "rouge_l_unicode"]
 """How answers are scored: see `raycl.tasks.scoring`."""
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import string
 
-from raycl.tasks.scoring import exact_match, label_metric, normalise, raw_match, rouge_l, score
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raycl.tasks.scoring import (
+    exact_match,
+    label_metric,
+    normalise,
+    raw_match,
+    rouge_l,
+    rouge_l_unicode,
+    score,
+    text_metric,
+)
 from raycl.tasks.task import Example
 
 
@@ -60,9 +73,9 @@ def test_raw_match() -> None:
 def test_labels_are_compared_by_what_tells_them_apart(labels: tuple[str, ...], metric: str) -> None:
     """Normalised, unless that makes two alike or leaves nothing of one. No label passes for another."""
     assert label_metric(labels) == metric
-    for given in (*labels, ""):
+    for said in (*labels, ""):
         for label in labels:
-            assert score(label_metric(labels), [given], examples((label,))) == 100 * (given == label)
+            assert score(label_metric(labels), [said], examples((label,))) == 100 * (said == label)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +100,40 @@ def test_rouge_l() -> None:
     assert rouge_l("", ["y"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("text", "other", "expected"),
+    [
+        ("Привет, мир", "привет мама", 0.5),
+        ("हिन्दी में लिखा", "हिन्दी में", 0.8),
+        ("今日は晴れ", "今日", 4 / 7),
+        ("สวัสดี", "สวัส", 6 / 7),
+        ("한국어 문장", "한국어", 2 / 3),
+        ("café noir", "cafe noir", 0.5),
+        ("+=", "+", 2 / 3),
+    ],
+)
+def test_rouge_l_of_any_script(text: str, other: str, expected: float) -> None:
+    """F-measures by hand: words, or single letters with their marks where a script has no spaces; signs where there is no
+    word. The field's metric sees nothing of most of them."""
+    assert rouge_l_unicode(other, [text]) == pytest.approx(expected)
+    assert rouge_l_unicode(text, [text]) == 1.0
+
+
+@given(st.text(string.printable), st.text(string.printable))
+def test_rouge_l_of_ascii_text_is_the_fields(one: str, other: str) -> None:
+    """Wherever it sees words at all."""
+    if any(char.isalnum() for char in one) and any(char.isalnum() for char in other):
+        assert rouge_l_unicode(one, [other]) == pytest.approx(rouge_l(one, [other]))
+
+
+def test_a_text_is_compared_by_what_sees_its_words() -> None:
+    """A few odd answers, or an accent here and there, leave the field's metric as it is."""
+    english = ["a word"] * 99
+    assert text_metric([]) == text_metric(english) == text_metric(["café, déjà vu", *english, "..."]) == "rouge_l"
+    assert text_metric(["слово в 2020"] * 5 + english) == "rouge_l"
+    assert text_metric(["слово в 2020"] * 6 + english) == text_metric(["今日は"]) == "rouge_l_unicode"
+
+
 def test_score_is_a_mean_of_0_to_100() -> None:
     assert score("exact_match", ["a", "b", "c"], examples(("a",), ("x",), ("y", "C"))) == pytest.approx(200 / 3)
     assert score("rouge_l", ["x", "q"], examples(("x z",), ("r",))) == pytest.approx(100 / 3)
@@ -97,5 +144,5 @@ def test_score_refuses_what_has_no_mean() -> None:
         score("exact_match", [], [])
     with pytest.raises(ValueError, match="1 predictions for 2 examples"):
         score("exact_match", ["a"], examples(("a",), ("b",)))
-    with pytest.raises(ValueError, match="allowed: exact_match, raw_match, rouge_l"):
+    with pytest.raises(ValueError, match="allowed: exact_match, raw_match, rouge_l, rouge_l_unicode"):
         score("accuracy", ["a"], examples(("a",)))  # type: ignore[arg-type]
