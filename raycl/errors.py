@@ -36,6 +36,10 @@ class SetupError(UserError):
     """Something this machine needs is missing (a package's data file, a reachable hub)."""
 
 
+class DivergedError(UserError):
+    """The loss is no number any more. All workers of a group find it at the same step, and a second try would too."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; the name of its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -137,6 +137,7 @@ class RouteLora(LoraMethod[RouteLoraParams]):
     """Branches that know nothing of each other, and a router over them."""
 
     Params = RouteLoraParams
+    chooses = True
     about = About(
         title="branches trained alone; a Gaussian classifier in closed form sends each input to its branch",
         paper="raycl's own; the router's parts are linear discriminant analysis and Ledoit-Wolf shrinkage",

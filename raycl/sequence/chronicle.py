@@ -90,7 +90,7 @@ class Chronicle:
     def _routing(self, row: int) -> Routing | None:
         """How the inputs of a stored row were routed; none where the method does not."""
         job = self.job
-        chooses = method_class(job.spec.method.name).chooses()
+        chooses = method_class(job.spec.method.name).chooses
         return stored_routing(job.store, job.plan, row) if chooses else None
 
     def catch_up(self, cached: bool = True) -> None:

@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.queue import Empty, Queue
 
 from raycl.cluster import capacity, cluster_gpus, nodes, start_cluster
-from raycl.errors import UserError, first_line
+from raycl.errors import DivergedError, UserError, first_line
 from raycl.events import Retry, StageEvent
 from raycl.files import home
 from raycl.sequence.job import SequenceJob
@@ -194,8 +194,8 @@ def _users_error(error: TrainingFailedError) -> UserError | None:
 def _train_loop(config: dict[str, Any]) -> UserError | None:
     """What Ray Train calls on every worker. Returns an error that the user must mend: to start the group again is no use.
 
-    So it is with all that the start-up finds, on whichever worker. Later the others of several workers may wait for the
-    one with the error, so there it is raised and ends the group.
+    So it is with all that the start-up finds, on whichever worker, and with a loss that diverges on all of them. Else the
+    others of several workers may wait for the one with the error, so it is raised and ends the group.
     """
     context = ray.train.get_context()
     set_threads(config["threads"])
@@ -213,7 +213,7 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
         else:
             worker.run(lambda stage: _report_stage(job.store, stage, rank))
     except UserError as error:
-        if workers.world > 1:
+        if workers.world > 1 and not isinstance(error, DivergedError):
             raise
         return error
     return None

@@ -90,7 +90,7 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
             at = min(row, index) if method.needs_task_id else row
             state = _state(stages, at, together=alone and not method.needs_task_id)
             cells.append(cell(row, task, index <= row, state))
-    own = zip(stages, tasks, strict=False) if alone and method.chooses() else ()
+    own = zip(stages, tasks, strict=False) if alone and method.chooses else ()
     return Plan(stages, cells, [cell(stage.row, task, True, (stage.key,)) for stage, task in own])
 
 

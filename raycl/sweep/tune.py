@@ -61,7 +61,7 @@ class SequenceTrial(Trainable):
             return self._failed(0, self.refused)
         try:
             row = self.stepper.step()
-        except (UserError, FloatingPointError) as error:
+        except UserError as error:
             return self._failed(self.stepper.done, str(error))
         whole = self.stepper.finished
         return row.to_json() | {"failed": "", "whole": whole, "done": whole}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
+from raycl.errors import DivergedError
 from raycl.events import Step
 from raycl.methods.common.base import Gradients, Method
 from raycl.methods.common.base import Step as TrainingPass
@@ -104,7 +105,7 @@ class TrainLoop:
         """Report the means since the last log line."""
         means = self.meter.read()
         if not math.isfinite(means.loss):
-            raise FloatingPointError(
+            raise DivergedError(
                 f"stage {self.stage} ({self.method.info.task}), step {self.step}: the loss is {means.loss}. "
                 f"Lower train.lr (now {self.lr}) or use model.precision=fp32."
             )

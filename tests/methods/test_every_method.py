@@ -159,6 +159,16 @@ def test_serving_gives_the_trained_function(trained, case, tiny, toy_tasks):
         assert not any(p.requires_grad for p in tiny.backbone.model.parameters())
 
 
+def test_who_says_that_it_chooses_routes_every_input_and_nobody_else(trained, case, tiny, toy_tasks):
+    """Routes are read back from stored predictions where the class says that there are some."""
+    examples = toy_tasks[0].test
+    with serving(tiny, case.params, trained[-1].state) as method:
+        method.condition(batch_of(tiny, examples))
+        routes = method.routes()
+    assert (routes is not None) == type(method).chooses
+    assert routes is None or len(routes) == len(examples)
+
+
 def test_a_stage_starts_from_the_function_of_the_one_before(trained, case, tiny, toy_tasks):
     """B_t = 0 (or, for SinLoRA, the copied branch): the first step sees the logits the last stage ended with."""
     for earlier, later in pairwise(trained) if case.continues else []:

@@ -198,3 +198,12 @@ def test_a_damaged_model_is_one_message_from_the_workers_too(started: Start, fla
     assert f"error: model.name: {broken} cannot be loaded" in done.err
     assert [event["event"] for event in done.events] == ["phase"], "one look at the model, and no retry"
     assert "Traceback" not in done.err
+
+
+def test_a_loss_that_diverges_ends_the_group_at_once(started: Start, flags: MakeFlags, tmp_path: Path) -> None:
+    """On both workers at the same step: one message with exit code 2, and no second try, which would diverge as well."""
+    wild = {"train__lr": 10, "train__max_grad_norm": 0, "method__alpha": 3e38}
+    done = started(flags(tmp_path / "store", "sin_lora", "llama", "roget", workers=2, **wild)).wait()
+    assert done.code == 2, done.err
+    assert "Lower train.lr (now 10.0)" in done.err and "Traceback" not in done.err
+    assert not [event for event in done.events if event["event"] == "retry"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raycl.errors import DivergedError
 from raycl.events import Step
 from raycl.methods.common.base import Penalty, StageInfo
 from raycl.spec import TrainSpec
@@ -190,5 +191,5 @@ def test_a_loss_that_is_no_number_ends_the_stage() -> None:
     """With stage, task, step, value and what to do."""
     listener = Listener()
     listener.loss = lambda inputs: (torch.tensor(float("nan")), listener.logits, listener.logits)  # type: ignore[method-assign]
-    with pytest.raises(FloatingPointError, match=r"stage 2 \(toy\), step 1: the loss is nan.*train\.lr \(now 0\.5\)"):
+    with pytest.raises(DivergedError, match=r"stage 2 \(toy\), step 1: the loss is nan.*train\.lr \(now 0\.5\)"):
         ran(listener, BatchShape(2, 2, 1), lr=0.5)

@@ -213,15 +213,12 @@ class Method(ABC, Generic[P]):
     """Task id at test: task i is always scored with the state as it was after its own stage i."""
     joint: ClassVar[bool] = False
     """One stage on the union of all tasks in place of a sequence."""
+    chooses: ClassVar[bool] = False
+    """Decides input by input whose weights answer, and says so in `routes`."""
 
     def __init__(self, params: P, info: StageInfo) -> None:
         self.params = params
         self.info = info
-
-    @classmethod
-    def chooses(cls) -> bool:
-        """Whether it decides input by input whose weights answer, and says so in `routes`."""
-        return cls.routes is not Method.routes
 
     @classmethod
     def settings(cls, family: str, order: str) -> Json:
