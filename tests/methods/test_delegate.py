@@ -15,7 +15,7 @@ from raycl.methods.registry import METHODS, method_class
 from raycl.spec import MethodParams
 from tests.kit.cases import CASES, make_method
 
-OF_THE_CLASS = {"Params", "about", "version", "needs_task_id", "joint", "settings"}
+OF_THE_CLASS = {"Params", "about", "version", "needs_task_id", "joint", "chooses", "settings"}
 """What stands on the class: part of what the outer method is, and not passed through."""
 HOOKS = sorted(name for name in vars(Method) if not name.startswith("_") and name not in OF_THE_CLASS)
 WRAPPING = sorted(name for name in METHODS if issubclass(method_class(name), Wrapping))
