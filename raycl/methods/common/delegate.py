@@ -36,8 +36,8 @@ class Wrapping(Method[P], Generic[P, Inner]):
     """Base of methods around an inner method, which gets the same hyper-parameters and stage.
 
     A subclass names the inner method and overrides the hooks that it adds to; there it calls `super()` to keep the inner
-    method's share. What stands on the class (`version`, `needs_task_id`, `joint`, `chooses`, `settings`) is not passed through: it is
-    part of what the outer method is.
+    method's share. What stands on the class (`version`, `needs_task_id`, `joint`, `chooses`, `settings`) is not passed
+    through: it is part of what the outer method is.
     """
 
     def __init__(self, params: P, info: StageInfo) -> None:
