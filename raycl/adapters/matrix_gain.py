@@ -16,15 +16,8 @@ Specification: raycl's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from raycl.adapters.backbone import Inputs
-from raycl.adapters.branches import Branches
-from raycl.adapters.moments import add_rows
 
 RIDGE = 1e-6
 """eps, as a share of the mean eigenvalue."""
@@ -36,33 +29,3 @@ def merged(before: Tensor, trained: Tensor, own: Tensor, earlier: Tensor) -> Ten
     both = both + RIDGE * both.trace() / len(both) * torch.eye(len(both), dtype=both.dtype, device=both.device)
     step = (trained - before).double() @ own.double()
     return before.double() + torch.linalg.solve(both, step, left=False)
-
-
-class DownOutputs:
-    """Second moments of z = A x in every adapted layer, padding left out, in a data pass."""
-
-    def __init__(self, branches: Branches) -> None:
-        self.branches = branches
-        self.inputs: Inputs | None = None
-        """The batch at hand; the method sets it before each forward pass."""
-        self._hooks: list[Any] = []
-
-    def watch(self, moments: dict[str, Any], prefix: str) -> None:
-        """Hook every layer: during the pass `moments` gains C (r, r) of each, named by `prefix` and the layer's path."""
-        for path, layer in self.branches.layers.items():
-            self._hooks.append(layer.on_down(self._hook(path, prefix + path, moments)))
-
-    def release(self) -> None:
-        """Take the hooks off."""
-        while self._hooks:
-            self._hooks.pop().remove()
-
-    def _hook(self, path: str, name: str, moments: dict[str, Any]) -> Callable[[Tensor], None]:
-        region = self.branches.backbone.region(path)
-
-        def observe(z: Tensor) -> None:
-            if self.inputs is None:
-                raise RuntimeError("a data pass must condition the method before each forward pass")
-            add_rows(moments, name, z[self.inputs.real(z, region)])
-
-        return observe

@@ -1,17 +1,39 @@
-"""Watch the inputs of adapted layers during a data pass."""
+"""Watch adapted layers during a data pass: their inputs, and what the current branch makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from raycl.adapters.backbone import Inputs
+from raycl.adapters.backbone import Inputs, Region
 from raycl.adapters.branches import Branches
 from raycl.adapters.moments import add_rows
 
 
-class LayerInputs:
+class Watch:
+    """Hooks on the layers of a backbone, and the batch at hand, which says what is padding."""
+
+    def __init__(self, branches: Branches) -> None:
+        self.branches = branches
+        self.inputs: Inputs | None = None
+        """The batch at hand; the method sets it before each forward pass."""
+        self._hooks: list[Any] = []
+
+    def release(self) -> None:
+        """Take the hooks off."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def rows(self, features: Tensor, region: Region) -> Tensor:
+        """The rows (n, d) of a layer's features that stand for real tokens. Raises RuntimeError without a batch at hand."""
+        if self.inputs is None:
+            raise RuntimeError("a data pass must condition the method before each forward pass")
+        return features[self.inputs.real(features, region)]
+
+
+class LayerInputs(Watch):
     """Second moments of each adapted layer's own input, padding left out.
 
     Layers that are handed the very same tensor (q and v of one self-attention) share one moment, owned by the first of
@@ -19,12 +41,9 @@ class LayerInputs:
     """
 
     def __init__(self, branches: Branches, chunks: int) -> None:
-        self.branches = branches
+        super().__init__(branches)
         self.chunks = chunks
-        self.inputs: Inputs | None = None
-        """The batch at hand; the method sets it before each forward pass."""
         self.widths = {path: layer.down.shape[1] for path, layer in branches.layers.items()}
-        self._hooks: list[Any] = []
         self._owner: dict[str, str] = {}
         self._last: tuple[str, Tensor] | None = None
 
@@ -41,8 +60,7 @@ class LayerInputs:
 
     def release(self) -> None:
         """Take the hooks off."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        super().release()
         self._last = None
 
     def _hook(self, path: str, moments: dict[str, Any], means: bool) -> Any:
@@ -55,8 +73,19 @@ class LayerInputs:
                 return
             self._owner[path] = path
             self._last = (path, features)
-            if self.inputs is None:
-                raise RuntimeError("a data pass must condition the method before each forward pass")
-            add_rows(moments, path, features[self.inputs.real(features, region)], self.chunks, means)
+            add_rows(moments, path, self.rows(features, region), self.chunks, means)
 
         return observe
+
+
+class DownOutputs(Watch):
+    """Second moments of z = A x in every adapted layer, A of the current branch, padding left out."""
+
+    def watch(self, moments: dict[str, Any], prefix: str) -> None:
+        """Hook every layer: during the pass `moments` gains C (r, r) of each, named by `prefix` and the layer's path."""
+        for path, layer in self.branches.layers.items():
+            self._hooks.append(layer.on_down(self._hook(path, prefix + path, moments)))
+
+    def _hook(self, path: str, name: str, moments: dict[str, Any]) -> Callable[[Tensor], None]:
+        region = self.branches.backbone.region(path)
+        return lambda z: add_rows(moments, name, self.rows(z, region))

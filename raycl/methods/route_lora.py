@@ -37,8 +37,8 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.base_features import mean_embedding, mean_hidden
 from raycl.adapters.chosen import NONE, Groups, choose, grouped
 from raycl.adapters.gaussian_router import GaussianRouter, Shrinkage, TaskSums, packed, posterior, scatter_of
-from raycl.adapters.matrix_gain import DownOutputs
 from raycl.adapters.moments import Mean, Quantiles, add_rows, mean_name
+from raycl.adapters.observe import DownOutputs
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, Route, When
 from raycl.methods.common.family import FAMILY, GAIN, Family, answering, family_of
