@@ -8,99 +8,18 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, final
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from raycl.errors import SpecError, one_message, problems
+from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey, PerStage, Strict, at_stage, per_stage_fields
 from raycl.files import Json
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Weight = Annotated[float, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class NotInKey:
-    """Marks a field of a spec model that has no effect of its own on results, so that it is left out of every key.
-
-    What carries no mark is in the keys: a new field can be left out only on purpose.
-    """
-
-    why: str
-
-
-@dataclass(frozen=True)
-class InKeyUnlessDefault:
-    """Marks a field that is in the keys only where it differs from its default: older keys were made without it."""
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """Marks a field whose values mean something else since `version`, all but `except_for`; keys hold it with the value."""
-
-    version: int
-    except_for: Any
-
-    def keyed(self, value: Any) -> Any:
-        """The value as it stands in a key."""
-        return value if value == self.except_for else {"value": value, "version": self.version}
-
-
-@dataclass(frozen=True)
-class PerStage:
-    """Marks a field that takes one value, or a list with one value per stage."""
-
-
 FIELDS_HINT = "Run `raycl fields` to list every field with its meaning and allowed values."
-
-
-class Strict(BaseModel):
-    """Base of every spec model: unknown fields are errors, numbers are finite, values never change after validation."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-    def keyed(self, stage: int) -> Json:
-        """The fields that belong into the keys of `stage` (1-based), lists per stage reduced to that stage's value."""
-        fields = type(self).model_fields
-        return {
-            name: _in_key(info, value, stage)
-            for name, info in fields.items()
-            if not self._left_out(name) and not isinstance(value := getattr(self, name), Strict)
-        }
-
-    def _left_out(self, name: str) -> bool:
-        """Whether a field stays out of the keys as it is now."""
-        info = type(self).model_fields[name]
-        if _marked(info, NotInKey) or name in self.without_effect():
-            return True
-        is_default = getattr(self, name) == info.get_default(call_default_factory=True)
-        return is_default and _marked(info, InKeyUnlessDefault)
-
-    def without_effect(self) -> frozenset[str]:
-        """The names of the fields that have no effect because of what other fields say."""
-        return frozenset()
-
-
-def _marked(info: FieldInfo, mark: type) -> bool:
-    """Whether a field carries a mark."""
-    return any(isinstance(one, mark) for one in info.metadata)
-
-
-def _in_key(info: FieldInfo, value: Any, stage: int) -> Any:
-    """A field's value as it stands in the keys of a stage."""
-    value = at_stage(value, stage) if _marked(info, PerStage) else value
-    meaning = next((mark for mark in info.metadata if isinstance(mark, Meaning)), None)
-    return meaning.keyed(value) if meaning else value
-
-
-def at_stage(value: Any, stage: int) -> Any:
-    """The value of a per-stage setting at `stage` (1-based): a list holds one value per stage."""
-    return value[stage - 1] if isinstance(value, (list, tuple)) else value
 
 
 class MethodParams(Strict):
@@ -188,7 +107,14 @@ class DataSpec(Strict):
 
     source: Annotated[str, NotInKey(EXAMPLES)] = Field(
         default="hub",
-        description="`demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL benchmark layout",
+        description="where published tasks are: `demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or the JSONL layout",
+    )
+    stream: Annotated[str | None, NotInKey(EXAMPLES)] = Field(
+        default=None,
+        description="YAML file of a task stream of your own; its tasks and orders come before the built-in ones",
+    )
+    allow_code: Annotated[bool, NotInKey("the source of each function that a task is scored by is in the keys")] = (
+        Field(default=False, description="let a stream name Python functions as metrics")
     )
     train_examples: Annotated[PositiveInt | None, NotInKey(EXAMPLES)] = Field(
         default=None, description="examples per task drawn from train; none = all"
@@ -310,11 +236,7 @@ class RunSpec(Strict):
 
     def per_stage_problems(self) -> list[str]:
         """One line for each per-stage list whose length is not the number of stages."""
-        fields = [
-            (f"train.{name}", getattr(self.train, name))
-            for name, info in TrainSpec.model_fields.items()
-            if _marked(info, PerStage)
-        ]
+        fields = [(f"train.{name}", getattr(self.train, name)) for name in per_stage_fields(TrainSpec)]
         fields += [(f"method.{name}", getattr(self.method, name)) for name in sorted(self.method.per_stage_fields())]
         wanted = len(self.tasks)
         return [

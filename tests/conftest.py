@@ -129,9 +129,9 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def fifteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fifteen small tasks in the benchmark layout, under the names of the long orders."""
-    from raycl.tasks.orders import ORDERS
+    from raycl.tasks.catalogue import open_catalogue
 
-    return write_tasks(tmp_path_factory.mktemp("fifteen"), ORDERS["long-4"])
+    return write_tasks(tmp_path_factory.mktemp("fifteen"), open_catalogue().orders["long-4"])
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ ROOMS = {
     "mlflow": ["raycl/tracking/server.py", "raycl/tracking/runs.py"],
     "peft": ["raycl/adapters/"],
     "safetensors": ["raycl/state/"],
-    "fsspec": ["raycl/state/"],
+    "fsspec": ["raycl/state/", "raycl/tasks/tables.py"],
     "transformers": ["raycl/models/", "raycl/adapters/carriers.py"],
     "huggingface_hub": ["raycl/models/"],
     "datasets": ["raycl/tasks/"],
@@ -35,7 +35,9 @@ ROOMS = {
     "rich": ["raycl/report/"],
     "pandas": ["raycl/report/", "raycl/analysis/matrix.py"],
     "matplotlib": ["raycl/report/"],
-    "jinja2": ["raycl/report/"],
+    "jinja2": ["raycl/report/", "raycl/tasks/templates.py"],
+    "pyarrow": ["raycl/tasks/"],
+    "sacrebleu": ["raycl/tasks/scoring.py"],
     "scipy": ["raycl/analysis/"],
     "torch": [
         *("raycl/analysis/angles.py", "raycl/comparison/runner.py", "raycl/cluster.py"),
@@ -43,7 +45,7 @@ ROOMS = {
     ],
 }
 """Library -> the files and folders that may import it."""
-TYPES_ONLY = {"transformers": ["raycl/train/batches.py"]}
+TYPES_ONLY = {"transformers": ["raycl/train/batches.py", "raycl/train/chat.py"]}
 """Files that may name a library's types, which costs no import when they run."""
 STAGE = {"errors", "events", "files", "spec", "tasks", "state", "adapters", "models", "methods", "train"}
 """What the rooms above a stage build on."""
@@ -52,9 +54,10 @@ MANY = STAGE | {"analysis", "cluster", "presets", "report", "sequence", "trackin
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "spec": {"errors", "files"},
+    "fields": {"files"},
+    "spec": {"errors", "fields", "files"},
     "presets": {"errors", "files", "spec"},
-    "tasks": {"errors", "spec"},
+    "tasks": {"errors", "files", "spec"},
     "events": {"files"},
     "state": {"errors", "events", "files", "raycl", "spec"},
     "adapters": {"spec", "state"},

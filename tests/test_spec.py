@@ -18,7 +18,16 @@ from raycl.state.keys import content_key
 ROOMS = {
     "": ["order", "tasks", "seed", "workers", "groups", "preset"],
     "model.": ["name", "revision", "precision", "dropout"],
-    "data.": ["source", "train_examples", "test_examples", "seed", "reveal_task", "max_source_tokens"],
+    "data.": [
+        "source",
+        "stream",
+        "allow_code",
+        "train_examples",
+        "test_examples",
+        "seed",
+        "reveal_task",
+        "max_source_tokens",
+    ],
     "train.": ["lr", "epochs", "batch_size", "micro_batch_size", "schedule", "warmup", "weight_decay", "max_grad_norm"],
     "eval.": ["batch_size", "forward"],
 }
@@ -194,6 +203,8 @@ def test_the_defaults() -> None:
         "model": {"name": "packaged", "revision": None, "precision": "bf16", "dropout": 0.0},
         "data": {
             "source": "hub",
+            "stream": None,
+            "allow_code": False,
             "train_examples": None,
             "test_examples": None,
             "test_split": "test",

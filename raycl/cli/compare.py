@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from raycl.cli.shared import (
+    CodeFlag,
     ConfigFlag,
     DataFlag,
     ModelFlag,
     PresetFlag,
     SetFlags,
     StoreFlag,
+    StreamFlag,
     TrackingFlag,
     gpus_at_hand,
     make_layers,
@@ -45,6 +47,8 @@ def compare(
     bounds: Bounds = False,
     model: ModelFlag = None,
     data: DataFlag = None,
+    stream: StreamFlag = None,
+    allow_code: CodeFlag = False,
     preset: PresetFlag = "auto",
     workers: Workers = None,
     max_concurrent: Most = None,
@@ -60,7 +64,11 @@ def compare(
     Results come from the store: the same command again continues where it stopped. A sequence that fails is shown as such
     and stops nothing; the exit code then says whose fault it was: 2 if the user can mend all of them, else 1.
     """
-    layers = make_layers(config, sets, {"model": model, "data": data, "workers": workers})
+    layers = make_layers(
+        config,
+        sets,
+        {"model": model, "data": data, "stream": stream, "allow_code": allow_code or None, "workers": workers},
+    )
     prepare()
     from raycl.comparison.driver import HowToRun, run_comparison
     from raycl.comparison.grid import grid_of

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from raycl.cli.shared import (
+    CodeFlag,
     ConfigFlag,
     DataFlag,
     MethodFlag,
@@ -16,6 +17,7 @@ from raycl.cli.shared import (
     SeedFlag,
     SetFlags,
     StoreFlag,
+    StreamFlag,
     TrackingFlag,
     gpus_at_hand,
     make_layers,
@@ -39,6 +41,8 @@ def run(
     method: MethodFlag = None,
     model: ModelFlag = None,
     data: DataFlag = None,
+    stream: StreamFlag = None,
+    allow_code: CodeFlag = False,
     preset: PresetFlag = "auto",
     seed: SeedFlag = None,
     workers: Workers = None,
@@ -57,7 +61,15 @@ def run(
     """
     if fields:
         return show_fields(method or "gain_lora", "" if preset == "auto" else preset)
-    flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed}
+    flags = {
+        "order": order,
+        "method": method,
+        "model": model,
+        "data": data,
+        "seed": seed,
+        "stream": stream,
+        "allow_code": allow_code or None,
+    }
     flags |= {"workers": workers, "groups": groups}
     layers = make_layers(config, sets, flags)
     prepare()

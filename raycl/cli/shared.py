@@ -16,7 +16,10 @@ import typer
 from raycl.files import Json
 from raycl.presets import merge, parse_override, read_config
 
-ORDER_HELP = "demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | task,task,...  (default: demo)"
+ORDER_HELP = (
+    "demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | an order of your stream | task,task,...  "
+    "(default: the stream's, or demo)"
+)
 OrderFlag = Annotated[str | None, typer.Option("--order", help=ORDER_HELP)]
 MethodFlag = Annotated[
     str | None, typer.Option("--method", help="a name that `raycl methods` lists  (default: gain_lora)")
@@ -29,6 +32,12 @@ DataFlag = Annotated[
         envvar="RAYCL_DATA",
         help="folder in the O-LoRA, GainLoRA or benchmark layout, or `hub`  (default: hub)",
     ),
+]
+StreamFlag = Annotated[
+    str | None, typer.Option("--stream", help="YAML file of a task stream of your own (docs/streams.md)")
+]
+CodeFlag = Annotated[
+    bool, typer.Option("--allow-code", help="let the stream name Python functions as metrics; they are run")
 ]
 PresetFlag = Annotated[
     str,
@@ -62,6 +71,8 @@ FIELD_OF_FLAG = {
     "method": "method.name",
     "model": "model.name",
     "data": "data.source",
+    "stream": "data.stream",
+    "allow_code": "data.allow_code",
     "seed": "seed",
     "workers": "workers",
     "groups": "groups",

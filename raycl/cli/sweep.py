@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from raycl.cli.shared import (
+    CodeFlag,
     ConfigFlag,
     DataFlag,
     MethodFlag,
@@ -16,6 +17,7 @@ from raycl.cli.shared import (
     SeedFlag,
     SetFlags,
     StoreFlag,
+    StreamFlag,
     TrackingFlag,
     make_layers,
     prepare,
@@ -51,6 +53,8 @@ def sweep(
     method: MethodFlag = None,
     model: ModelFlag = None,
     data: DataFlag = None,
+    stream: StreamFlag = None,
+    allow_code: CodeFlag = False,
     preset: PresetFlag = "auto",
     seed: SeedFlag = None,
     workers: Workers = 1,
@@ -70,7 +74,15 @@ def sweep(
     chosen = {"space": space, "trials": trials, "search": search, "scheduler": scheduler, "grace": grace}
     chosen |= {"max_concurrent": max_concurrent, "search_seed": search_seed, "workers": workers}
     chosen |= {"cpus_per_trial": cpus, "gpus_per_trial": gpus}
-    flags = {"order": order, "method": method, "model": model, "data": data, "seed": seed}
+    flags = {
+        "order": order,
+        "method": method,
+        "model": model,
+        "data": data,
+        "seed": seed,
+        "stream": stream,
+        "allow_code": allow_code or None,
+    }
     layers = make_layers(config, sets, flags)
     prepare()
     from raycl.cluster import cluster_gpus

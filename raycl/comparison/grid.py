@@ -20,11 +20,11 @@ from raycl.presets import merge, parse_override
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.preflight import check_model
-from raycl.sequence.resolve import resolve
+from raycl.sequence.resolve import order_of, resolve
 from raycl.spec import RunSpec, Strict
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import order_title, resolve_order
+from raycl.tasks.orders import order_title
 from raycl.tasks.task import Task
 
 BOUNDS = ("per_task", "mtl", "sin_lora")
@@ -36,7 +36,7 @@ class GridSpec(Strict):
     """What is compared."""
 
     methods: list[str] = Field(description="`[LABEL=]NAME[:FIELD=VALUE,...]`, as `--method` takes them")
-    orders: list[str] = Field(["demo"], description="ids of task orders", min_length=1)
+    orders: list[str] = Field([], description="ids of task orders; none = the stream's default, or demo")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], description="seeds of initialisation, data order and dropout", min_length=1
     )
@@ -159,7 +159,9 @@ def make_grid(grid: GridSpec, gpus: int, store: Store) -> list[GridCell]:
     Raises SpecError for what is wrong with the grid itself, and the cells' own error if none of them can run.
     """
     entries = make_entries(grid)
-    orders = _distinct("--order", [resolve_order(order)[0] for order in grid.orders])
+    stream = {"data": merge(grid.settings, grid.overrides).get("data", {})}
+    said = [stream | {"order": order} for order in grid.orders] or [stream]
+    orders = _distinct("--order", [order_of(one)[0] for one in said])
     seeds = _distinct("--seed", grid.seeds)
     shared = _shared_settings(grid.settings, entries)
     overrides = _shared_settings(grid.overrides, entries)

@@ -87,10 +87,12 @@ def prepared(place: Place) -> Iterator[Place]:
         yield place
         return
     from raycl.models.tiny import FAMILIES, save_tiny_model
+    from raycl.tasks.catalogue import open_catalogue
     from raycl.tasks.load import load_tasks
-    from raycl.tasks.orders import ORDERS
 
-    tasks = load_tasks(list(ORDERS["demo"]), DataSpec(source="demo", train_examples=64, test_examples=8))
+    tasks = load_tasks(
+        list(open_catalogue().orders["demo"]), DataSpec(source="demo", train_examples=64, test_examples=8)
+    )
     texts = [f"{example.prompt} {example.answers[0]}" for task in tasks for example in task.train]
     with tempfile.TemporaryDirectory(prefix="raycl-tiny-") as folder:
         models = {family: str(save_tiny_model(family, Path(folder, family), texts)) for family in FAMILIES}

@@ -11,7 +11,8 @@ from raycl.presets import merge
 from raycl.reproduction.form import MODELS, Column, Reproduction, Row, Scale
 from raycl.sequence.resolve import resolve
 from raycl.spec import RunSpec, parse
-from raycl.tasks.orders import CUSTOM, ORDERS
+from raycl.tasks.catalogue import open_catalogue
+from raycl.tasks.orders import CUSTOM
 
 SHAPE = ("rank", "alpha", "dropout")
 """The method's fields that a protocol fixes for every row."""
@@ -93,7 +94,7 @@ def _cut_down(spec: RunSpec, data: str) -> RunSpec:
     """The same with few examples and the first stages only; per-stage settings are cut to these."""
     values = spec.model_dump(mode="json")
     demo = data == "hub"
-    tasks = list(ORDERS["demo"] if demo else spec.tasks)[:SMOKE_STAGES]
+    tasks = list(open_catalogue().orders["demo"] if demo else spec.tasks)[:SMOKE_STAGES]
     for section, name in [("train", "lr"), *(("method", name) for name in spec.method.per_stage_fields())]:
         if isinstance(values[section][name], list):
             values[section][name] = values[section][name][: len(tasks)]

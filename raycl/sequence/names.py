@@ -17,7 +17,7 @@ def run_name(spec: RunSpec) -> str:
     """A readable name for a folder, which two different specs never share."""
     order = spec.order if "," not in spec.order else f"custom-{len(spec.tasks)}"
     method = method_words(spec).replace(" over ", "-")
-    return f"{order.replace(':', '-')}-{method}-seed{spec.seed}-{_digest(spec)}"
+    return f"{order.replace(':', '-').replace('/', '-')}-{method}-seed{spec.seed}-{_digest(spec)}"
 
 
 def run_title(spec: RunSpec, label: str | None = None) -> str:

@@ -151,10 +151,18 @@ def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:
             "test": task.test_fingerprint,
             "metric": task.metric,
             "labels": list(task.labels or []),
+            **_further(task),
         },
         "lengths": _lengths(spec, 1),
         "decoding": GREEDY,
     }
+
+
+def _further(task: Task) -> Json:
+    """What only tasks of a stream of one's own have: further metrics, aliases of labels, the source of functions."""
+    code = {metric: code.sha256 for metric, code in task.code.items()}
+    found: Json = {"metrics": list(task.metrics), "aliases": list(task.aliases), "code": code}
+    return {name: value for name, value in found.items() if value}
 
 
 def _lengths(spec: RunSpec, stage: int) -> Json:

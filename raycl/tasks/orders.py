@@ -1,4 +1,4 @@
-"""Task orders by id, and the benchmarks they belong to.
+"""Task orders by id, number or list of tasks.
 
 The papers number their orders differently: GainLoRA's Orders 1 and 2 are SuperNI orders (here sni-1, sni-2), while
 O-LoRA's and AM-LoRA's Orders 1 to 3 are orders of four tasks (std-1 to std-3). GainLoRA's Order 3 is AM-LoRA's Order 6
@@ -9,122 +9,67 @@ A bare number here means AM-LoRA's Table 4; logs and tables should always show t
 from __future__ import annotations
 
 import difflib
-import re
 
 from raycl.errors import SpecError
-from raycl.tasks.catalogue import TASKS
-
-
-def _tasks(names: str) -> tuple[str, ...]:
-    """Task names set apart by spaces."""
-    return tuple(names.split())
-
-
-def _task_of_number(number: int) -> str:
-    """The SuperNI task with this number."""
-    return next(name for name in TASKS if name.startswith(f"task{number:03d}_"))
-
-
-def _number(name: str) -> str:
-    """The number of a SuperNI task: `task1572` of `task1572_samsum_summary`."""
-    return name.partition("_")[0]
-
-
-_SNI_1 = (1572, 363, 1290, 181, 2, 1510, 639, 1729, 73, 1590, 748, 511, 591, 1687, 875)
-_SNI_2 = (748, 73, 1590, 639, 1572, 1687, 591, 363, 1510, 1729, 181, 511, 2, 1290, 875)
-
-ORDERS: dict[str, tuple[str, ...]] = {
-    "std-1": ("dbpedia", "amazon", "yahoo", "agnews"),
-    "std-2": ("dbpedia", "amazon", "agnews", "yahoo"),
-    "std-3": ("yahoo", "amazon", "agnews", "dbpedia"),
-    "long-4": _tasks("mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo"),
-    "long-5": _tasks("multirc boolq wic mnli cb copa qqp rte imdb sst2 dbpedia agnews yelp amazon yahoo"),
-    "long-6": _tasks("yelp amazon mnli cb copa qqp rte imdb sst2 dbpedia agnews yahoo multirc boolq wic"),
-    "sni-1": tuple(_task_of_number(number) for number in _SNI_1),
-    "sni-2": tuple(_task_of_number(number) for number in _SNI_2),
-    "demo": ("roget", "snippets", "plots", "speakers"),
-}
-"""Order id -> canonical task names, first to last."""
+from raycl.tasks.catalogue import Catalogue, open_catalogue
+from raycl.tasks.stream import Published
 
 NUMBERED: dict[str, str] = {"1": "std-1", "2": "std-2", "3": "std-3", "4": "long-4", "5": "long-5", "6": "long-6"}
 """AM-LoRA's order numbers (its Table 4) -> order id."""
 
 DEFAULT_ORDER = "demo"
-"""The order of a run that names none."""
+"""The order of a run that names neither an order nor a stream."""
 
 CUSTOM = "custom:"
 """How the id of an order of one's own begins."""
 
-BENCHMARKS: dict[str, tuple[str, ...]] = {
-    "standard-cl": ("yelp", "amazon", "dbpedia", "yahoo", "agnews"),
-    "long": ORDERS["long-6"],
-    "superni": tuple(name for name, info in TASKS.items() if info.suite == "superni"),
-    "demo": ORDERS["demo"],
-}
-"""Benchmark name -> its tasks. The standard suite holds yelp, though none of its orders uses it."""
 
-_OTHER_NAMES = {
-    "boolqa": "boolq",
-    "dbpedia14": "dbpedia",
-    "yahooanswers": "yahoo",
-    "yahooanswerstopics": "yahoo",
-    "yelpreviewfull": "yelp",
-}
-
-
-def _plain(name: str) -> str:
-    """A name without case, punctuation and spaces: `SST-2` and `sst2` are the same."""
-    return re.sub(r"[^a-z0-9]", "", name.casefold())
-
-
-_BY_PLAIN_NAME = {_plain(name): name for name in TASKS} | _OTHER_NAMES
-
-
-def canonical_task(name: str) -> str | None:
-    """The canonical name for a name, an alias or a SuperNI number (`SST-2`, `boolqa`, `task1572`, `073`); else None."""
-    plain = _plain(name)
-    if plain in _BY_PLAIN_NAME:
-        return _BY_PLAIN_NAME[plain]
-    match = re.fullmatch(r"(?:task)?([0-9]{1,6})", plain)
-    prefix = f"task{int(match[1]):03d}_" if match else None
-    return next((known for known in TASKS if prefix and known.startswith(prefix)), None)
-
-
-def resolve_order(text: str) -> tuple[str, tuple[str, ...]]:
+def resolve_order(text: str | None, stream: str | None = None) -> tuple[str, tuple[str, ...]]:
     """The id and the tasks of an order given as an id, a number 1 to 6, or a comma list of task names.
 
-    A comma list gets the id `custom:` + its canonical names. Raises SpecError for anything unknown.
+    `stream` is the path of the user's stream, whose orders and tasks come before the built-in ones; `text` none means its
+    default order, or the demo. A comma list gets the id `custom:` + its canonical names. Raises SpecError for anything
+    unknown.
     """
-    wanted = text.strip()
-    order = NUMBERED.get(wanted, wanted.casefold())
-    if order in ORDERS:
-        return order, ORDERS[order]
+    known = open_catalogue(stream)
+    wanted = (text if text is not None else known.own.stream if known.own else DEFAULT_ORDER).strip()
+    prefixed = f"{known.own.stream}/{wanted}" if known.own else wanted
+    for order in (wanted, prefixed, NUMBERED.get(wanted, wanted.casefold())):
+        if order in known.orders:
+            return order, known.orders[order]
     names = [part.strip() for part in order_words(wanted).split(",")]
-    tasks = [canonical_task(name) for name in names]
+    tasks = [known.canonical(name) for name in names]
     unknown = [name for name, task in zip(names, tasks, strict=True) if task is None]
     if unknown:
-        raise SpecError(_unknown(text, unknown))
+        raise SpecError(_unknown(text or "", unknown, known))
     found = tuple(task for task in tasks if task is not None)
     return CUSTOM + ",".join(found), found
 
 
-def _unknown(text: str, unknown: list[str]) -> str:
+def _unknown(text: str, unknown: list[str], known: Catalogue) -> str:
     """The message for an order with unknown parts."""
-    close = [match for name in unknown if (match := _nearest(name))]
+    names = [*known.orders, *known.tasks]
+    close = [match for name in unknown if (match := _nearest(name, names))]
     guess = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    numbers = [name.partition("_")[0] for name in known.tasks if _is_superni(known, name)]
     return (
         f"order: {text!r} is not known (unknown: {', '.join(map(repr, unknown))}){guess}\n"
-        f"  allowed: an id ({', '.join(ORDERS)}), a number 1 to 6 (AM-LoRA's orders), or tasks joined by commas\n"
-        f"  tasks: {', '.join(name for name, info in TASKS.items() if info.suite != 'superni')}, "
-        f"or one of the {len(BENCHMARKS['superni'])} SuperNI tasks by name or number "
-        f"({', '.join(map(_number, BENCHMARKS['superni']))}; docs/orders-and-data.md has the names)\n"
-        "  next step: choose one of these, e.g. `--order std-1` or `--order dbpedia,amazon`"
+        f"  allowed: an id ({', '.join(known.orders)}), a number 1 to 6 (AM-LoRA's orders), or tasks joined by commas\n"
+        f"  tasks: {', '.join(name for name in known.tasks if not _is_superni(known, name))}, "
+        f"or one of the {len(numbers)} SuperNI tasks by name or number "
+        f"({', '.join(numbers)}; docs/orders-and-data.md has the names)\n"
+        "  next step: choose one of these, e.g. `--order std-1` or `--order dbpedia,amazon`; tasks of your own come from "
+        "`--stream FILE`"
     )
 
 
-def _nearest(name: str) -> str | None:
+def _is_superni(known: Catalogue, name: str) -> bool:
+    data = known.tasks[name].data
+    return isinstance(data, Published) and data.suite == "superni"
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
     """The known order id or task nearest to a misspelt name."""
-    known = [*ORDERS, *TASKS]
     matches = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     return matches[0] if matches else None
 

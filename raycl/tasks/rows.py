@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from raycl.errors import DataError
+from raycl.tasks.stored import keep
+from raycl.tasks.stream import PromptParts, Style
+from raycl.tasks.task import Turns
 
 T = TypeVar("T")
-
-Style = Literal["o_lora", "long_sequence", "superni"]
-"""Prompt layout: see `raycl.tasks.prompts`."""
 
 SHOWN = 3
 """Problems of one file that are listed; the rest is counted."""
@@ -26,6 +26,9 @@ class Row:
     text: str
     answers: tuple[str, ...]
     definition: str = ""
+    weight: float = 1.0
+    chat: Turns = ()
+    """Messages before the text, in a task of chats."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Skip:
 class Split:
     """The rows of one split, and how many were left out for which reason."""
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     dropped: dict[str, int]
 
 
@@ -48,7 +51,7 @@ class RawTask:
     """A task as read from its source: everything but the draw and the prompts."""
 
     layout: str
-    style: Style
+    style: Style | PromptParts
     labels: tuple[str, ...] | None
     train: Split
     test: Split
@@ -56,6 +59,8 @@ class RawTask:
     """File, relative to the source -> SHA-256 of its bytes."""
     details: dict[str, Any] = field(default_factory=dict)
     """More facts for the record, e.g. the hub id."""
+    validation: Split | None = None
+    """Rows to choose settings on, where the source has any."""
 
 
 def complaint(where: str, got: str, allowed: str, step: str) -> DataError:
@@ -94,6 +99,11 @@ def checked_text(value: Any, where: str) -> str:
     return value
 
 
+def left_out(answers: Sequence[str], drop: Collection[str]) -> Skip | None:
+    """Why a row with these answers is left out: its only answer is one that the task drops."""
+    return Skip(f"label {answers[0]!r}") if len(answers) == 1 and answers[0] in drop else None
+
+
 def checked_label(label: str, labels: tuple[str, ...], where: str) -> str:
     """`label` if it is one of `labels`. Raises DataError with the nearest label."""
     if label in labels:
@@ -101,32 +111,38 @@ def checked_label(label: str, labels: tuple[str, ...], where: str) -> str:
     close = difflib.get_close_matches(label[:100], labels, n=1)
     guess = f" (nearest: {close[0]!r})" if close else ""
     raise complaint(
-        where, f"label {shorten(label)}{guess}", ", ".join(labels), "correct the label, or add it to labels.json"
+        where, f"label {shorten(label)}{guess}", ", ".join(labels), "correct the label, or add it to the label set"
     )
 
 
 def collect(items: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Row | Skip], source: str) -> Split:
-    """Parse (place, item) pairs into rows; all bad rows end in one DataError, and so does a split without rows."""
-    rows: list[Row] = []
+    """Parse (place, item) pairs into rows; all bad rows end in one DataError, and so does a split without rows.
+
+    Rows go to disk where they are many, so `items` may be longer than memory.
+    """
     dropped: Counter[str] = Counter()
     problems: list[str] = []
-    for where, item in items:
-        try:
-            parsed = parse(item, where)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if isinstance(parsed, Skip):
-            dropped[parsed.reason] += 1
-        else:
-            rows.append(parsed)
+
+    def good() -> Iterator[Row]:
+        for where, item in items:
+            try:
+                parsed = parse(item, where)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            if isinstance(parsed, Skip):
+                dropped[parsed.reason] += 1
+            else:
+                yield parsed
+
+    rows = keep(good(), Row)
     if problems:
         more = [f"{source}: {len(problems) - SHOWN} more rows with problems"] if len(problems) > SHOWN else []
         raise DataError("\n".join(problems[:SHOWN] + more))
     if not rows:
         left = f" ({sum(dropped.values())} left out)" if dropped else ""
         raise complaint(source, f"no usable rows{left}", "at least one row", "restore the file from its source")
-    return Split(tuple(rows), dict(dropped))
+    return Split(rows, dict(dropped))
 
 
 def gather(steps: Iterable[Callable[[], T]]) -> list[T]:

@@ -1,4 +1,16 @@
-"""Scores of generated answers: exact match for labels, and ROUGE-L for free text."""
+"""Scores of generated answers: the one table of metrics, for training's end and for every later evaluation.
+
+| metric | what it is | range |
+| --- | --- | --- |
+| `exact_match` | equal after normalising: lower case, no ASCII punctuation, single spaces | 0 or 1 an answer |
+| `raw_match` | equal but for white space around it | 0 or 1 an answer |
+| `rouge_l`, `rouge_l_unicode` | F-measure of the longest common subsequence of words (rouge-score) | 0 to 1 an answer |
+| `token_f1` | F-measure of the words in common, as in SQuAD, articles kept | 0 to 1 an answer |
+| `bleu`, `chrf` | of all answers together (package sacrebleu, its defaults) | 0 to 100 |
+| `module:name` | a Python function of the user's: (prediction, references) -> a number from 0 to 1 | as it says |
+
+Of several references the best counts; BLEU and chrF use them all.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +18,13 @@ import functools
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
+from raycl.tasks.code import is_code, own_measure
 from raycl.tasks.task import Example, Metric
-from raycl.tasks.words import Words
+from raycl.tasks.words import WORDS, Words
 
 UNSEEN_SHARE = 0.05
 """Share of a task's answers that ROUGE-L may hardly see: odd rows do not make another metric of it."""
@@ -82,24 +96,76 @@ def _rouge(scorer: Any, prediction: str, answers: Sequence[str]) -> float:
     return max(float(scorer.score(answer, prediction)["rougeL"].fmeasure) for answer in answers)
 
 
-def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example]) -> float:
-    """Mean score of the predictions, 0 to 100.
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """Highest F-measure over the answers of the words that a prediction has in common with one, each as often as in both.
 
-    Raises ValueError for an unknown metric, no examples, or unequal numbers of predictions and examples.
+    Words are what `normalise` leaves, in scripts without spaces each letter; 1.0 where both have none.
     """
-    measures = {
-        "exact_match": exact_match,
-        "raw_match": raw_match,
-        "rouge_l": rouge_l,
-        "rouge_l_unicode": rouge_l_unicode,
-    }
-    if metric not in measures:
-        raise ValueError(f"metric: {metric!r}; allowed: {', '.join(measures)}")
+    return max(_f1(_words(prediction), _words(answer)) for answer in answers)
+
+
+def _words(text: str) -> Counter[str]:
+    return Counter(WORDS.findall(normalise(text)))
+
+
+def _f1(one: Counter[str], other: Counter[str]) -> float:
+    sizes = one.total() + other.total()
+    return 2 * (one & other).total() / sizes if sizes else 1.0
+
+
+def _bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    from sacrebleu import corpus_bleu
+
+    return corpus_bleu(list(predictions), _by_reference(answers)).score
+
+
+def _chrf(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    from sacrebleu import corpus_chrf
+
+    return corpus_chrf(list(predictions), _by_reference(answers)).score
+
+
+def _by_reference(answers: Sequence[Sequence[str]]) -> Any:
+    """All first references, all second ones, ...: sacrebleu's form, in which none stands where an example has fewer."""
+    return [list(column) for column in zip_longest(*answers)] if answers else []
+
+
+Measure = Callable[[str, Sequence[str]], float]
+"""(prediction, references) -> 0 to 1."""
+MEASURES: dict[str, Measure] = {
+    "exact_match": exact_match,
+    "raw_match": raw_match,
+    "rouge_l": rouge_l,
+    "rouge_l_unicode": rouge_l_unicode,
+    "token_f1": token_f1,
+}
+"""Metrics that are means over examples."""
+CORPUS = {"bleu": _bleu, "chrf": _chrf}
+"""Metrics of all answers together: (predictions, references) -> 0 to 100."""
+METRICS = (*MEASURES, *CORPUS)
+
+
+def known_metric(metric: str) -> str:
+    """`metric` if it is in the table or names a function, `module:name`. Raises ValueError."""
+    if metric in METRICS or is_code(metric):
+        return metric
+    raise ValueError(f"metric {metric!r}; allowed: {', '.join(METRICS)}, or a function `module:name`")
+
+
+def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example]) -> float:
+    """The score of the predictions, 0 to 100: the mean over the examples, or a metric of all of them together.
+
+    Raises ValueError for an unknown metric, no examples, or unequal numbers of predictions and examples, DataError for a
+    function of the user's that fails or gives something else than a number from 0 to 1.
+    """
+    known_metric(metric)
     if not examples or len(predictions) != len(examples):
         raise ValueError(f"{len(predictions)} predictions for {len(examples)} examples; allowed: equal, at least one")
-    measure = measures[metric]
-    pairs = zip(predictions, examples, strict=True)
-    return 100 * math.fsum(measure(prediction, example.answers) for prediction, example in pairs) / len(examples)
+    answers = [example.answers for example in examples]
+    if metric in CORPUS:
+        return float(CORPUS[metric](predictions, answers))
+    measure = MEASURES.get(metric) or own_measure(metric)
+    return 100 * math.fsum(map(measure, predictions, answers)) / len(examples)
 
 
 @functools.lru_cache(maxsize=1)

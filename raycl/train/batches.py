@@ -11,7 +11,8 @@ import torch
 
 from raycl.adapters.backbone import IGNORE, Inputs
 from raycl.methods.common.base import Row
-from raycl.tasks.task import Example
+from raycl.tasks.task import Example, Task
+from raycl.train.chat import around, message_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,21 +61,22 @@ class Encoder:
     def encode_rows(self, rows: Sequence[Row]) -> list[Encoded]:
         """Token ids of every training row, in order."""
         return [
-            replace(self._one(row.example, row.tokens), stage=row.stage, weight=row.weight, mean=row.mean)
+            replace(one, stage=row.stage, weight=row.weight * one.weight, mean=row.mean)
             for row in rows
+            for one in [self._one(row.example, row.tokens)]
         ]
 
-    def longest_answer(self, answers: Sequence[str]) -> int:
+    def longest_answer(self, answers: Sequence[str], chat: bool = False) -> int:
         """Tokens of the longest of `answers` with its end token: where generation may stop."""
-        return max(self.answer_length(answer) for answer in answers)
+        return max(self.answer_length(answer, chat) for answer in answers)
 
-    def answer_length(self, answer: str) -> int:
+    def answer_length(self, answer: str, chat: bool = False) -> int:
         """Tokens of an answer with its end token, uncut."""
-        return len(self._alone(answer)) + 1
+        return len(self._alone(answer, chat)) + 1
 
-    def read_back(self, answer: str) -> str:
+    def read_back(self, answer: str, chat: bool = False) -> str:
         """An answer as it looks once it was generated: its tokens, decoded."""
-        return str(self.tokenizer.decode(self._alone(answer), skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(self._alone(answer, chat), skip_special_tokens=True)).strip()
 
     @property
     def longest(self) -> int:
@@ -87,30 +89,46 @@ class Encoder:
         both = (len(self._one(example).prompt), answer)
         return max(both) if self.encoder_decoder else sum(both)
 
-    def generated(self, labels: Sequence[str] | None) -> int:
-        """Tokens after which generation stops: the longest label with its end token, or the limit for free text."""
-        return self.longest_answer(labels) if labels else self.max_target
+    def generated(self, task: Task) -> int:
+        """Tokens after which generation stops: the longest label or alias with its end token, or the limit for free text."""
+        words = task.closed
+        return self.longest_answer(words, task.in_chat) if words else task.answer_tokens or self.max_target
+
+    def ends(self, chat: bool) -> list[int]:
+        """The tokens that end an answer; in a chat also the one that ends a message there."""
+        end = _token(self.tokenizer.eos_token_id, "end")
+        return list(dict.fromkeys([end, message_end(self.tokenizer)])) if chat else [end]
 
     def _one(self, example: Example, most: int | None = None) -> Encoded:
-        whole = self._prompt(example.prompt)
+        chat = example.chat is not None
+        if chat:
+            before, after = around(self.tokenizer, example.chat or ())
+            example = replace(example, head=before + example.head, tail=example.tail + after)
+        whole = self._prompt(example.prompt, chat)
         if len(whole) > self.max_source:
             prompt, body = self._cut(example)
         else:
             prompt, body = whole, self._body(example, whole)
-        answer = self._answer(example.prompt, whole, example.answers[0], most)
-        return Encoded(tuple(prompt), tuple(answer), body=body)
+        answer = self._answer(example, whole)[: (most or example.tokens or self.max_target) - 1]
+        return Encoded(tuple(prompt), (*answer, self.ends(chat)[-1]), weight=example.weight, body=body)
 
     def _body(self, example: Example, prompt: list[int]) -> tuple[int, int]:
         """Where the body stands in a prompt: what neither begins as the head does alone nor ends as the tail does.
 
         A token in which the body and what stands beside it are merged counts as the body's.
         """
-        start = _alike(prompt, self._prompt(example.head)) if example.head else 0
-        tail = reversed(self._prompt(example.tail)) if example.tail else ()
+        chat = example.chat is not None
+        start = _alike(prompt, self._prompt(example.head, chat)) if example.head else 0
+        tail = reversed(self._prompt(example.tail, chat)) if example.tail else ()
         return start, max(start, len(prompt) - _alike(reversed(prompt), tail))
 
-    def _prompt(self, text: str) -> list[int]:
-        """A prompt's ids. A decoder goes on where its prompt ends, so an end token that was appended is left out."""
+    def _prompt(self, text: str, chat: bool) -> list[int]:
+        """A prompt's ids. A decoder goes on where its prompt ends, so an end token that was appended is left out.
+
+        A chat template writes the special tokens itself.
+        """
+        if chat:
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
         ids = list(self.tokenizer(text).input_ids)
         return ids[:-1] if not self.encoder_decoder and self._ends(ids) else ids
 
@@ -123,7 +141,7 @@ class Encoder:
 
         With where the body, or what is left of it, stands.
         """
-        head = self._prompt(example.head)
+        head = self._prompt(example.head, example.chat is not None)
         tail = self.tokenizer(example.tail, add_special_tokens=False).input_ids
         if self._ends(head):
             head, tail = head[:-1], [*tail, self.tokenizer.eos_token_id]
@@ -133,18 +151,19 @@ class Encoder:
         start = max(0, len(head) - cut)
         return [*head, *body, *tail][cut:], (start, start + len(body))
 
-    def _answer(self, prompt: str, prompt_ids: list[int], answer: str, most: int | None = None) -> list[int]:
-        """Target ids. A decoder-only answer is the continuation of its prompt, as its tokenizer would write it."""
-        ids = self._alone(answer)
+    def _answer(self, example: Example, prompt_ids: list[int]) -> list[int]:
+        """Target ids without their end. A decoder-only answer is the continuation of its prompt, as its tokenizer would
+        write it: after a space, but for the message of a chat."""
+        answer, chat = example.answers[0], example.chat is not None
         if not self.encoder_decoder:
-            joint = self._prompt(f"{prompt} {answer}")
-            fits = bool(prompt_ids) and joint[: len(prompt_ids)] == prompt_ids
-            ids = joint[len(prompt_ids) :] if fits else ids
-        return [*ids[: (most or self.max_target) - 1], _token(self.tokenizer.eos_token_id, "end")]
+            joint = self._prompt(f"{example.prompt}{'' if chat else ' '}{answer}", chat)
+            if prompt_ids and joint[: len(prompt_ids)] == prompt_ids:
+                return joint[len(prompt_ids) :]
+        return self._alone(answer, chat)
 
-    def _alone(self, answer: str) -> list[int]:
+    def _alone(self, answer: str, chat: bool) -> list[int]:
         """An answer tokenised alone, by a decoder after a space: used where the joint text splits the prompt differently."""
-        text = answer if self.encoder_decoder else f" {answer}"
+        text = answer if self.encoder_decoder or chat else f" {answer}"
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def collate(self, batch: Sequence[Encoded], device: str | torch.device, answers: bool = True) -> Inputs:

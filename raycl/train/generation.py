@@ -25,6 +25,8 @@ class Scored:
 
     score: float
     """0 to 100."""
+    further: dict[str, float]
+    """The task's further metrics, 0 to 100 each."""
     predictions: list[Json]
     """Per test example, in order: id, prediction, answers, and the route where the method chooses one."""
 
@@ -54,10 +56,11 @@ class Decoder:
         of a state with fewer tasks: an answer whose route is the same is taken from there.
         """
         encoder, workers = self.encoder, self.workers
-        length = encoder.generated(task.labels)
+        length = encoder.generated(task)
+        how = GREEDY | {"eos_token_id": encoder.ends(task.in_chat)}
         mine = encoder.encode(task.test[workers.rank :: workers.world])
         kept = self._kept(mine, earlier[workers.rank :: workers.world])
-        fresh = iter(self._continue([one for i, one in enumerate(mine) if i not in kept], length, dict(GREEDY)))
+        fresh = iter(self._continue([one for i, one in enumerate(mine) if i not in kept], length, how))
         shards = workers.gather([kept[i] if i in kept else next(fresh) for i in range(len(mine))])
         written = [Written("")] * len(task.test)
         for rank, shard in enumerate(shards):
@@ -67,7 +70,9 @@ class Decoder:
             | ({} if one.route is None else {"route": asdict(one.route)})
             for example, one in zip(task.test, written, strict=True)
         ]
-        return Scored(score(task.metric, [one.text for one in written], task.test), rows)
+        texts = [one.text for one in written]
+        further = {metric: score(metric, texts, task.test) for metric in task.metrics}
+        return Scored(score(task.metric, texts, task.test), further, rows)
 
     @torch.no_grad()
     def _kept(self, encoded: Sequence[Encoded], earlier: Sequence[Json]) -> dict[int, Written]:
@@ -120,8 +125,8 @@ class Decoder:
         if self.method is not None:
             self.method.condition(inputs)
         fed, _, _ = feed(backbone, self.method, inputs)
-        ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-        out = backbone.model.generate(**fed, max_new_tokens=length, **ends, **how)
+        ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": self.encoder.ends(chat=False)}
+        out = backbone.model.generate(**fed, max_new_tokens=length, **ends | how)
         # Given embeddings, or an encoder's input, `generate` returns the continuation alone.
         new = out[:, inputs.ids.shape[1] :] if "input_ids" in fed and not backbone.encoder_decoder else out
         return tokenizer.batch_decode(new, skip_special_tokens=True)

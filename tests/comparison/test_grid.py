@@ -100,7 +100,7 @@ def test_the_grid_of_a_command_line() -> None:
         settings={"train": {"lr": 0.1, "epochs": 3}},
         overrides={"train": {"epochs": 4}},
     )
-    assert grid_of([{}, {}, {}], {}) == GridSpec(methods=[]) and GridSpec(methods=[]).orders == ["demo"]
+    assert grid_of([{}, {}, {}], {}) == GridSpec(methods=[]) and GridSpec(methods=[]).orders == []
     assert file["workers"] == 3 and sets["workers"] == 2
 
 

@@ -37,13 +37,13 @@ def save_model(family: str, folder: Path) -> Path:
 def write_tasks(root: Path, names: Sequence[str], train: int = 12, test: int = 4) -> Path:
     """Task files in the benchmark layout: real film reviews under labels of each task, which mean nothing."""
     from raycl.spec import DataSpec
-    from raycl.tasks.catalogue import TASKS
+    from raycl.tasks.catalogue import open_catalogue
     from raycl.tasks.load import load_tasks
 
     (reviews,) = load_tasks(["snippets"], DataSpec(source="demo"))
     texts = [example.body for example in reviews.train]
     for place, name in enumerate(names):
-        labels = TASKS[name].labels or ()
+        labels = open_catalogue().tasks[name].labels or ()
         folder = root / name
         folder.mkdir(parents=True)
         for split, first, count in (("train", 0, train), ("test", train, test)):
@@ -61,10 +61,10 @@ def text_tokenizer(family: str) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     from raycl.spec import DataSpec
+    from raycl.tasks.catalogue import open_catalogue
     from raycl.tasks.load import load_tasks
-    from raycl.tasks.orders import ORDERS
 
-    tasks = load_tasks(ORDERS["demo"], DataSpec(source="demo", train_examples=64, test_examples=8))
+    tasks = load_tasks(open_catalogue().orders["demo"], DataSpec(source="demo", train_examples=64, test_examples=8))
     texts = [f"{example.prompt} {example.answers[0]}" for task in tasks for example in task.train]
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

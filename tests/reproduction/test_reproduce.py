@@ -23,7 +23,7 @@ from raycl.reproduction.specs import SMOKE_STAGES, Place, make_spec, sequences
 from raycl.reproduction.status import row_status, status_page
 from raycl.reproduction.tables.counts import gate_parameters, trained_parameters
 from raycl.spec import ModelSpec, RunSpec
-from raycl.tasks.orders import ORDERS
+from raycl.tasks.catalogue import open_catalogue
 from tests.kit.cli import invoke
 from tests.kit.tiny_texts import write_tasks
 
@@ -51,7 +51,7 @@ def test_every_sequence_resolves_at_both_scales(name: str) -> None:
             for order in column.orders:
                 paper = make_spec(one, row, column, order, 0, Place("paper"))
                 smoke = make_spec(one, row, column, order, 0, Place("smoke", models={"t5": "/t5", "llama": "/llama"}))
-                assert paper.order == order and tuple(paper.tasks) == ORDERS[order]
+                assert paper.order == order and tuple(paper.tasks) == open_catalogue().orders[order]
                 assert paper.model.name == MODELS[column.model].hub
                 assert smoke.method.name == paper.method.name and len(smoke.tasks) == SMOKE_STAGES
                 assert smoke.workers == 0 and smoke.data.source == "demo" and smoke.model.name in ("/t5", "/llama")
@@ -151,7 +151,7 @@ def test_cost_counts_each_sequence_once() -> None:
     cost = estimate(sequences(ALL["am_lora/table2"], Place("paper")))
     assert (cost.sequences, cost.stages) == (36, 3 * 9 * 4 + 9)
     assert 1 < cost.gpu_hours < 1000
-    assert set(EXAMPLES) == set(ORDERS["long-4"])
+    assert set(EXAMPLES) == set(open_catalogue().orders["long-4"])
 
 
 def test_paper_scale_compares_with_the_published_figures(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_smoke_of_one_table(tmp_path: Path) -> None:
 
 def test_paper_scale_goes_through_the_driver(model_folders: dict[str, Path], tmp_path: Path) -> None:
     """The paper's own settings, with local copies of model and data: keys in the plan, a report, nothing trained twice."""
-    data = write_tasks(tmp_path / "data", ORDERS["std-1"])
+    data = write_tasks(tmp_path / "data", open_catalogue().orders["std-1"])
     place = make_place("paper", str(data), [f"t5-large={model_folders['t5']}"], 0)
     part = Part(("inc_lora",), ("std-1",), seeds=1)
     one = ALL["am_lora/table1"]

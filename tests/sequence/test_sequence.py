@@ -11,11 +11,11 @@ import mlflow
 import pytest
 
 from raycl.state.store import Store
-from raycl.tasks.orders import ORDERS
+from raycl.tasks.catalogue import open_catalogue
 from tests.kit.commands import Commands, Finished
 from tests.kit.runs import MakeFlags, digests
 
-TASKS = ORDERS["demo"]
+TASKS = open_catalogue().orders["demo"]
 
 
 @dataclass(frozen=True)

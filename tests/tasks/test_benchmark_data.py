@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from raycl.spec import DataSpec
+from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import BENCHMARKS
 from raycl.tasks.task import Task
 
-NAMES = [*BENCHMARKS["long"], *BENCHMARKS["superni"]]
+NAMES = [*open_catalogue().stream("long"), *open_catalogue().stream("superni")]
 EMPTY_REFERENCES = {"task511_reddit_tifu_long_text_summarization": 6}
 
 
@@ -34,7 +34,7 @@ def test_counts_and_hashes_are_those_of_the_manifest(
     name: str, tasks: dict[str, Task], manifest: dict[str, dict[str, Any]]
 ) -> None:
     task = tasks[name]
-    folder = name if name in BENCHMARKS["long"] else f"superni/{name}"
+    folder = name if name in open_catalogue().stream("long") else f"superni/{name}"
     for split in ("train", "test"):
         entry = manifest[f"{folder}/{split}.jsonl.gz"]
         dropped = sum(task.record["dropped"][split].values())
@@ -48,14 +48,14 @@ def test_counts_and_hashes_are_those_of_the_manifest(
 
 def test_the_catalogue_knows_the_labels_of_every_labels_file(tasks: dict[str, Task], benchmark_data: Path) -> None:
     for name, task in tasks.items():
-        folder = benchmark_data / ("" if name in BENCHMARKS["long"] else "superni") / name
+        folder = benchmark_data / ("" if name in open_catalogue().stream("long") else "superni") / name
         path = folder / "labels.json"
         assert (task.labels is not None) == path.is_file()
         if path.is_file():
             assert task.labels == tuple(json.loads(path.read_text()))
 
 
-@pytest.mark.parametrize("name", BENCHMARKS["long"])
+@pytest.mark.parametrize("name", open_catalogue().stream("long"))
 def test_the_o_lora_copy_gives_the_same_prompts(name: str, tasks: dict[str, Task], benchmark_data: Path) -> None:
     (mini,) = load_tasks([name], DataSpec(source=str(benchmark_data / "CL_Benchmark_mini")))
     assert mini.record["layout"] == "o-lora"

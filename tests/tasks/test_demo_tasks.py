@@ -14,9 +14,9 @@ import pytest
 
 from raycl.errors import DataError, SetupError
 from raycl.spec import DataSpec
+from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.demo import DEMO
 from raycl.tasks.load import load_tasks
-from raycl.tasks.orders import ORDERS
 from raycl.tasks.scoring import normalise
 from raycl.tasks.task import Task
 
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, Task]:
     """All four tasks, whole."""
-    return {task.name: task for task in load_tasks(ORDERS["demo"], DataSpec(source="demo"))}
+    return {task.name: task for task in load_tasks(open_catalogue().orders["demo"], DataSpec(source="demo"))}
 
 
-@pytest.mark.parametrize("name", ORDERS["demo"])
+@pytest.mark.parametrize("name", open_catalogue().orders["demo"])
 def test_sizes_labels_and_disjoint_splits(name: str, tasks: dict[str, Task]) -> None:
     task = tasks[name]
     assert len(task.train) >= 300
@@ -46,7 +46,7 @@ def test_sizes_labels_and_disjoint_splits(name: str, tasks: dict[str, Task]) -> 
     assert len(set(shares.values())) == 1
 
 
-@pytest.mark.parametrize("name", ORDERS["demo"])
+@pytest.mark.parametrize("name", open_catalogue().orders["demo"])
 def test_prompts_are_short_and_in_the_o_lora_layout(name: str, tasks: dict[str, Task]) -> None:
     task = tasks[name]
     for example in task.train:
@@ -84,7 +84,7 @@ def test_other_tasks_are_not_in_the_demo_but_demo_tasks_mix_with_others(tmp_path
     assert task.record["source"] == "demo"
 
 
-@pytest.mark.parametrize("name", ORDERS["demo"])
+@pytest.mark.parametrize("name", open_catalogue().orders["demo"])
 @pytest.mark.parametrize("content", [b"", b"damaged", b"\xff", b"a,b\n1,2\n"])
 def test_a_damaged_file_is_a_setup_error(
     name: str, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -12,7 +12,7 @@ import pytest
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
-from raycl.tasks.catalogue import TASKS
+from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.folder import load_folder
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task
@@ -234,7 +234,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_labels_fall_back_to_the_catalogue(tmp_path: Path) -> None:
     write_o_lora(tmp_path)
     (tmp_path / "SC" / "SST-2" / "labels.json").unlink()
-    assert load_folder(tmp_path, TASKS["sst2"]).labels == tuple(LABELS)
+    assert load_folder(tmp_path, open_catalogue().tasks["sst2"]).labels == tuple(LABELS)
 
 
 def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:

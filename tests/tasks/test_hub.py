@@ -10,10 +10,10 @@ import pytest
 from raycl.errors import DataError
 from raycl.spec import DataSpec
 from raycl.tasks import hub
-from raycl.tasks.catalogue import TASKS
-from raycl.tasks.hub import HUB, HubUnreachable, load_hub
+from raycl.tasks.catalogue import open_catalogue
+from raycl.tasks.hub import HubUnreachable, load_hub
 from raycl.tasks.load import build_task, load_tasks
-from raycl.tasks.orders import BENCHMARKS
+from raycl.tasks.stream import Published
 
 PAIR = {"premise": "p", "hypothesis": "h"}
 
@@ -71,24 +71,30 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 def test_every_task_of_the_long_benchmark_has_a_table() -> None:
-    assert set(HUB) == set(GOLDEN) == set(BENCHMARKS["long"])
-    for name, table in HUB.items():
-        assert set(table.labels) == set(TASKS[name].labels or ()), name
+    assert set(GOLDEN) == set(open_catalogue().stream("long"))
+    for name in GOLDEN:
+        entry = open_catalogue().tasks[name]
+        assert isinstance(entry.data, Published)
+        assert entry.data.hub is not None
+        assert set(entry.data.hub.labels.values()) == set(entry.labels or ()), name
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
 def test_rows_become_the_benchmarks_sentences_and_labels(name: str) -> None:
     row, sentence, label = GOLDEN[name]
-    raw = load_hub(TASKS[name], 0, fake([row]))
+    raw = load_hub(open_catalogue().tasks[name], 0, fake([row]))
     assert raw.train.rows[0].text == sentence
     assert raw.train.rows[0].answers == (label,)
-    assert raw.labels == TASKS[name].labels
-    assert raw.details["hub"]["id"] == HUB[name].id
+    data = open_catalogue().tasks[name].data
+    assert list(raw.labels or ()) == open_catalogue().tasks[name].labels
+    assert isinstance(data, Published)
+    assert data.hub is not None
+    assert raw.details["hub"]["id"] == data.hub.hub
 
 
 def test_a_yahoo_question_without_a_body_has_no_title_field() -> None:
     row = {"question_title": "a", "question_content": "", "best_answer": None, "topic": 0}
-    raw = load_hub(TASKS["yahoo"], 0, fake([row]))
+    raw = load_hub(open_catalogue().tasks["yahoo"], 0, fake([row]))
     assert raw.train.rows[0].text == "Question: a\nAnswer: \n"
 
 
@@ -97,17 +103,17 @@ def test_train_takes_so_many_a_class_and_test_is_capped(monkeypatch: pytest.Monk
     monkeypatch.setattr(hub, "TEST_CAP", 7)
     rows = [{"sentence": f"s{index} ", "label": int(index % 5 == 0)} for index in range(40)]
     calls: list[Any] = []
-    raw = load_hub(TASKS["sst2"], 1, fake(rows, calls))
+    raw = load_hub(open_catalogue().tasks["sst2"], 1, fake(rows, calls))
     assert sorted(row.answers[0] for row in raw.train.rows) == ["Bad"] * 3 + ["Good"] * 3
     assert len(raw.test.rows) == 7
     assert calls == [("nyu-mll/glue", "sst2", "train", None), ("nyu-mll/glue", "sst2", "validation", None)]
-    assert load_hub(TASKS["sst2"], 1, fake(rows)).train == raw.train
-    assert load_hub(TASKS["sst2"], 2, fake(rows)).train != raw.train
+    assert load_hub(open_catalogue().tasks["sst2"], 1, fake(rows)).train == raw.train
+    assert load_hub(open_catalogue().tasks["sst2"], 2, fake(rows)).train != raw.train
 
 
 def test_a_hub_task_is_rendered_like_the_benchmark_file() -> None:
     source = lambda info: load_hub(info, 42, fake([GOLDEN["sst2"][0]]))  # noqa: E731
-    task = build_task(TASKS["sst2"], source, DataSpec(source="hub"))
+    task = build_task(open_catalogue().tasks["sst2"], source, DataSpec(source="hub"))
     assert task.train[0].prompt == (
         "What is the sentiment of the following paragraph? Choose one from the option.\n"
         "Option: Good, Bad \nText: a film \nAnswer:"
@@ -126,7 +132,7 @@ def test_a_script_is_read_from_the_hubs_parquet_files() -> None:
             raise RuntimeError("Dataset scripts are no longer supported, but found super_glue.py")
         return inner(*args, **kwargs)
 
-    assert load_hub(TASKS["boolq"], 0, load_dataset).train.rows
+    assert load_hub(open_catalogue().tasks["boolq"], 0, load_dataset).train.rows
     assert revisions == [None, "refs/convert/parquet"] * 2
 
 
@@ -143,26 +149,30 @@ def test_an_unreachable_hub_is_explained_once(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("error", [ValueError("no such config"), RuntimeError("boom"), FileNotFoundError("gone")])
 def test_other_failures_name_the_id_and_the_cause(error: Exception) -> None:
     with pytest.raises(DataError, match=r"aps/super_glue.*" + str(error)) as caught:
-        load_hub(TASKS["wic"], 0, raising(error))
+        load_hub(open_catalogue().tasks["wic"], 0, raising(error))
     assert not isinstance(caught.value, HubUnreachable)
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"sentence": "a", "label": 7}, "label 7"),
-        ({"sentence": "a", "label": -1}, "label -1"),
-        ({"sentence": "a", "label": "x"}, "of another type"),
-        ({"sentence": " ", "label": None}, "of another type"),
+        ({"sentence": "a", "label": 7}, "label '7'"),
+        ({"sentence": "a", "label": -1}, "label '-1'"),
+        ({"sentence": "a", "label": "x"}, "label 'x'"),
+        ({"sentence": "a", "label": None}, "got None"),
+        ({"sentence": None, "label": 0}, None),
         ({"text": "a", "label": 0}, "'sentence'"),
-        ({"sentence": "a"}, "column label"),
+        ({"sentence": "a"}, "column 'label'"),
     ],
 )
-def test_a_table_of_another_form_is_refused(row: dict[str, Any], expected: str) -> None:
+def test_a_table_of_another_form_is_refused(row: dict[str, Any], expected: str | None) -> None:
+    if expected is None:  # an empty column is an empty text, as in the released preprocessing
+        assert load_hub(open_catalogue().tasks["sst2"], 0, fake([row])).train.rows[0].text == "Text: "
+        return
     with pytest.raises(DataError, match=expected):
-        load_hub(TASKS["sst2"], 0, fake([row]))
+        load_hub(open_catalogue().tasks["sst2"], 0, fake([row]))
 
 
 def test_superni_is_not_on_the_hub() -> None:
     with pytest.raises(DataError, match=r"not offered on the hub.*RAYCL_DATA"):
-        load_hub(TASKS["task1572_samsum_summary"], 0, fake([]))
+        load_hub(open_catalogue().tasks["task1572_samsum_summary"], 0, fake([]))

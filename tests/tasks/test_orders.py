@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 
 from raycl.errors import SpecError
-from raycl.tasks.catalogue import TASKS
-from raycl.tasks.orders import BENCHMARKS, ORDERS, canonical_task, order_title, resolve_order
+from raycl.tasks.catalogue import open_catalogue
+from raycl.tasks.orders import order_title, resolve_order
 
 
 def test_the_orders_hold_known_tasks_once() -> None:
     sizes = {"std-1": 4, "std-2": 4, "std-3": 4, "long-4": 15, "long-5": 15, "long-6": 15}
     sizes |= {"sni-1": 15, "sni-2": 15, "demo": 4}
-    assert {order: len(tasks) for order, tasks in ORDERS.items()} == sizes
-    for tasks in ORDERS.values():
+    assert {order: len(tasks) for order, tasks in open_catalogue().orders.items()} == sizes
+    for tasks in open_catalogue().orders.values():
         assert len(set(tasks)) == len(tasks)
-        assert set(tasks) <= set(TASKS)
+        assert set(tasks) <= set(open_catalogue().tasks)
 
 
 def test_every_long_order_is_a_permutation_of_the_benchmark() -> None:
     for order in ("long-4", "long-5", "long-6"):
-        assert set(ORDERS[order]) == set(BENCHMARKS["long"])
+        assert set(open_catalogue().orders[order]) == set(open_catalogue().stream("long"))
     for order in ("sni-1", "sni-2"):
-        assert set(ORDERS[order]) == set(BENCHMARKS["superni"])
+        assert set(open_catalogue().orders[order]) == set(open_catalogue().stream("superni"))
 
 
 def test_am_lora_table_4() -> None:
@@ -53,7 +53,7 @@ def test_published_scripts_agree(benchmark_data: Path) -> None:
         "sni-2": "gainlora_superni_order2",
     }
     for order, name in same.items():
-        assert list(ORDERS[order]) == published[name]
+        assert list(open_catalogue().orders[order]) == published[name]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_published_scripts_agree(benchmark_data: Path) -> None:
     ],
 )
 def test_aliases(alias: str, name: str | None) -> None:
-    assert canonical_task(alias) == name
+    assert open_catalogue().canonical(alias) == name
 
 
 def test_a_list_gets_a_custom_id_with_canonical_names_that_resolves_again() -> None:
@@ -118,4 +118,6 @@ def test_all_superni_tasks_are_named_by_number() -> None:
         resolve_order("task123_something")
     listed = re.search(r"one of the 15 SuperNI tasks by name or number \((.*); docs/", str(caught.value))
     assert listed is not None
-    assert {canonical_task(number) for number in listed[1].split(", ")} == set(BENCHMARKS["superni"])
+    assert {open_catalogue().canonical(number) for number in listed[1].split(", ")} == set(
+        open_catalogue().stream("superni")
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raycl.adapters.backbone import IGNORE
 from raycl.methods.common.base import Row
-from raycl.tasks.task import Example
+from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder, MicroBatch, by_length, global_batches
 
 
@@ -152,7 +152,9 @@ def test_a_label_is_as_long_and_reads_as_it_will_be_generated(tiny):
     assert ours.answer_length("very bad") == 3
     assert ours.read_back("very bad") == "very bad"
     assert ours.read_back("</s>") == ""
-    assert ours.generated(["good", "very bad"]) == 3 and ours.generated(None) == 2
+    closed, free = (Task("t", "t", "exact_match", labels, (), (), {}) for labels in (("good", "very bad"), None))
+    assert ours.generated(closed) == 3 and ours.generated(free) == 2
+    assert ours.generated(replace(closed, aliases=("very very bad",))) == 4
 
 
 @pytest.mark.parametrize("family", ["llama"], indirect=True)

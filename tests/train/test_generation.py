@@ -138,7 +138,7 @@ GREEDILY = {
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
     "pad_token_id": 0,
-    "eos_token_id": 1,
+    "eos_token_id": [1],
 }
 
 

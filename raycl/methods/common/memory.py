@@ -8,7 +8,7 @@ from typing import Any
 from raycl.methods.common.base import Row, StageInfo
 from raycl.state.stage_state import StageState
 from raycl.tasks.sampling import draw
-from raycl.tasks.task import Example
+from raycl.tasks.task import Example, turns
 
 Record = dict[str, Any]
 """An example as JSON."""
@@ -30,6 +30,7 @@ def records(kept: Sequence[Example]) -> list[Record]:
             "body": example.body,
             "tail": example.tail,
             "answers": list(example.answers),
+            **example.further,
         }
         for example in kept
     ]
@@ -38,7 +39,7 @@ def records(kept: Sequence[Example]) -> list[Record]:
 def remembered(state: StageState, weight: float) -> list[Row]:
     """The rows that all parts of a state keep in memory, with their weight in the cross-entropy."""
     return [
-        Row(Example(**{**kept, "answers": tuple(kept["answers"])}), stage, weight)
+        Row(Example(**{**kept, "answers": tuple(kept["answers"]), "chat": turns(kept.get("chat"))}), stage, weight)
         for stage, part in enumerate(state.parts, start=1)
         for kept in part.facts["memory"]
     ]

@@ -31,10 +31,16 @@ class Layout:
     """How every prompt ends."""
     labels: Sequence[str]
     """All answers of the task, or none where they are free text."""
+    chat: bool = False
+    """Whether the tokenizer's chat template goes around the prompts."""
+    tokens: int | None = None
+    """Longest answer in tokens; none = the run's limit."""
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "labels": list(self.labels)}
+        """As JSON; what is the usual is left out, as in older records."""
+        usual = {"chat": False, "tokens": None}
+        values = {**asdict(self), "labels": list(self.labels)}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     def written(self, example: Example, marker: str, words: int) -> str:
         """An example as a text to write: what is its own in the prompt, the body cut to `words` words; marker; answer."""
@@ -55,7 +61,7 @@ class Layout:
 
     def example(self, name: str, pair: Pair) -> Example:
         """A pair as an example of the task."""
-        return Example(name, self.head, pair.text, self.tail, (pair.answer,))
+        return Example(name, self.head, pair.text, self.tail, (pair.answer,), () if self.chat else None, self.tokens)
 
 
 def layout_of(stage: int, examples: Sequence[Example]) -> Layout:
@@ -64,7 +70,8 @@ def layout_of(stage: int, examples: Sequence[Example]) -> Layout:
     tail = _beginning([example.tail[::-1] for example in examples])[::-1]
     answers = sorted({example.answers[0] for example in examples})
     labels = answers if 2 * len(answers) <= len(examples) else []
-    return Layout(stage, f"Write an example of task {stage}.", head, tail, labels)
+    cue, first = f"Write an example of task {stage}.", examples[0]
+    return Layout(stage, cue, head, tail, labels, first.chat is not None, first.tokens)
 
 
 def _beginning(texts: Sequence[str]) -> str:

@@ -1,0 +1,173 @@
+"""Long sequences of plain records: in memory while they are few, in a memory-mapped Arrow file where they are many.
+
+A file is named by its content and lies in raycl's home, so that reading the same data again makes no second copy, and a
+worker opens what the driver wrote. A cluster of several machines needs that home on a file system that all of them see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+from uuid import uuid4
+
+from raycl.errors import DataError
+from raycl.files import home
+
+IN_MEMORY = 50_000
+"""Records up to which a sequence stays in memory."""
+AT_ONCE = 2_000
+"""Records that are written and read together."""
+T = TypeVar("T")
+
+
+def keep(records: Iterable[T], kind: type[T], in_memory: int | None = None) -> Sequence[T]:
+    """All `records`, instances of the dataclass `kind`: as a tuple, or on disk if there are more than `in_memory`.
+
+    What the fields hold must be texts, numbers, none, and tuples of these.
+    """
+    most = IN_MEMORY if in_memory is None else in_memory
+    records = iter(records)
+    first = list(itertools.islice(records, most + 1))
+    if len(first) <= most:
+        return tuple(first)
+    return _write(itertools.chain(first, records), kind)
+
+
+class Stored(Sequence[T], Generic[T]):
+    """Records in an Arrow file. It travels to other processes as the path of its file."""
+
+    def __init__(self, path: Path, kind: type[T], length: int) -> None:
+        self.path = path
+        self.kind = kind
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Picked(self, range(*index.indices(self.length)))
+        place = range(self.length)[index]
+        return self._made(self._table[place])
+
+    def __iter__(self) -> Iterator[T]:
+        """From first to last, read in pieces that do not stay in memory."""
+        import pyarrow as pa
+
+        with pa.OSFile(str(self._there())) as file, pa.ipc.open_stream(file) as reader:
+            for batch in reader:
+                yield from map(self._made, batch.to_pylist())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stored, (self.path, self.kind, self.length)
+
+    @property
+    def _table(self) -> Any:
+        """The file for random access, mapped into memory once per process."""
+        if "_mapped" not in self.__dict__:
+            from datasets import Dataset
+
+            self.__dict__["_mapped"] = Dataset.from_file(str(self._there()))
+        return self.__dict__["_mapped"]
+
+    def _there(self) -> Path:
+        if not self.path.is_file():
+            raise DataError(
+                f"{self.path}: the rows that the run was planned with are not here; next step: set RAYCL_HOME to a folder "
+                "that all machines of the cluster see"
+            )
+        return self.path
+
+    def _made(self, row: dict[str, Any]) -> T:
+        return self.kind(**{name: _tuples(value) for name, value in row.items()})
+
+
+class Picked(Sequence[T], Generic[T]):
+    """Some records of a sequence, in an order of their own; `make` turns each into what is wanted, when it is wanted."""
+
+    def __init__(
+        self, records: Sequence[Any], places: Sequence[int], make: Callable[[int, Any], T] | None = None
+    ) -> None:
+        self.records = records
+        self.places = places
+        self.make = make
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Picked(self.records, self.places[index], self.make)
+        place = self.places[index]
+        return self._made(place, self.records[place])
+
+    def __iter__(self) -> Iterator[T]:
+        if isinstance(self.places, range) and self.places == range(len(self.records)):
+            yield from (self._made(place, record) for place, record in enumerate(self.records))
+        else:
+            yield from (self._made(place, self.records[place]) for place in self.places)
+
+    def _made(self, place: int, record: Any) -> T:
+        return record if self.make is None else self.make(place, record)
+
+
+def held(records: Picked[T]) -> Sequence[T]:
+    """The records as a tuple where they are few, and else as they are."""
+    return tuple(records) if len(records) <= IN_MEMORY else records
+
+
+def _write(records: Iterable[T], kind: type[T]) -> Stored[T]:
+    """Write records into a file named by what they hold."""
+    import pyarrow as pa
+
+    folder = home() / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{uuid4().hex}.arrow"
+    digest, length = hashlib.sha256(kind.__name__.encode()), 0
+    names = _schema(kind).names
+    values_of = attrgetter(*names)
+    records = iter(records)
+    try:
+        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, _schema(kind)) as writer:
+            while piece := list(map(values_of, itertools.islice(records, AT_ONCE))):
+                digest.update(repr(piece).encode("utf-8", "surrogatepass"))
+                length += len(piece)
+                rows = [dict(zip(names, values, strict=True)) for values in piece]
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_schema(kind)))
+        path = folder / f"{digest.hexdigest()}.arrow"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Stored(path, kind, length)
+
+
+def _schema(kind: type) -> Any:
+    """The Arrow types of a record's fields, by their annotations."""
+    import pyarrow as pa
+
+    types = {
+        "str": pa.large_string(),
+        "float": pa.float64(),
+        "int | None": pa.int64(),
+        "tuple[str, ...]": pa.list_(pa.large_string()),
+        "Turns": pa.list_(pa.list_(pa.large_string())),
+    }
+    return pa.schema([(field.name, types[str(field.type)]) for field in fields(kind)])
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, at every depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,247 @@
+"""Rows of the user's tables, one after another: CSV, TSV, JSON, JSON lines, Parquet, Arrow, folders of `datasets`.
+
+A row is a mapping of columns. Nothing but JSON files, whose form asks for it, is held as a whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import fsspec
+
+from raycl.errors import first_line
+from raycl.tasks.rows import complaint
+from raycl.tasks.stream import Files, Format, Saved
+
+Rows = Iterator[tuple[str, Any]]
+"""(place, row) pairs."""
+ENDINGS: dict[str, Format] = {
+    **{".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"},
+}
+PACKED = {".gz", ".bz2", ".xz", ".zst"}
+"""Endings of compressed files, which fsspec opens."""
+AT_ONCE = 1000
+"""Rows of a Parquet file that are read together."""
+_RESTORE = "restore the file from its source, or say its `format` in the stream's file"
+
+
+def rows_of_files(data: Files, split: str) -> Rows:
+    """The rows of all files of a split, in the order of their names. Raises DataError that names file and line."""
+    for path in _matching(data.splits()[split]):
+        yield from _READERS[_format(data, path)](path, data)
+
+
+def hashes_of(data: Files) -> dict[str, str]:
+    """SHA-256 of every file, by its path. Raises DataError."""
+    found = {}
+    for paths in data.splits().values():
+        for path in _matching(paths):
+            digest = hashlib.sha256()
+            with _opened(path, packed=False) as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            found[path] = digest.hexdigest()
+    return found
+
+
+def rows_of_saved(data: Saved, split: str) -> Rows:
+    """The rows of a split that `datasets` saved; memory-mapped. Raises DataError."""
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    name = data.splits()[split]
+    try:
+        found = load_from_disk(data.saved)
+    except Exception as error:  # the loader raises types of several libraries
+        raise complaint(
+            data.saved, f"cannot be read ({first_line(error)[:200]})", "a folder that `save_to_disk` wrote", _RESTORE
+        ) from None
+    if isinstance(found, DatasetDict):
+        if name not in found:
+            raise complaint(
+                data.saved, f"has no split {name!r}", ", ".join(map(str, found)), "correct the split's name"
+            )
+        found = found[name]
+    assert isinstance(found, Dataset)
+    return rows_of_dataset(found, f"{data.saved}, {name}")
+
+
+def rows_of_dataset(table: Any, source: str) -> Rows:
+    """The rows of a data set of `datasets`; a column of classes holds their names."""
+    classes = {name: kind for name, kind in table.features.items() if hasattr(kind, "int2str")}
+    for index, row in enumerate(table):
+        named = {
+            name: kind.int2str(row[name])
+            for name, kind in classes.items()
+            if isinstance(row[name], int) and row[name] >= 0
+        }
+        yield f"{source}, row {index}", row | named
+
+
+def _matching(patterns: list[str]) -> list[str]:
+    """The files that paths and globs name, sorted within each; URIs stay as they are. Raises DataError for none."""
+    found: list[str] = []
+    for pattern in patterns:
+        system, path = fsspec.core.url_to_fs(pattern)
+        several = (
+            sorted(system.glob(path)) if any(mark in path for mark in "*?[") and not system.exists(path) else [path]
+        )
+        if not several or not system.isfile(several[0]):
+            raise complaint(pattern, "there is no such file", "a file, or a glob that matches some", "correct the path")
+        found += [system.unstrip_protocol(one) if "://" in pattern else one for one in several]
+    return found
+
+
+def _format(data: Files, path: str) -> Format:
+    """What the stream or the file's name says. Raises DataError where neither does."""
+    pure = PurePosixPath(path)
+    ending = PurePosixPath(pure.stem).suffix if pure.suffix in PACKED else pure.suffix
+    found = data.format or ENDINGS.get(ending.lower())
+    if found is None:
+        raise complaint(
+            path, f"the ending {ending!r} says no format", ", ".join(ENDINGS), "set `format` in the data's mapping"
+        )
+    return found
+
+
+def _opened(path: str, packed: bool = True) -> IO[bytes]:
+    """A file to read bytes from. Raises DataError."""
+    try:
+        opened: Any = fsspec.open(path, "rb", compression="infer" if packed else None)
+        return opened.open()
+    except (OSError, ImportError, ValueError) as error:
+        raise complaint(path, f"cannot be opened ({first_line(error)})", "a readable file", _RESTORE) from None
+
+
+def _lines(path: str) -> Iterator[str]:
+    """The lines of a text file with their ends. Raises DataError for bytes that are no UTF-8, and for a damaged archive."""
+    with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        number = 0
+        try:
+            for line in text:
+                number += 1
+                yield line
+        except UnicodeDecodeError as error:
+            raise complaint(
+                f"{path}, after line {number}",
+                f"byte {error.start} of the next piece is not UTF-8",
+                "UTF-8 text",
+                "save the file as UTF-8",
+            ) from None
+        except (OSError, EOFError) as error:
+            raise complaint(path, f"is damaged ({first_line(error)})", "a complete file", _RESTORE) from None
+
+
+def _separated(path: str, data: Files, default: str) -> Rows:
+    """CSV with a header line; every value is a text, as it stands there."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(_lines(path), delimiter=data.delimiter or default, strict=True)
+    try:
+        header = next(reader, [])
+        if not header or len(set(header)) != len(header):
+            raise complaint(f"{path}, line 1", f"the header is {header!r}", "different names, one per column", _RESTORE)
+        for values in reader:
+            if not values:
+                continue  # a blank line
+            where = f"{path}, line {reader.line_num}"
+            if len(values) != len(header):
+                raise complaint(
+                    where, f"{len(values)} fields", f"{len(header)}, as the header has",
+                    "quote fields that hold the delimiter or a line end, or set `delimiter`",
+                )  # fmt: skip
+            yield where, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise complaint(
+            f"{path}, line {reader.line_num}", f"not CSV ({error})", "fields in CSV's form", _RESTORE
+        ) from None
+
+
+def _json_lines(path: str, data: Files) -> Rows:
+    """One JSON value per line that is not blank. A file that opens as a list is read as one list."""
+    for number, line in enumerate(_lines(path), start=1):
+        if number == 1 and line.lstrip().startswith("["):
+            yield from _json_list(path, data)
+            return
+        if line.strip():
+            yield (where := f"{path}, line {number}"), _parsed(line, where)
+
+
+def _json_list(path: str, data: Files) -> Rows:
+    """A JSON list of rows, an object with one list of them, or JSON lines under this name."""
+    text = "".join(_lines(path))
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise complaint(path, f"not JSON ({error})", "a list of rows", _RESTORE) from None
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield (where := f"{path}, line {number}"), _parsed(line, where)
+        return
+    except (RecursionError, ValueError) as error:
+        raise complaint(path, f"not JSON ({error})", "a list of rows", _RESTORE) from None
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        value = lists[0] if len(lists) == 1 else value
+    if not isinstance(value, list):
+        raise complaint(path, "holds no list of rows", "a JSON list, or an object with one list", _RESTORE)
+    yield from ((f"{path}, index {index}", item) for index, item in enumerate(value))
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (RecursionError, ValueError) as error:
+        raise complaint(where, f"not JSON ({error})", "one JSON value per line", _RESTORE) from None
+
+
+def _parquet(path: str, data: Files) -> Rows:
+    import pyarrow.parquet as pq
+
+    with _opened(path, packed=False) as file:
+        try:
+            batches = pq.ParquetFile(file).iter_batches(AT_ONCE)
+            yield from _numbered((row for batch in batches for row in batch.to_pylist()), path)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise complaint(
+                path, f"is no Parquet file ({first_line(error)[:150]})", "a Parquet file", _RESTORE
+            ) from None
+
+
+def _arrow(path: str, data: Files) -> Rows:
+    """Arrow's stream form, which `datasets` writes, and its file form (Feather)."""
+    import pyarrow as pa
+
+    with _opened(path, packed=False) as file:
+        magic = file.read(6)
+        file.seek(0)
+        try:
+            if magic == b"ARROW1":
+                reader: Any = pa.ipc.open_file(file)
+                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+            else:
+                batches = iter(pa.ipc.open_stream(file))
+            yield from _numbered((row for batch in batches for row in batch.to_pylist()), path)
+        except (OSError, ValueError) as error:
+            raise complaint(path, f"is no Arrow file ({first_line(error)[:150]})", "an Arrow file", _RESTORE) from None
+
+
+def _numbered(rows: Iterator[Any], path: str) -> Rows:
+    return ((f"{path}, row {index}", row) for index, row in enumerate(rows))
+
+
+_READERS: dict[Format, Callable[[str, Files], Rows]] = {
+    "csv": lambda path, data: _separated(path, data, ","),
+    "tsv": lambda path, data: _separated(path, data, "\t"),
+    "json": _json_list,
+    "jsonl": _json_lines,
+    "parquet": _parquet,
+    "arrow": _arrow,
+}

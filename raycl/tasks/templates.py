@@ -1,0 +1,139 @@
+"""Templates over one row: Jinja in its sandbox, without loaders and assignments, with few filters and methods.
+
+So what a template writes is bounded by the row and by its own length.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LONGEST = 4_000_000
+"""Characters that one rendered text may have."""
+FILTERS = frozenset(
+    [
+        "capitalize",
+        "default",
+        "first",
+        "float",
+        "int",
+        "join",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "reject",
+        "replace",
+        "reverse",
+        "round",
+        "select",
+        "sort",
+        "string",
+        "title",
+        "trim",
+        "truncate",
+        "unique",
+        "upper",
+        "wordcount",
+    ]
+)
+"""Filters of Jinja that look at nothing but their arguments and make nothing long of something short."""
+METHODS = frozenset(
+    [
+        "capitalize",
+        "endswith",
+        "get",
+        "items",
+        "keys",
+        "lower",
+        "lstrip",
+        "removeprefix",
+        "removesuffix",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "title",
+        "upper",
+        "values",
+    ]
+)
+"""Methods of texts, lists and mappings of which the same holds."""
+FORBIDDEN = (
+    nodes.Assign,
+    nodes.AssignBlock,
+    nodes.CallBlock,
+    nodes.Extends,
+    nodes.FromImport,
+    nodes.Import,
+    nodes.Include,
+    nodes.Macro,
+)
+"""Statements that could make a text grow, or read something else than the row."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which nothing grows beyond the row: a text times a number is no text."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Products and remainders of numbers only, and no powers."""
+        if operator == "**" or not all(isinstance(side, (int, float)) for side in (left, right)):
+            raise TemplateError(f"`{operator}` is for numbers only, and `**` is not there")
+        return super().call_binop(context, operator, left, right)
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> _Environment:
+    """The one environment: an absent value is an error, and none is an empty text."""
+    made = _Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, finalize=lambda value: "" if value is None else value
+    )
+    made.filters = {name: how for name, how in made.filters.items() if name in FILTERS}
+    made.globals = {}
+    return made
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(text: str) -> Template:
+    return _environment().from_string(text)
+
+
+def check_template(text: str) -> str:
+    """`text` if it is a template that may be used. Raises ValueError that says what is wrong with it."""
+    try:
+        tree = _environment().parse(text)
+        _compiled(text)
+    except TemplateError as error:
+        raise ValueError(f"the template {text[:60]!r} is not valid: {error}") from None
+    if found := next(tree.find_all(FORBIDDEN), None):
+        raise ValueError(
+            f"the template {text[:60]!r} has a statement that is not allowed here ({type(found).__name__.lower()})"
+        )
+    for call in tree.find_all(nodes.Call):
+        name = call.node.attr if isinstance(call.node, nodes.Getattr) else "?"
+        if name not in METHODS:
+            raise ValueError(f"the template {text[:60]!r} calls {name}(); allowed: {', '.join(sorted(METHODS))}")
+    return text
+
+
+def render(text: str, values: Mapping[str, Any]) -> str:
+    """The text that a template makes of `values`. Raises ValueError for a value that is not there or a text too long."""
+    parts: list[str] = []
+    size = 0
+    try:
+        for part in _compiled(text).generate(**{str(name): value for name, value in values.items()}):
+            size += len(part)
+            if size > LONGEST:
+                raise ValueError(f"the text is longer than {LONGEST:,} characters")
+            parts.append(part)
+    except (TemplateError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{error}") from None
+    return "".join(parts)

@@ -1,0 +1,59 @@
+"""A tokenizer's own chat template, as what it writes before and after a message of the user."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from raycl.errors import DataError, first_line
+from raycl.tasks.task import Turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MARK = "\u2402"
+"""Stands for the message while the template is asked; templates strip spaces, but no visible character."""
+
+
+def why_not(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Why a tokenizer cannot write chats; none if it can."""
+    if not getattr(tokenizer, "chat_template", None):
+        return "its tokenizer has no chat template; take a chat model, or leave `chat` out of the stream"
+    try:
+        around(tokenizer, ())
+        message_end(tokenizer)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def around(tokenizer: PreTrainedTokenizerBase, earlier: Turns) -> tuple[str, str]:
+    """What stands before and after a message of the user that the assistant is to answer, after `earlier` messages.
+
+    Raises DataError where the template refuses these messages, or does not write the message as it is.
+    """
+    text = _written(tokenizer, [*earlier, ("user", MARK)], add_generation_prompt=True)
+    before, mark, after = text.partition(MARK)
+    if not mark or MARK in after:
+        raise DataError("the tokenizer's chat template does not write a message of the user as it is")
+    return before, after
+
+
+@lru_cache(maxsize=8)
+def message_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends the assistant's message: the first one after it if that is a special token, else the end token."""
+    after = _written(tokenizer, [("user", "a"), ("assistant", MARK)]).partition(MARK)[2]
+    ids: Any = tokenizer(after, add_special_tokens=False).input_ids
+    end: Any = tokenizer.eos_token_id
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    return int(ids[0]) if ids and ids[0] in special else end
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], **how: Any) -> str:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+    except Exception as error:  # a template may raise whatever it likes
+        roles = ", ".join(role for role, _ in turns)
+        raise DataError(f"the tokenizer's chat template refuses the messages {roles} ({first_line(error)})") from None
