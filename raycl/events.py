@@ -128,6 +128,8 @@ class Scored:
     seconds: float
     seen: bool
     """Whether the task had been trained by then."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """The task's further metrics, 0 to 100 each."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ class RowDone:
     """AP, FT, BWT, FWT after this stage; NaN = undefined."""
     routing: Routing | None = None
     """Where the method routes its inputs."""
+    further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Task -> further metrics of the tasks seen so far that have any."""
 
 
 @dataclass(frozen=True)

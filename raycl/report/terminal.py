@@ -118,6 +118,9 @@ class Terminal:
         self.close()
         scores = "  ".join(f"{task} {number(score)}" for task, score in event.scores.items())
         self._line(f"{self._name(event.stage)} scores: {scores}  |  {_measures(event.measures)}")
+        for task, metrics in event.further.items():
+            words = "  ".join(f"{name} {number(value)}" for name, value in metrics.items())
+            self._line(f"{self._name(event.stage)} also: {task}  {words}")
         if event.routing is not None:
             self._line(f"{self._name(event.stage)} routes: {_routes(event.routing)}")
         if self._pace.stage_done(event.stage) and self._pace.left:

@@ -51,6 +51,8 @@ class Chronicle:
         self._heard: set[str] = set()
         """Keys of stages and cells that were told of."""
         self._rows: set[int] = set()
+        self._further: dict[tuple[int, str], Mapping[str, float]] = {}
+        """(row, task) -> its further metrics."""
 
     def start(self, missing: Missing, places: Mapping[str, str] | None = None) -> None:
         """Say what is going to happen; `places` as in `SequenceStart`."""
@@ -77,6 +79,8 @@ class Chronicle:
         for cell in self.job.plan.cells:
             if cell.key == key:
                 self.matrix.set(cell.stage, cell.task, event.score)
+                if event.further:
+                    self._further[cell.stage, cell.task] = event.further
         self._heard.add(key)
         self._tell(event)
         if event.stage and all(cell.key in self._heard for cell in cells):
@@ -85,7 +89,14 @@ class Chronicle:
     def _row_done(self, row: int) -> None:
         if row not in self._rows:
             self._rows.add(row)
-            self._tell(RowDone(row, self.matrix.seen(row), self.matrix.summary(row), self._routing(row)))
+            scores = self.matrix.seen(row)
+            further = self.further(row)
+            self._tell(RowDone(row, scores, self.matrix.summary(row), self._routing(row), further))
+
+    def further(self, row: int) -> dict[str, Mapping[str, float]]:
+        """The further metrics of a row, of the tasks seen by then that have any."""
+        seen = self.matrix.seen(row)
+        return {task: found for task in seen if (found := self._further.get((row, task)))}
 
     def _routing(self, row: int) -> Routing | None:
         """How the inputs of a stored row were routed; none where the method does not."""
@@ -116,7 +127,9 @@ class Chronicle:
     def end(self, status: Status, facts: Json | None = None, places: Mapping[str, str] | None = None) -> None:
         """Say how it ended; `facts` and `places` as in `SequenceEnd`."""
         routing = self._routing(self.job.plan.stages[-1].row) if status == "FINISHED" else None
-        self._tell(SequenceEnd(status, self.matrix.to_json(), facts or {}, places or {}, routing))
+        last = self.further(self.job.plan.stages[-1].row)
+        facts = (facts or {}) | ({"further_metrics": last} if facts and last else {})
+        self._tell(SequenceEnd(status, self.matrix.to_json(), facts, places or {}, routing))
 
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:

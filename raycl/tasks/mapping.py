@@ -65,7 +65,9 @@ class Mapper:
             text = render(name, {"row": item, **item})
         except ValueError as error:
             columns = f"the row's columns ({', '.join(map(str, item))}; `row['a name']` for names with spaces)"
-            raise complaint(where, f"the template of `input` fails ({error})", columns, "correct the template") from None
+            raise complaint(
+                where, f"the template of `input` fails ({error})", columns, "correct the template"
+            ) from None
         return checked_text(text, f"{where}, what `input` renders")
 
     def _references(self, item: Mapping[str, Any], where: str) -> list[str]:

@@ -60,7 +60,8 @@ class Tracker(Runs):
             case StageEnd():
                 self._end_stage(event)
             case Scored():
-                self._add(self._parent, {f"acc/{as_name(event.task)}": event.score}, event.stage)
+                further = {f"acc/{as_name(event.task)}/{as_name(name)}": value for name, value in event.further.items()}
+                self._add(self._parent, {f"acc/{as_name(event.task)}": event.score, **further}, event.stage)
             case RowDone():
                 routing = measures(event.routing) if event.routing else {}
                 self._add(self._parent, {**event.measures, **routing}, event.stage)
