@@ -67,7 +67,7 @@ KNOWS: dict[str, set[str]] = {
     "cluster": {"errors"},
     "tracking": {"analysis", "errors", "events", "files", "spec"},
     "analysis": {"events", "files", "spec", "state"},
-    "report": {"analysis", "errors", "events", "files", "methods", "spec", "state"},
+    "report": {"analysis", "errors", "events", "files", "methods", "spec", "state", "tasks"},
     "sequence": STAGE | {"analysis", "cluster", "presets", "report", "tracking"},
     "sweep": MANY,
     "comparison": MANY,

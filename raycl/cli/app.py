@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from raycl.cli import compare, reproduce, run, show, store, sweep
+from raycl.cli import compare, data, reproduce, run, show, store, sweep, tasks
 from raycl.errors import UserError
 
 DEFECT = (
@@ -36,6 +36,8 @@ app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("methods")(show.methods)
 app.command("fields")(show.fields)
+app.add_typer(tasks.app, name="tasks")
+app.add_typer(data.app, name="data")
 app.add_typer(store.app, name="store")
 app.command("version")(show.version)
 app.command("cards", hidden=True)(show.cards)

@@ -122,3 +122,31 @@ def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy the few positions that reach the output layer: on a strided slice, torch would copy the vocabulary matrix once
     per example instead (measured on CPU: more than half of a forward pass of 50 prompts)."""
     return (inputs[0].contiguous(), *inputs[1:])
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What is known of a model without its weights: enough to see what it reads."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encoder_decoder: bool
+    positions: int | None
+    """Tokens that the model has positions for; none where it knows no limit."""
+
+
+def load_tokenizer(spec: ModelSpec) -> TextSide:
+    """A model's tokenizer and what its configuration says of lengths. Raises SpecError as `load_model`."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    path = place(spec)
+    folder = converted(path) if path.is_file() else path
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the loaders raise types of several libraries
+        raise SpecError(
+            f"model.name: the tokenizer of {folder} cannot be loaded ({type(error).__name__}: {first_line(error)[:300]})"
+        ) from error
+    heal_end_token(config, tokenizer)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return TextSide(tokenizer, bool(config.is_encoder_decoder), positions)

@@ -33,7 +33,7 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
         if chats and (why := why_not(loaded.tokenizer)):
             problems.append(f"task {chats[0]}: chat: {why}")
             tasks = [task for task in tasks if not task.in_chat]
-        problems += [line for task in tasks if task.labels for line in _labels(encoder, task)]
+        problems += [line for task in tasks if task.labels for line in label_problems(encoder, task)]
         problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
         raise SpecError(one_message(f"the model {loaded.name}", problems, HINT))
@@ -82,7 +82,7 @@ def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodPara
 # --- answers --------------------------------------------------------------------------------------------------------------
 
 
-def _labels(encoder: Encoder, task: Task) -> Iterator[str]:
+def label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
     """Labels that the model can never answer: cut by the limit, or not written by its tokenizer."""
     labels = task.closed or ()
     lengths = {label: encoder.answer_length(label, task.in_chat) for label in labels}

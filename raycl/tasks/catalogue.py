@@ -61,6 +61,19 @@ class Catalogue:
         """The tasks of a stream."""
         return next(tuple(entry.name for entry in one.tasks) for one in self.streams if one.stream == name)
 
+    def home(self, name: str) -> str:
+        """The name of the stream that says what a task is."""
+        return next(one.stream for one in self.streams for entry in one.tasks if entry.name == name)
+
+    def require(self, name: str) -> str:
+        """The canonical name for a task's name. Raises SpecError for an unknown one."""
+        found = self.canonical(name)
+        if found is None:
+            raise SpecError(
+                f"task {name!r}: unknown; allowed: {', '.join(self.tasks)}; next step: see `raycl tasks list`"
+            )
+        return found
+
     def canonical(self, name: str) -> str | None:
         """The canonical name for a name, an alias or a SuperNI number (`SST-2`, `boolqa`, `task1572`, `073`); else none."""
         if name in self.tasks:

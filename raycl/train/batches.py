@@ -99,11 +99,19 @@ class Encoder:
         end = _token(self.tokenizer.eos_token_id, "end")
         return list(dict.fromkeys([end, message_end(self.tokenizer)])) if chat else [end]
 
+    def prompt_length(self, example: Example) -> int:
+        """Tokens of a prompt, uncut."""
+        return len(self._prompt(self._in_chat(example).prompt, example.chat is not None))
+
+    def _in_chat(self, example: Example) -> Example:
+        """An example with what the tokenizer's chat template writes around it, if it is to be in one."""
+        if example.chat is None:
+            return example
+        before, after = around(self.tokenizer, example.chat)
+        return replace(example, head=before + example.head, tail=example.tail + after)
+
     def _one(self, example: Example, most: int | None = None) -> Encoded:
-        chat = example.chat is not None
-        if chat:
-            before, after = around(self.tokenizer, example.chat or ())
-            example = replace(example, head=before + example.head, tail=example.tail + after)
+        example, chat = self._in_chat(example), example.chat is not None
         whole = self._prompt(example.prompt, chat)
         if len(whole) > self.max_source:
             prompt, body = self._cut(example)

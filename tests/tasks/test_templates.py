@@ -1,0 +1,58 @@
+"""Templates: what they render, and that none can read or make more than the row allows."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raycl.tasks.templates import LONGEST, check_template, render
+
+
+def test_a_row_is_rendered() -> None:
+    """Columns, none as nothing, loops over a list in the row, names with spaces, the last line end."""
+    row = {"a": 1, "none": None, "list": ["x", "y"], "row": {"A b": "z"}}
+    assert render("{{ a }}|{{ none }}|{% for one in list %}{{ one | upper }}{% endfor %}|{{ row['A b'] }}\n", row) == (
+        "1||XY|z\n"
+    )
+    assert render("{{ list[0].strip() }}{% if missing is defined %}!{% endif %}", row) == "x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{{ a", "{% for %}", "{{ a | nofilter }}", "{{ a | tojson }}"),
+        *(
+            "{% include 'x' %}",
+            "{% import 'x' as y %}",
+            "{% extends 'x' %}",
+            "{% set b = a %}",
+            "{% macro m() %}{% endmacro %}",
+        ),
+        *("{{ range(3) }}", "{{ a.ljust(9) }}", "{{ a.format(1) }}", "{{ cycler(1) }}", "{{ a.__class__() }}"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_before_it_runs(text: str) -> None:
+    with pytest.raises(ValueError, match="the template"):
+        check_template(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ a.__class__ }}", "{{ a * 9 }}", "{{ 2 ** 9 }}", "{{ '%09d' % 1 }}", "{{ gone }}", "{{ 1 / 0 }}"]
+)
+def test_what_fails_on_a_row_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        render(check_template(text), {"a": "x"})
+
+
+def test_a_text_has_a_longest() -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        render("{% for x in l %}{{ a }}{% endfor %}", {"l": [1] * 50, "a": "x" * (LONGEST // 49)})
+
+
+@given(st.text(max_size=30), st.dictionaries(st.sampled_from(["a", "b"]), st.text() | st.none() | st.integers()))
+def test_any_text_renders_or_is_a_value_error(text: str, row: dict[str, object]) -> None:
+    with contextlib.suppress(ValueError):
+        render(check_template(text), row)
