@@ -84,8 +84,9 @@ def _table(get: LoadDataset, data: Hub, split: str) -> Any:
         return _fetch(get, data, split)
     except ConnectionError as error:
         cause = shorten(str(error), 200)
+        other = OFFLINE if isinstance(data, HubTable) else "copy the data where there is one (`raycl data fetch`)"
         raise HubUnreachable(
-            f"{where}: the hub cannot be reached ({cause}); next step: check the network, or {OFFLINE}"
+            f"{where}: the hub cannot be reached ({cause}); next step: check the network, or {other}"
         ) from None
     except Exception as error:  # the hub's clients raise types of several libraries
         raise complaint(

@@ -19,9 +19,8 @@ def test_nearly_equal_rows() -> None:
     """At least 0.8 of the runs of three words in common: 22 words have 20 runs, and another last word changes one."""
     other = LONG.replace("barn", "house")
     less = LONG.replace("fox", "cat").replace("home", "away").replace("old", "new")
-    found = {
-        (one.one, one.other): (one.exact, one.near) for one in find_twins([(TRAIN, LONG), (TEST, other), (OTHER, less)])
-    }
+    texts = [(TRAIN, LONG), (TEST, other), (OTHER, less)]
+    found = {(one.one, one.other): (one.exact, one.near) for one in find_twins(texts)}
     assert found == {(TRAIN, TEST): (0, 1)}
 
 
