@@ -80,7 +80,7 @@ KNOWS: dict[str, set[str]] = {
 """Room -> the rooms it may import; downwards only."""
 STATE_SEEN_BELOW = {"raycl.state.stage_state"}
 """What adapters and methods may see of the state: its types, never the store."""
-TASKS_SEEN_BELOW = {"raycl.tasks.task", "raycl.tasks.sampling"}
+TASKS_SEEN_BELOW = {"raycl.tasks.task", "raycl.tasks.sampling", "raycl.tasks.stored"}
 """What methods may see of the tasks: examples and how to draw some, never a source."""
 FORBIDDEN = ("pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
 CALLS = re.compile(r"^(eval|exec|compile|__import__|yaml\.(unsafe_)?load|torch\.load|os\.system|pickle\..*)$")

@@ -14,13 +14,14 @@ from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.files import Json
-from raycl.methods.common.base import About, Row, Write
+from raycl.methods.common.base import About, Row, Write, own_rows
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Weight
 from raycl.state.stage_state import StageState
+from raycl.tasks.stored import Joined
 from raycl.tasks.task import Example
 
 
@@ -72,10 +73,10 @@ class Replay(LoraOrFullMethod[ReplayParams]):
         super().install(backbone, state)
         self.memory = remembered(state, self.params.weight)
 
-    def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
+    def examples(self, own: Sequence[Example], write: Write) -> Sequence[Row]:
         """The task's own examples and the memory; the loop shuffles them."""
         self.kept = keep(own, self.params.share, self.info)
-        return [*(Row(example) for example in own), *self.memory]
+        return Joined(own_rows(own), self.memory)
 
     def facts(self) -> dict[str, Any]:
         """The examples that later stages replay."""

@@ -35,12 +35,13 @@ from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
 from raycl.files import Json
-from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Row, Step, When, Write
+from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Row, Step, When, Write, own_rows
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import is_short, is_t5, t5_dropout
 from raycl.spec import PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
+from raycl.tasks.stored import Joined
 from raycl.tasks.task import Example
 
 QUERY, KEY, ATTENTION = "query/", "key", "attention"
@@ -136,10 +137,10 @@ class SaptLora(LoraMethod[SaptLoraParams]):
         last = state.parts[-1]
         self._route(backbone, state.parts[:-1], _query(last), last.tensors[KEY], train=False)
 
-    def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
+    def examples(self, own: Sequence[Example], write: Write) -> Sequence[Row]:
         """The task's own examples and the memory."""
         self.kept = keep(own, self.params.share, self.info)
-        rows = [*(Row(example) for example in own), *self.memory]
+        rows = Joined(own_rows(own), self.memory)
         counts = Counter(row.stage for row in self.memory)
         self.scales = torch.tensor([len(rows) / counts[stage] for stage in sorted(counts)])
         return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -25,17 +26,25 @@ AT_ONCE = 2_000
 T = TypeVar("T")
 
 
-def keep(records: Iterable[T], kind: type[T], in_memory: int | None = None) -> Sequence[T]:
-    """All `records`, instances of the dataclass `kind`: as a tuple, or on disk if there are more than `in_memory`.
+def keep(records: Iterable[T], kind: type[T], lasting: bool = True) -> Sequence[T]:
+    """All `records`, instances of the dataclass `kind`: as a tuple, or on disk if there are more than `IN_MEMORY`.
 
-    What the fields hold must be texts, numbers, none, and tuples of these.
+    What the fields hold must be texts, numbers, none, and tuples of these. A file that is not `lasting` is removed when
+    nobody in this process refers to the sequence any more.
     """
-    most = IN_MEMORY if in_memory is None else in_memory
     records = iter(records)
-    first = list(itertools.islice(records, most + 1))
-    if len(first) <= most:
+    first = list(itertools.islice(records, IN_MEMORY + 1))
+    if len(first) <= IN_MEMORY:
         return tuple(first)
-    return _write(itertools.chain(first, records), kind)
+    return _write(_drained(first, records), kind, lasting)
+
+
+def _drained(first: list[T], rest: Iterator[T]) -> Iterator[T]:
+    """First one, then the other; what was given out is not held."""
+    first.reverse()
+    while first:
+        yield first.pop()
+    yield from rest
 
 
 class Stored(Sequence[T], Generic[T]):
@@ -124,13 +133,40 @@ class Picked(Sequence[T], Generic[T]):
         return record if self.make is None else self.make(place, record)
 
 
-def held(records: Picked[T]) -> Sequence[T]:
+def held(records: Sequence[T]) -> Sequence[T]:
     """The records as a tuple where they are few, and else as they are."""
     return tuple(records) if len(records) <= IN_MEMORY else records
 
 
-def _write(records: Iterable[T], kind: type[T]) -> Stored[T]:
-    """Write records into a file named by what they hold."""
+class Joined(Sequence[T], Generic[T]):
+    """Several sequences, one after another."""
+
+    def __init__(self, *parts: Sequence[T]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Picked(self, range(*index.indices(len(self))))
+        place = range(len(self))[index]
+        for part in self.parts:
+            if place < len(part):
+                return part[place]
+            place -= len(part)
+        raise IndexError(index)
+
+    def __iter__(self) -> Iterator[T]:
+        return itertools.chain(*self.parts)
+
+
+def _write(records: Iterable[T], kind: type[T], lasting: bool) -> Stored[T]:
+    """Write records into a file named by what they hold, or by nothing if it is not to last."""
     import pyarrow as pa
 
     folder = home() / "data"
@@ -147,11 +183,14 @@ def _write(records: Iterable[T], kind: type[T]) -> Stored[T]:
                 length += len(piece)
                 rows = [dict(zip(names, values, strict=True)) for values in piece]
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_schema(kind)))
-        path = folder / f"{digest.hexdigest()}.arrow"
+        path = folder / (f"{digest.hexdigest()}.arrow" if lasting else f"passing-{uuid4().hex}.arrow")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return Stored(path, kind, length)
+    found = Stored(path, kind, length)
+    if not lasting:
+        weakref.finalize(found, path.unlink, missing_ok=True)
+    return found
 
 
 def _schema(kind: type) -> Any:
@@ -161,7 +200,11 @@ def _schema(kind: type) -> Any:
     types = {
         "str": pa.large_string(),
         "float": pa.float64(),
+        "int": pa.int64(),
+        "bool": pa.bool_(),
         "int | None": pa.int64(),
+        "tuple[int, ...]": pa.list_(pa.int32()),
+        "tuple[int, int] | None": pa.list_(pa.int32()),
         "tuple[str, ...]": pa.list_(pa.large_string()),
         "Turns": pa.list_(pa.list_(pa.large_string())),
     }

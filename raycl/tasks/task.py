@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from raycl.tasks.code import Code
+from raycl.tasks.stored import Joined, held
 
 Metric = str
 """How answers are scored: a name in the table of `raycl.tasks.scoring`, or a function `module:name`."""
@@ -105,7 +106,7 @@ class Task:
 
 def union(tasks: Sequence[Task]) -> Task:
     """All tasks as one: the training examples of each, in order. It has no test split; scores stay apart by task."""
-    train = tuple(example for task in tasks for example in task.train)
+    train = held(Joined(*(task.train for task in tasks)))
     name = "+".join(task.name for task in tasks)
     return Task(name, "union", tasks[0].metric, None, train, (), {"tasks": [task.name for task in tasks]})
 

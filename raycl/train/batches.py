@@ -11,6 +11,7 @@ import torch
 
 from raycl.adapters.backbone import IGNORE, Inputs
 from raycl.methods.common.base import Row
+from raycl.tasks.stored import keep
 from raycl.tasks.task import Example, Task
 from raycl.train.chat import around, message_end
 
@@ -54,17 +55,17 @@ class Encoder:
     max_source: int
     max_target: int
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Token ids of every example, in order."""
-        return [self._one(example) for example in examples]
+    def encode(self, examples: Iterable[Example]) -> Sequence[Encoded]:
+        """Token ids of every example, in order; on disk where they are many."""
+        return keep(map(self._one, examples), Encoded, lasting=False)
 
-    def encode_rows(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Token ids of every training row, in order."""
-        return [
-            replace(one, stage=row.stage, weight=row.weight * one.weight, mean=row.mean)
-            for row in rows
-            for one in [self._one(row.example, row.tokens)]
-        ]
+    def encode_rows(self, rows: Iterable[Row]) -> Sequence[Encoded]:
+        """The same of every training row."""
+        return keep(map(self._row, rows), Encoded, lasting=False)
+
+    def _row(self, row: Row) -> Encoded:
+        one = self._one(row.example, row.tokens)
+        return replace(one, stage=row.stage, weight=row.weight * one.weight, mean=row.mean)
 
     def longest_answer(self, answers: Sequence[str], chat: bool = False) -> int:
         """Tokens of the longest of `answers` with its end token: where generation may stop."""
@@ -237,7 +238,8 @@ def global_batches(
 
 def by_length(examples: Sequence[Encoded], batch_size: int) -> list[list[int]]:
     """Indices in batches of similar prompt length, longest first, so that padding is small and memory peaks at once."""
-    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].prompt), i))
+    lengths = [len(one.prompt) for one in examples]
+    order = sorted(range(len(examples)), key=lambda i: (-lengths[i], i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class TrainLoop:
     module: StageModule
     engine: Engine
     shape: BatchShape
-    rows: list[Encoded]
+    rows: Sequence[Encoded]
     encoder: Encoder
     workers: Workers
     record: Callable[[Step], None]

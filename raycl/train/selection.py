@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Best:
 
 @torch.no_grad()
 def held_out_loss(
-    module: StageModule, encoder: Encoder, rows: list[Encoded], batch_size: int, workers: Workers
+    module: StageModule, encoder: Encoder, rows: Sequence[Encoded], batch_size: int, workers: Workers
 ) -> float:
     """Token-mean cross-entropy on held-out rows, over all workers."""
     module.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from raycl.methods.common.base import Method, Moments, When
 from raycl.models.load import LoadedModel
 from raycl.spec import RunSpec, at_stage
 from raycl.state.stage_state import StagePart, StageState
+from raycl.tasks.stored import Picked
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints, Partial
@@ -85,26 +86,26 @@ class StageRun:
         steps = math.ceil(rows / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
         self.report(StageStart(self.stage, self.task.name, steps))
 
-    def split(self) -> tuple[list[Example], list[Encoded]]:
+    def split(self) -> tuple[Sequence[Example], Sequence[Encoded]]:
         """Train and held-out part of the training set; the test set is never touched."""
-        examples = list(self.task.train)
+        examples = self.task.train
         if self.spec.train.keep == "last" or self.spec.train.holdout == 0:
             return examples, []
         count = max(1, round(len(examples) * self.spec.train.holdout))
         order = torch.randperm(len(examples), generator=self.method.info.generator("holdout")).tolist()
-        held_out = [examples[i] for i in sorted(order[:count])]
-        return [examples[i] for i in sorted(order[count:])], self.encoder.encode(held_out)
+        held_out = Picked(examples, sorted(order[:count]))
+        return Picked(examples, sorted(order[count:])), self.encoder.encode(held_out)
 
-    def _drawn(self, train: list[Encoded]) -> list[Encoded]:
+    def _drawn(self, train: Sequence[Encoded]) -> Sequence[Encoded]:
         """The rows of a data pass: all, or as many as the method wants, drawn at random."""
         most = self.method.pass_examples
         if most is None or most >= len(train):
             return train
         order = torch.randperm(len(train), generator=self.method.info.generator("pass")).tolist()
-        return [train[i] for i in sorted(order[:most])]
+        return Picked(train, sorted(order[:most]))
 
     def _pass(
-        self, when: When, module: StageModule, train: list[Encoded], use: Callable[[Moments], None] | None
+        self, when: When, module: StageModule, train: Sequence[Encoded], use: Callable[[Moments], None] | None
     ) -> Moments | None:
         """One data pass, if the method asks for it."""
         started = time.perf_counter()
@@ -125,7 +126,7 @@ class StageRun:
         self.log.append(step)
         self.report(step)
 
-    def train(self, module: StageModule, train: list[Encoded], held_out: list[Encoded]) -> None:
+    def train(self, module: StageModule, train: Sequence[Encoded], held_out: Sequence[Encoded]) -> None:
         """The optimizer's part of the stage."""
         started = time.perf_counter()
         settings = self.spec.train

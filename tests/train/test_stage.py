@@ -115,7 +115,7 @@ def test_what_is_held_out_is_drawn_by_the_seed(tiny, toy_task):
     run = untrained(tiny, task, Workers(), keep="best", holdout=0.2)
     rows = run.encoder.encode(task.train)
     out = sorted(permutation("holdout", 10)[:2])
-    assert run.seen["held out"] == [rows[index] for index in out]
+    assert list(run.seen["held out"]) == [rows[index] for index in out]
     assert [row.prompt for row in run.seen["rows"]] == [rows[index].prompt for index in range(10) if index not in out]
 
 
@@ -130,7 +130,7 @@ def test_a_pass_of_few_rows_draws_them_by_the_seed(tiny, toy_task, monkeypatch):
     """As many as the method wants, in the order of the task; all if it wants all or more."""
     task = toy_task(1, distinct=6, repeats=1, spread=3)
     passed: list[Any] = []
-    monkeypatch.setattr("raycl.train.stage.DataPass.run", lambda self, rows, *more: passed.append(rows))
+    monkeypatch.setattr("raycl.train.stage.DataPass.run", lambda self, rows, *more: passed.append(list(rows)))
     monkeypatch.setattr("raycl.methods.ewc.Ewc.consolidate", lambda self, moments: None)
     for wanted, expected in ((2, sorted(permutation("pass", 6)[:2])), (6, list(range(6))), (9, list(range(6)))):
         run = untrained(tiny, task, Workers(), {"name": "ewc", "rank": 2, "alpha": 4, "fisher_examples": wanted})

@@ -34,6 +34,7 @@ from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.files import Json
 from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
+from raycl.tasks.stored import Picked
 from raycl.tasks.task import Example
 
 
@@ -119,6 +120,15 @@ class Row:
     short ones."""
     tokens: int | None = None
     """Longest answer, with its end token; none = `data.max_target_tokens`."""
+
+
+def own_rows(examples: Sequence[Example]) -> Sequence[Row]:
+    """Each example as a row of the current task, made when it is asked for."""
+    return Picked(examples, range(len(examples)), _own_row)
+
+
+def _own_row(index: int, example: Example) -> Row:
+    return Row(example)
 
 
 @dataclass(frozen=True)
@@ -248,9 +258,12 @@ class Method(ABC, Generic[P]):
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Put the method on the backbone, ready to train the next stage after `state`."""
 
-    def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
-        """The rows to train on, from the task's own examples. `write` runs the model as it stands after `install`."""
-        return [Row(example) for example in own]
+    def examples(self, own: Sequence[Example], write: Write) -> Sequence[Row]:
+        """The rows to train on, from the task's own examples. `write` runs the model as it stands after `install`.
+
+        `own` may be longer than memory: `own_rows` makes its rows one at a time.
+        """
+        return own_rows(own)
 
     def collect(self, when: When) -> Moments | None:
         """Ask for a data pass before or after training: a dict that the method fills during it; none = no pass."""

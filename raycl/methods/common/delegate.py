@@ -68,7 +68,7 @@ class Wrapping(Method[P], Generic[P, Inner]):
         """The inner method's."""
         self.inner.install(backbone, state)
 
-    def examples(self, own: Sequence[Example], write: Write) -> list[Row]:
+    def examples(self, own: Sequence[Example], write: Write) -> Sequence[Row]:
         """The inner method's."""
         return self.inner.examples(own, write)
 
