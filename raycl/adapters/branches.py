@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.carriers import carriers, stored_transposed
+from raycl.adapters.targets import chosen
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,7 +31,7 @@ class LoraShape:
     alpha: float
     dropout: float = 0.0
     targets: tuple[str, ...] | None = None
-    """Names of the modules to adapt; none = the backbone's defaults."""
+    """The modules to adapt, as `adapters.targets` reads them; none = the backbone's defaults."""
 
 
 class Branches:
@@ -127,18 +128,11 @@ def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
         r=shape.rank,
         lora_alpha=shape.alpha,  # pyright: ignore[reportArgumentType]  declared as an int, but any number will do
         lora_dropout=shape.dropout,
-        target_modules=list(shape.targets or backbone.targets),
+        target_modules=list(chosen(backbone, shape.targets)),
         bias="none",
         init_lora_weights=False,
         task_type="SEQ_2_SEQ_LM" if backbone.encoder_decoder else "CAUSAL_LM",
     )
-
-
-def known_targets(kind: str) -> tuple[str, ...]:
-    """The modules that PEFT adapts by default in models of the `model_type` `kind`; none where it knows no default."""
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-    return tuple(KNOWN.get(kind, ()))
 
 
 def take_layer(config: LoraConfig, layer: type[nn.Module]) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from raycl.errors import SpecError, first_line
 from raycl.files import Json
-from raycl.models.families import default_targets
+from raycl.models.families import KEPT
 from raycl.models.faults import find_faults, heal_end_token
 from raycl.models.fingerprint import fingerprint
 from raycl.models.packaged import converted
 from raycl.models.places import place
 from raycl.models.probe import regions, set_dropout
+from raycl.models.targets import query_and_value
 from raycl.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     faults = find_faults(spec, model, tokenizer, files.report)
     if model.get_output_embeddings() is not None:
         model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    called = {} if faults else regions(model)
     backbone = Backbone(
         model=model,
-        targets=default_targets(config.model_type),
+        targets=KEPT.get(config.model_type) or query_and_value(model, called),
         encoder_decoder=bool(config.is_encoder_decoder),
         width=model.get_input_embeddings().weight.shape[1],
-        regions={} if faults else regions(model),
+        regions=called,
         dtype=model.dtype,
     )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -30,7 +30,8 @@ def set_dropout(config: Any, share: float) -> dict[str, float]:
             settings |= {f"{name}.{key}": one for key, one in inner.items()}
         elif ("drop" in name or "jitter" in name) and isinstance(value, int | float) and not isinstance(value, bool):
             wanted = 0.0 if any(part in name for part in ALWAYS_OFF) else share
-            setattr(config, name, wanted)
+            if value != wanted:  # some configurations take no 0.0 for their 0
+                setattr(config, name, wanted)
             settings[name] = wanted
     return settings
 

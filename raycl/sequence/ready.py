@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from raycl.adapters.carriers import carries_branch
+from raycl.adapters.targets import matches
 from raycl.errors import SpecError, one_message
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
@@ -44,15 +45,15 @@ def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
     fit = sorted({path.rpartition(".")[2] for path in loaded.backbone.regions})
     if not wanted:
         yield (
-            "method.targets: raycl knows no modules to adapt in models of this type; name some, for example "
+            f"method.targets: raycl finds no attention, so no modules to adapt, in this model; name some, for example "
             f"--set 'method.targets=[{fit[0]}]'; its linear modules are {', '.join(fit)}"
         )
-    for name in wanted:
-        paths = [path for path in there if path == name or path.endswith(f".{name}")]
+    for entry in wanted:
+        paths = matches(loaded.backbone, entry)
         if not paths:
-            close = difflib.get_close_matches(name, fit, n=1)
+            close = difflib.get_close_matches(entry, fit, n=1)
             nearest = f" (nearest: {close[0]})" if close else ""
-            yield f"method.targets: {name!r} names no module{nearest}; allowed: {', '.join(fit)}"
+            yield f"method.targets: {entry!r} names no module{nearest}; allowed: {', '.join(fit)}"
         problems = (_unfit(loaded, path, there[path], method) for path in paths)
         if problem := next((one for one in problems if one), None):
             yield f"method.targets: {problem}; allowed: {', '.join(fit)}"

@@ -98,13 +98,21 @@ def test_a_module_that_no_pass_calls_is_refused(llama: Path, monkeypatch: pytest
     assert "up_proj is not called in a forward pass" in check(llama, task(), targets=["up_proj"])
 
 
+def test_an_expression_that_matches_nothing_is_refused(llama: Path) -> None:
+    """Expressions are of whole paths, so a name alone matches none; what is no expression is refused with the spec."""
+    assert "'re:q_proj' names no module" in check(llama, task(), targets="re:q_proj")
+    with pytest.raises(SpecError, match=r"method\.targets.*'re:\(' is no regular expression"):
+        check(llama, task(), targets=["q_proj", "re:("])
+
+
 def test_a_family_without_a_default_is_asked_for_targets(tmp_path: Path) -> None:
-    """With the modules that it has."""
-    folder = save_odd("mbart", tmp_path / "mbart")
+    """With the modules that it has; a name, an expression and all linear ones are ways out."""
+    folder = save_odd("mamba", tmp_path / "mamba")
     said = check(folder, task())
-    assert "knows no modules to adapt" in said
-    assert "fc1, fc2, k_proj, lm_head, out_proj, q_proj, v_proj" in said
-    assert not check(folder, task(), targets=["q_proj"])
+    assert "finds no attention, so no modules to adapt" in said
+    assert "in_proj, lm_head, out_proj, x_proj" in said
+    for targets in (["in_proj"], "re:.*mixer.(in|out)_proj", "all-linear"):
+        assert not check(folder, task(), targets=targets)
 
 
 def test_a_method_without_branches_is_not_asked_for_targets(llama: Path) -> None:
