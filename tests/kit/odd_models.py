@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,22 @@ def save_odd(family: str, folder: Path, seed: int = 11, **fields: Any) -> Path:
     getattr(transformers, model)(getattr(transformers, config)(**values)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def with_tokenizer(folder: Path, names: Collection[str], around: str, side: str) -> None:
+    """Replace the tokenizer by one that names only some of its tokens (pad, bos, eos), puts others `around` a text and pads
+    on a `side`."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    core = text_tokenizer("llama").backend_tokenizer
+    special = {"pad": "<pad>", "bos": "<s>", "eos": "</s>"}
+    marks = [(token, place) for place, token in enumerate(special.values()) if token in around]
+    core.post_processor = processors.TemplateProcessing(single=around, special_tokens=marks)
+    known = {f"{name}_token": special[name] for name in names}
+    for file in folder.glob("*token*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=core, padding_side=side, **known).save_pretrained(folder)
 
 
 def edit(path: Path, **changes: Any) -> None:
