@@ -120,6 +120,16 @@ class Branches:
             del self.backbone.model.peft_config
 
 
+def refusal(backbone: Backbone, targets: tuple[str, ...] | None) -> str | None:
+    """Why PEFT puts no adapters on modules that can carry a branch, in its words; none if it does. It knows model types that
+    use the weights of some modules without calling them."""
+    try:
+        Branches(backbone, LoraShape(1, 1.0, targets=targets), []).remove()
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return None
+
+
 def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
     """PEFT's configuration of one branch."""
     from peft import LoraConfig

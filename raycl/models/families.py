@@ -11,7 +11,6 @@ from raycl.spec import ModelSpec
 KEPT = {
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     "nemotron_h": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "rwkv": ("key", "value", "receptance", "output"),
 }
 """Where default targets have been others than query and value, by `model_type`: keys of stages do not hold default targets,
 so these stay what the stored stages of such models were trained with."""

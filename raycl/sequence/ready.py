@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from raycl.adapters.branches import refusal
 from raycl.adapters.carriers import carries_branch
 from raycl.adapters.targets import matches
 from raycl.errors import SpecError, one_message
@@ -41,22 +42,28 @@ def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
     if not method.adapts_modules():
         return
     wanted = getattr(method, "targets", None) or loaded.backbone.targets
-    there = dict(loaded.backbone.model.named_modules())
     fit = sorted({path.rpartition(".")[2] for path in loaded.backbone.regions})
     if not wanted:
         yield (
             f"method.targets: raycl finds no attention, so no modules to adapt, in this model; name some, for example "
             f"--set 'method.targets=[{fit[0]}]'; its linear modules are {', '.join(fit)}"
         )
-    for entry in wanted:
-        paths = matches(loaded.backbone, entry)
-        if not paths:
-            close = difflib.get_close_matches(entry, fit, n=1)
-            nearest = f" (nearest: {close[0]})" if close else ""
-            yield f"method.targets: {entry!r} names no module{nearest}; allowed: {', '.join(fit)}"
-        problems = (_unfit(loaded, path, there[path], method) for path in paths)
-        if problem := next((one for one in problems if one), None):
-            yield f"method.targets: {problem}; allowed: {', '.join(fit)}"
+    problems = [line for entry in wanted for line in _entry(loaded, entry, method, fit)]
+    yield from problems
+    if wanted and not problems and (reason := refusal(loaded.backbone, tuple(wanted))):
+        yield f"method.targets: {reason}"
+
+
+def _entry(loaded: LoadedModel, entry: str, method: MethodParams, fit: list[str]) -> Iterator[str]:
+    """What is wrong with one entry; `fit` are the names that there are."""
+    paths = matches(loaded.backbone, entry)
+    if not paths:
+        close = difflib.get_close_matches(entry, fit, n=1)
+        nearest = f" (nearest: {close[0]})" if close else ""
+        yield f"method.targets: {entry!r} names no module{nearest}; allowed: {', '.join(fit)}"
+    problems = (_unfit(loaded, path, loaded.backbone.model.get_submodule(path), method) for path in paths)
+    if problem := next((one for one in problems if one), None):
+        yield f"method.targets: {problem}; allowed: {', '.join(fit)}"
 
 
 def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodParams) -> str | None:

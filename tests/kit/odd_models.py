@@ -52,10 +52,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": ("T5Config", "T5ForConditionalGeneration", T5),
     "flan_t5": ("T5Config", "T5ForConditionalGeneration", GATED_T5),
     "mt5": ("MT5Config", "MT5ForConditionalGeneration", GATED_T5),
+    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}),
+    "trocr": (
+        *("TrOCRConfig", "TrOCRForCausalLM"),
+        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.3},
+    ),
     "mamba": ("MambaConfig", "MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
 }
 """Family -> class of its configuration, class of its model, sizes."""
 
+REFUSED = ("rwkv", "trocr")
+"""Families in which padding reaches the tokens beside it: through a state, and by the positions that it takes."""
 NO_DEFAULT = ("mamba",)
 """Families without attention, in which nothing is adapted unless it is named."""
 

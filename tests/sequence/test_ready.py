@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ def test_a_family_without_a_default_is_asked_for_targets(tmp_path: Path) -> None
     said = check(folder, task())
     assert "finds no attention, so no modules to adapt" in said
     assert "in_proj, lm_head, out_proj, x_proj" in said
-    for targets in (["in_proj"], "re:.*mixer.(in|out)_proj", "all-linear"):
+    for targets in (["in_proj"], "re:.*mixer.(in|x)_proj"):
         assert not check(folder, task(), targets=targets)
+    assert re.search("method.targets: .*'out_proj' is incompatible", check(folder, task(), targets="all-linear"))
 
 
 def test_a_method_without_branches_is_not_asked_for_targets(llama: Path) -> None:
