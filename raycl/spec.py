@@ -8,7 +8,6 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
@@ -16,42 +15,11 @@ from pydantic.fields import FieldInfo
 
 from raycl.errors import SpecError, one_message, problems
 from raycl.files import Json
+from raycl.marks import InKeyUnlessDefault, Meaning, NotInKey, PerStage
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Weight = Annotated[float, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class NotInKey:
-    """Marks a field of a spec model that has no effect of its own on results, so that it is left out of every key.
-
-    What carries no mark is in the keys: a new field can be left out only on purpose.
-    """
-
-    why: str
-
-
-@dataclass(frozen=True)
-class InKeyUnlessDefault:
-    """Marks a field that is in the keys only where it differs from its default: older keys were made without it."""
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """Marks a field whose values mean something else since `version`, all but `except_for`; keys hold it with the value."""
-
-    version: int
-    except_for: Any
-
-    def keyed(self, value: Any) -> Any:
-        """The value as it stands in a key."""
-        return value if value == self.except_for else {"value": value, "version": self.version}
-
-
-@dataclass(frozen=True)
-class PerStage:
-    """Marks a field that takes one value, or a list with one value per stage."""
 
 
 FIELDS_HINT = "Run `raycl fields` to list every field with its meaning and allowed values."
@@ -177,6 +145,17 @@ class ModelSpec(Strict):
         ge=0,
         lt=1,
         description="dropout inside the frozen base model while training; T5's published runs use 0.1",
+    )
+    quantization: Annotated[Literal["none", "8bit", "4bit"], InKeyUnlessDefault()] = Field(
+        default="none",
+        description="base weights in 8 bits, or 4 (NF4), by bitsandbytes on CUDA; for methods that leave them alone",
+    )
+    attention: Annotated[Literal["auto", "sdpa", "flash_attention_2", "eager"], InKeyUnlessDefault()] = Field(
+        default="auto", description="how attention is computed; auto = transformers' choice for the model"
+    )
+    gradient_checkpointing: Annotated[bool, InKeyUnlessDefault()] = Field(
+        default=False,
+        description="compute activations a second time for the gradients: less memory, more time, the same but for rounding",
     )
 
 

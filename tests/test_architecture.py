@@ -52,7 +52,8 @@ MANY = STAGE | {"analysis", "cluster", "presets", "report", "sequence", "trackin
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "spec": {"errors", "files"},
+    "marks": set(),
+    "spec": {"errors", "files", "marks"},
     "presets": {"errors", "files", "spec"},
     "tasks": {"errors", "spec"},
     "events": {"files"},

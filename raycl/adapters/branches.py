@@ -53,7 +53,7 @@ class Branches:
             path: module for path, module in backbone.model.named_modules() if isinstance(module, StackedLora)
         }
         for path, layer in self.layers.items():
-            layer.stack(path, frozen)
+            layer.stack(path, frozen, backbone.dtype)
         self.count = len(frozen) + 1
         """Number of branches, the current one included."""
 

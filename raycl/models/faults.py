@@ -24,6 +24,11 @@ def find_faults(spec: ModelSpec, model: Any, tokenizer: Any, report: Json) -> li
             "model: the decoder's first token is not known; set `decoder_start_token_id` in its config.json "
             "(T5: the padding token's id)"
         )
+    if spec.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        kind = model.config.model_type
+        faults.append(
+            f"model.gradient_checkpointing: true, which models of the type {kind} do not offer; set it to false"
+        )
     if hasattr(model, "peft_config"):
         faults.append(
             "model: the folder brings an adapter of its own, which would be lost; merge it into the weights (PEFT's "

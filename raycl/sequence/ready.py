@@ -26,6 +26,7 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
     problems = list(loaded.faults)
     if not problems:
         problems += _targets(loaded, spec.method)
+        problems += _quantised(spec, len(tasks))
         problems += [line for task in tasks if task.labels for line in _labels(encoder, task)]
         problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
@@ -76,6 +77,18 @@ def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodPara
     if method.writes_weights() and module.get_parameter("weight") is embedding:
         return f"{path} shares its weight with the token embedding, which merging into it would change too"
     return None
+
+
+def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
+    """Weights of few bits can be read, neither trained nor added to."""
+    method = spec.method
+    trains = not method.adapts_modules() and not method.soft_tokens(stages)
+    if spec.model.quantization != "none" and (trains or method.writes_weights()):
+        what = "trains the base weights" if trains else "merges into the base weights"
+        yield (
+            f"model.quantization: {spec.model.quantization} keeps the base weights as they are, and {method.name} {what} "
+            "with these settings; set it to none, or take a method or settings that put adapters or prompts on the model"
+        )
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

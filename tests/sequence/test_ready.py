@@ -11,9 +11,9 @@ import pytest
 
 from raycl.errors import SpecError
 from raycl.methods.registry import method_params
-from raycl.models.load import load_model
+from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.ready import require_ready
-from raycl.spec import parse
+from raycl.spec import RunSpec, parse
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
 from tests.kit.cli import invoke
@@ -31,23 +31,32 @@ def task(
     return Task("toy", "toy", metric, labels, rows, rows, {})
 
 
-def check(folder: Path, *tasks: Task, data: dict[str, Any] | None = None, **method: Any) -> str:
-    """What the check says; empty where it finds nothing."""
+def spec_of(folder: Path, *tasks: Task, method: dict[str, Any], data: dict[str, Any] | None = None) -> RunSpec:
+    """The spec of a run over tasks."""
     values = {
         "order": "custom",
         "tasks": [one.name for one in tasks],
         "model": {"name": str(folder), "precision": "fp32"},
         "data": {"max_source_tokens": 48, "max_target_tokens": 12} | (data or {}),
-        "method": {"name": "o_lora"} | method,
+        "method": method,
     }
-    spec = parse(values, method_params)
-    loaded = load_model(spec.model, "cpu")
+    return parse(values, method_params)
+
+
+def refusal(loaded: LoadedModel, spec: RunSpec, *tasks: Task) -> str:
+    """What the check says of a loaded model; empty where it finds nothing."""
     limits = (spec.data.max_source_tokens, spec.data.max_target_tokens)
     try:
         require_ready(loaded, Encoder(loaded.tokenizer, loaded.backbone.encoder_decoder, *limits), spec, tasks)
     except SpecError as error:
         return str(error)
     return ""
+
+
+def check(folder: Path, *tasks: Task, data: dict[str, Any] | None = None, **method: Any) -> str:
+    """What the check says; empty where it finds nothing."""
+    spec = spec_of(folder, *tasks, method={"name": "o_lora"} | method, data=data)
+    return refusal(load_model(spec.model, "cpu"), spec, *tasks)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +130,33 @@ def test_a_method_without_branches_is_not_asked_for_targets(llama: Path) -> None
     """Neither where all weights train, nor for prompts."""
     for method in ({"name": "seq_ft"}, {"name": "l2p"}, {"name": "ewc", "trains": "full", "targets": ["nothing"]}):
         assert not check(llama, task(), **method)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"name": "seq_ft"}, "seq_ft trains the base weights"),
+        ({"name": "ewc", "trains": "full"}, "ewc trains the base weights"),
+        ({"name": "merging"}, "merging merges into the base weights"),
+        ({"name": "migu", "over": "seq_ft"}, "migu trains the base weights"),
+        ({"name": "merging", "refactor_rank": 2}, ""),
+        ({"name": "ewc"}, ""),
+        ({"name": "gain_lora"}, ""),
+        ({"name": "l2p"}, ""),
+        ({"name": "prog_prompt"}, ""),
+        ({"name": "lfpt5"}, ""),
+    ],
+)
+def test_quantised_weights_are_for_methods_that_leave_them_alone(
+    llama: Path, method: dict[str, Any], words: str
+) -> None:
+    """Adapters and prompts stand beside them."""
+    plain = spec_of(llama, task(), method=method)
+    loaded = load_model(plain.model, "cpu")
+    few = plain.model_copy(update={"model": plain.model.model_copy(update={"quantization": "4bit"})})
+    for spec, expected in ((plain, ""), (few, words)):
+        said = refusal(loaded, spec, task())
+        assert expected in said and bool(said) == bool(expected)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------
