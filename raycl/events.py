@@ -1,13 +1,14 @@
 """What happens in a run, as values, and who may listen.
 
-A stage reports `StageStart`, `Step` and `Phase`; its worker adds `StageEnd` and one `Scored` for every cell of the accuracy
-matrix, the group of workers `Retry`. These six are sent between processes and have a JSON form, in which manifests keep some
-(`to_json`, `from_json`). The driver hands them on, in order and with what it read from the store among them, between a
-`SequenceStart` and a `SequenceEnd`, and says with `RowDone` when a row of the matrix is whole. The terminal, MLflow, the
-output files and tests are `Listener`s of that one stream.
+A stage reports `StageStart`, `Step` and `Phase`; its worker adds `Adapted`, `StageEnd` and one `Scored` for every cell of
+the accuracy matrix, the group of workers `Retry`. These seven are sent between processes and have a JSON form, in which
+manifests keep some (`to_json`, `from_json`). The driver hands them on, in order and with what it read from the store among
+them, between a `SequenceStart` and a `SequenceEnd`, and says with `RowDone` when a row of the matrix is whole. The terminal,
+MLflow, the output files and tests are `Listener`s of that one stream.
 
     event          reported by   when
     SequenceStart  driver        once, before anything else
+    Adapted        worker        its model is loaded, and the modules that get adapters are known
     StageStart     stage         its rows are ready
     Step           stage         every `train.log_every` optimizer steps, the first and the last
     Phase          stage, worker a start-up, a data pass, an evaluation or a wait moves on
@@ -45,6 +46,16 @@ class Term:
     """raw times its weight lambda."""
     ratio: float
     """weighted over the cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A worker has loaded the model, for a method that puts branches on its modules."""
+
+    stage: int
+    """Of which it starts up for; 0 = the untrained model."""
+    modules: Mapping[str, int]
+    """Paths of the adapted modules, those that differ in numbers only as one (`layers.*.q_proj`), and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +230,7 @@ class SequenceEnd:
     """After the last stage, where the method routes its inputs and the sequence came to its end."""
 
 
-StageEvent = StageStart | Step | Phase | Retry | StageEnd | Scored
+StageEvent = Adapted | StageStart | Step | Phase | Retry | StageEnd | Scored
 """What a worker reports, or the group of workers."""
 Event = StageEvent | SequenceStart | RowDone | SequenceEnd
 
@@ -235,6 +246,7 @@ NAMES: dict[type[StageEvent], str] = {
     StageStart: "stage_start",
     Step: "step",
     Phase: "phase",
+    Adapted: "adapted",
     Retry: "retry",
     StageEnd: "stage_end",
     Scored: "scores",

@@ -97,6 +97,17 @@ class ModelSpec(Strict):
         lt=1,
         description="dropout inside the frozen base model while training; T5's published runs use 0.1",
     )
+    quantization: Annotated[Literal["none", "8bit", "4bit"], InKeyUnlessDefault()] = Field(
+        default="none",
+        description="base weights in 8 bits, or 4 (NF4), by bitsandbytes on CUDA; for methods that leave them alone",
+    )
+    attention: Annotated[Literal["auto", "sdpa", "flash_attention_2", "eager"], InKeyUnlessDefault()] = Field(
+        default="auto", description="how attention is computed; auto = transformers' choice for the model"
+    )
+    gradient_checkpointing: Annotated[bool, InKeyUnlessDefault()] = Field(
+        default=False,
+        description="compute activations a second time for the gradients: less memory, more time, the same but for rounding",
+    )
 
 
 EXAMPLES = "the fingerprint of the rendered examples is in the keys"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raycl.events import (
     NAMES,
+    Adapted,
     Event,
     Phase,
     Retry,
@@ -36,6 +37,7 @@ TERMS = st.dictionaries(TEXT, st.builds(Term, NUMBER, NUMBER, NUMBER), max_size=
 EVENTS = st.one_of(
     st.builds(StageStart, COUNT, TEXT, COUNT),
     st.builds(Step, COUNT, COUNT, COUNT, NUMBER, NUMBER, NUMBER, TERMS, GAUGES),
+    st.builds(Adapted, COUNT, st.dictionaries(TEXT, COUNT, max_size=3)),
     st.builds(Phase, COUNT, TEXT, COUNT, COUNT),
     st.builds(Retry, TEXT, COUNT, COUNT),
     st.builds(StageEnd, COUNT, TEXT, TEXT, st.booleans(), GAUGES, GAUGES),

@@ -38,6 +38,7 @@ FIELDS += [
     *(f"train.{name}" for name in ("holdout", "keep", "zero_stage")),
 ]
 FIELDS += ["train.checkpoint_every", "train.log_every"]
+FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
 SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks"}
@@ -190,6 +191,9 @@ def test_a_spec_survives_a_round_trip_through_json() -> None:
         assert parse(spec.model_dump(mode="json"), method_params) == spec
 
 
+OPTIONS = {"quantization": "none", "attention": "auto", "gradient_checkpointing": False}
+
+
 def test_the_defaults() -> None:
     """What a run does that names nothing: everybody's stored stages and scores were made with these."""
     values = spec_of().model_dump(mode="json")
@@ -200,7 +204,7 @@ def test_the_defaults() -> None:
         "workers": None,
         "groups": 1,
         "preset": "none",
-        "model": {"name": "packaged", "revision": None, "precision": "bf16", "dropout": 0.0},
+        "model": {"name": "packaged", "revision": None, "precision": "bf16", "dropout": 0.0} | OPTIONS,
         "data": {
             "source": "hub",
             "stream": None,

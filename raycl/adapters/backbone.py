@@ -99,8 +99,8 @@ class Backbone:
 
     model: LanguageModel
     targets: tuple[str, ...]
-    """Names of the linear modules that get adapters by default (last part of the module path); none where raycl knows no
-    default for the model's type."""
+    """The linear modules that get adapters by default, by the last part of their paths or by whole paths; none where no
+    attention was found in the model."""
     encoder_decoder: bool
     width: int
     """Width d of the token embeddings."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.carriers import carriers, stored_transposed
+from raycl.adapters.targets import chosen
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,7 +31,7 @@ class LoraShape:
     alpha: float
     dropout: float = 0.0
     targets: tuple[str, ...] | None = None
-    """Names of the modules to adapt; none = the backbone's defaults."""
+    """The modules to adapt, as `adapters.targets` reads them; none = the backbone's defaults."""
 
 
 class Branches:
@@ -52,7 +53,7 @@ class Branches:
             path: module for path, module in backbone.model.named_modules() if isinstance(module, StackedLora)
         }
         for path, layer in self.layers.items():
-            layer.stack(path, frozen)
+            layer.stack(path, frozen, backbone.dtype)
         self.count = len(frozen) + 1
         """Number of branches, the current one included."""
 
@@ -119,6 +120,16 @@ class Branches:
             del self.backbone.model.peft_config
 
 
+def refusal(backbone: Backbone, targets: tuple[str, ...] | None) -> str | None:
+    """Why PEFT puts no adapters on modules that can carry a branch, in its words; none if it does. It knows model types that
+    use the weights of some modules without calling them."""
+    try:
+        Branches(backbone, LoraShape(1, 1.0, targets=targets), []).remove()
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return None
+
+
 def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
     """PEFT's configuration of one branch."""
     from peft import LoraConfig
@@ -127,18 +138,11 @@ def lora_config(backbone: Backbone, shape: LoraShape) -> LoraConfig:
         r=shape.rank,
         lora_alpha=shape.alpha,  # pyright: ignore[reportArgumentType]  declared as an int, but any number will do
         lora_dropout=shape.dropout,
-        target_modules=list(shape.targets or backbone.targets),
+        target_modules=list(chosen(backbone, shape.targets)),
         bias="none",
         init_lora_weights=False,
         task_type="SEQ_2_SEQ_LM" if backbone.encoder_decoder else "CAUSAL_LM",
     )
-
-
-def known_targets(kind: str) -> tuple[str, ...]:
-    """The modules that PEFT adapts by default in models of the `model_type` `kind`; none where it knows no default."""
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-    return tuple(KNOWN.get(kind, ()))
 
 
 def take_layer(config: LoraConfig, layer: type[nn.Module]) -> None:

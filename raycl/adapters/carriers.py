@@ -30,3 +30,11 @@ def over_outputs(values: Tensor, parameter: Tensor, module: nn.Module) -> Tensor
     if parameter.dim() < 2 or stored_transposed(module):
         return values
     return values[:, None]
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """d_in and d_out of a linear module. Of a quantised one the weight's own shape does not say them."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    d_in, d_out = module.get_parameter("weight").shape
+    return d_in, d_out

@@ -80,14 +80,16 @@ class StackedLora(nn.Module, LoraLayer):
 
         return self.lora_A[CURRENT].register_forward_hook(heard)
 
-    def stack(self, path: str, branches: Sequence[Branch]) -> None:
-        """Stack the frozen `branches` of the module at `path`, in the base layer's dtype (computed once per stage)."""
+    def stack(self, path: str, branches: Sequence[Branch], computed: torch.dtype = torch.float32) -> None:
+        """Stack the frozen `branches` of the module at `path`, once per stage: in the base layer's dtype, or, where its
+        weights are quantised, in the dtype that the model is `computed` in."""
         if not branches:
             return
         like = self.get_base_layer().get_parameter("weight")
-        self.frozen_a = torch.cat([branch.a[path] for branch in branches]).to(like.device, like.dtype)
+        dtype = like.dtype if like.is_floating_point() else computed
+        self.frozen_a = torch.cat([branch.a[path] for branch in branches]).to(like.device, dtype)
         scaled = [branch.b[path] * (branch.alpha / branch.rank) for branch in branches]
-        self.frozen_b = torch.cat(scaled, dim=1).to(like.device, like.dtype)
+        self.frozen_b = torch.cat(scaled, dim=1).to(like.device, dtype)
         self.frozen_ranks = tuple(branch.rank for branch in branches)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

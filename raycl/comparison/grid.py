@@ -19,7 +19,6 @@ from raycl.methods.registry import method_params
 from raycl.presets import merge, parse_override
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
-from raycl.sequence.preflight import check_model
 from raycl.sequence.resolve import order_of, resolve
 from raycl.spec import RunSpec, Strict
 from raycl.state.store import Store
@@ -219,7 +218,6 @@ class _Planner:
         """Give the cell its job, or its error."""
         try:
             spec = resolve(self._preset, layers, self._gpus)
-            check_model(spec)
             cell.job = make_job(spec, self._store, self._load(spec))
         except UserError as error:
             cell.error = str(error)

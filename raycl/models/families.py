@@ -8,22 +8,12 @@ from raycl.errors import SpecError
 from raycl.models.places import place
 from raycl.spec import ModelSpec
 
-TARGETS = {
-    "t5": ("q", "v"),
-    "mt5": ("q", "v"),
-    "phi3": ("qkv_proj",),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"), ("q_proj", "v_proj")),
+KEPT = {
+    "phi": ("q_proj", "v_proj", "fc1", "fc2"),
+    "nemotron_h": ("q_proj", "k_proj", "v_proj", "o_proj"),
 }
-"""Linear modules that get adapters, by the model's `model_type`, where raycl need not ask PEFT."""
-
-
-def default_targets(kind: str) -> tuple[str, ...]:
-    """The linear modules that get adapters in models of the `model_type` `kind`; none where neither raycl nor PEFT knows."""
-    if kind in TARGETS:
-        return TARGETS[kind]
-    from raycl.adapters.branches import known_targets
-
-    return known_targets(kind)
+"""Where default targets have been others than query and value, by `model_type`: keys of stages do not hold default targets,
+so these stay what the stored stages of such models were trained with."""
 
 
 def family(spec: ModelSpec) -> str:

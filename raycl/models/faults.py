@@ -7,9 +7,11 @@ from typing import Any
 
 from raycl.errors import first_line
 from raycl.files import Json
-from raycl.models.probe import is_random
+from raycl.models.probe import is_random, padding_effect
 from raycl.spec import ModelSpec
 
+FELT, FELT_ROUNDED = 0.05, 0.2
+"""Effects of padding from which it counts, in fp32 and where arithmetic is coarser. Rounding alone is below 1e-5 in fp32."""
 SHOWN = 5
 """Names of tensors or tokens in one message; the rest is counted."""
 
@@ -22,12 +24,17 @@ def find_faults(spec: ModelSpec, model: Any, tokenizer: Any, report: Json) -> li
             "model: the decoder's first token is not known; set `decoder_start_token_id` in its config.json "
             "(T5: the padding token's id)"
         )
+    if spec.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        kind = model.config.model_type
+        faults.append(
+            f"model.gradient_checkpointing: true, which models of the type {kind} do not offer; set it to false"
+        )
     if hasattr(model, "peft_config"):
         faults.append(
             "model: the folder brings an adapter of its own, which would be lost; merge it into the weights (PEFT's "
             "`merge_and_unload`) and save the result to another folder"
         )
-    return faults or list(_dropout(spec, model))
+    return faults or list(_dropout(spec, model)) or list(_padding(spec, model))
 
 
 def heal_end_token(config: Any, tokenizer: Any) -> None:
@@ -90,6 +97,18 @@ def _dropout(spec: ModelSpec, model: Any) -> Iterator[str]:
         )
     if not random and spec.dropout > 0:
         yield f"model.dropout: {spec.dropout} has no effect on a model of the type {model.config.model_type}; set it to 0"
+
+
+def _padding(spec: ModelSpec, model: Any) -> Iterator[str]:
+    """Padding that reaches the tokens beside it: then an answer would depend on what else is in its batch."""
+    plain = spec.precision == "fp32"
+    effect = padding_effect(model)
+    if not effect <= (FELT if plain else FELT_ROUNDED):
+        yield (
+            f"model: padding changes what it makes of the tokens beside it, by {effect:.0%} of the logits' standard "
+            f"deviation, so answers would depend on their batch; models of the type {model.config.model_type} do not "
+            "heed the attention mask or count positions from the padding; take one of another type"
+        )
 
 
 def _some(names: Collection[str]) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from raycl.errors import SpecError, first_line
 from raycl.files import Json
-from raycl.models.families import default_targets
+from raycl.models.families import KEPT
 from raycl.models.faults import find_faults, heal_end_token
 from raycl.models.fingerprint import fingerprint
+from raycl.models.options import loading_options, require_options
 from raycl.models.packaged import converted
 from raycl.models.places import place
 from raycl.models.probe import regions, set_dropout
+from raycl.models.targets import query_and_value
 from raycl.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -59,37 +61,44 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
 
     if spec.precision == "auto":
         raise ValueError("model.precision is still 'auto': resolve the run spec before its model is loaded")
+    require_options(spec, device)
     path = place(spec)
     mark = fingerprint(spec)
     folder = converted(path) if path.is_file() else path
     try:
-        files = _read(folder, spec)
+        files = _read(folder, spec, device)
     except Exception as error:  # the loaders raise types of several libraries
         raise SpecError(
             f"model.name: {folder} cannot be loaded ({type(error).__name__}: {first_line(error)[:300]}). "
             "Give a folder as save_pretrained writes it, of a model type that transformers knows without further code."
+            + ("" if spec.attention == "auto" else f" Or leave model.attention ({spec.attention}) at auto.")
         ) from error
     config, model, tokenizer = files.config, files.model, files.tokenizer
-    model = model.to(device).eval().requires_grad_(False)
+    if spec.quantization == "none":
+        model = model.to(device)
+    model = model.eval().requires_grad_(False)
     model.generation_config = _plain_generation(model)
     heal_end_token(config, tokenizer)
     faults = find_faults(spec, model, tokenizer, files.report)
+    if spec.gradient_checkpointing and not faults:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if model.get_output_embeddings() is not None:
         model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    called = {} if faults else regions(model)
     backbone = Backbone(
         model=model,
-        targets=default_targets(config.model_type),
+        targets=KEPT.get(config.model_type) or query_and_value(model, called),
         encoder_decoder=bool(config.is_encoder_decoder),
         width=model.get_input_embeddings().weight.shape[1],
-        regions={} if faults else regions(model),
+        regions=called,
         dtype=model.dtype,
     )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    record: Json = {"dropout": dict(files.dropout)}
+    record: Json = {"dropout": dict(files.dropout), "attention": getattr(model.config, "_attn_implementation", None)}
     return LoadedModel(backbone, tokenizer, mark, spec.name, positions, tuple(faults), record)
 
 
-def _read(folder: Path, spec: ModelSpec) -> _Files:
+def _read(folder: Path, spec: ModelSpec, device: str) -> _Files:
     """Everything in a folder. Without the explicit no, transformers asks whether to run code, and reads pickles."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -99,6 +108,7 @@ def _read(folder: Path, spec: ModelSpec) -> _Files:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    how |= loading_options(spec, device, dtype)
     loaded: Any = auto.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=False, **how)
     model, report = loaded
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

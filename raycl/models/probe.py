@@ -14,6 +14,7 @@ from raycl.adapters.carriers import carries_branch
 PROBE = 6
 """Tokens of the probe; an encoder-decoder's answer is shorter, so that its layers can be told apart."""
 PROBE_ANSWER = 4
+PROBE_PADDING = 3
 ALWAYS_OFF = ("layer", "path", "connect", "jitter")
 """Parts of the names of settings that drop whole layers or shake a router: `model.dropout` does not mean those."""
 
@@ -30,7 +31,8 @@ def set_dropout(config: Any, share: float) -> dict[str, float]:
             settings |= {f"{name}.{key}": one for key, one in inner.items()}
         elif ("drop" in name or "jitter" in name) and isinstance(value, int | float) and not isinstance(value, bool):
             wanted = 0.0 if any(part in name for part in ALWAYS_OFF) else share
-            setattr(config, name, wanted)
+            if value != wanted:  # some configurations take no 0.0 for their 0
+                setattr(config, name, wanted)
             settings[name] = wanted
     return settings
 
@@ -60,6 +62,21 @@ def probe(model: Any) -> dict[str, Tensor]:
     ids = (torch.arange(PROBE, device=model.device) % rows)[None]
     fed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return fed | ({"decoder_input_ids": ids[:, :PROBE_ANSWER]} if model.config.is_encoder_decoder else {})
+
+
+@torch.no_grad()
+def padding_effect(model: Any) -> float:
+    """How far padding moves the logits of the tokens beside it, padded as in training: the root mean square of the change,
+    over the logits' standard deviation."""
+    fed = probe(model)
+    ids, mask, decoder = fed["input_ids"], fed["attention_mask"], not model.config.is_encoder_decoder
+    filler = ids[:, :PROBE_PADDING]
+    pair = (lambda pad, own: torch.cat([pad, own], 1)) if decoder else (lambda pad, own: torch.cat([own, pad], 1))
+    padded = fed | {"input_ids": pair(filler, ids), "attention_mask": pair(torch.zeros_like(filler), mask)}
+    if decoder:
+        padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    alone, beside = (model.eval()(**one, use_cache=False).logits.float() for one in (fed, padded))
+    return float((beside[:, -alone.shape[1] :] - alone).pow(2).mean().sqrt() / alone.std())
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.routing import measures
 from raycl.events import (
     START_UP,
+    Adapted,
     Event,
     Phase,
     Retry,
@@ -77,6 +78,8 @@ class Terminal:
         match event:
             case SequenceStart():
                 self._plan(event)
+            case Adapted():
+                self._adapted(event)
             case StageStart():
                 self._start(event)
             case Step():
@@ -104,6 +107,11 @@ class Terminal:
         for line in plan_lines(event):
             self._line(line)
         self.console.print(plan_table(event.stages))
+
+    def _adapted(self, event: Adapted) -> None:
+        """Which modules of the model get adapters."""
+        named = ", ".join(f"{path} ({count})" if count > 1 else path for path, count in event.modules.items())
+        self._line(f"adapters on {sum(event.modules.values())} modules: {named}")
 
     def _retry(self, event: Retry) -> None:
         """The workers have failed: what was shown of their stage is void."""

@@ -18,7 +18,7 @@ from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import run_here
 from raycl.sequence.names import run_name, run_title
 from raycl.sequence.plan import Plan
-from raycl.sequence.preflight import check_groups, check_model, check_output, check_states, check_workers
+from raycl.sequence.preflight import check_groups, check_output, check_states, check_workers
 from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
@@ -148,7 +148,6 @@ def _facts(job: SequenceJob, trained: list[int], seconds: float) -> Json:
 
 def _host(job: SequenceJob, missing: Missing) -> Host:
     """Who does the work, after a look at all that can be wrong. Raises UserError."""
-    check_model(job.spec)
     check_states(job.plan, job.store, missing.stages, missing.cells)
     if job.spec.workers == 0:
         return Host(run_here, 0, f"{local_device()}, in this process")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from raycl.files import Json
 from raycl.methods.registry import method_class
-from raycl.spec import RunSpec
+from raycl.spec import ModelSpec, RunSpec
 from raycl.state.keys import SCHEMA, content_key
 from raycl.tasks.task import Task, union
 from raycl.train.decoding import GREEDY
@@ -79,7 +79,7 @@ def make_plan(spec: RunSpec, tasks: list[Task], model_fingerprint: str) -> Plan:
         stages.append(StagePlan(number, task.name, content_key(recipe), parent, recipe, row))
 
     def cell(row: int, task: Task, seen: bool, state: tuple[str, ...]) -> Cell:
-        named = _name(state) or f"untrained {model_fingerprint} {spec.model.precision}"
+        named = _name(state) or _untrained(spec.model, model_fingerprint)
         return Cell(row, task.name, content_key(cell_recipe(spec, task, named)), seen, state)
 
     cells = []
@@ -102,6 +102,15 @@ def _state(stages: list[StagePlan], row: int, together: bool) -> tuple[str, ...]
     if together:
         return tuple(sorted(stage.key for stage in stages if stage.row <= row))
     return tuple(stage.key for stage in stages if stage.row == row)
+
+
+def _untrained(model: ModelSpec, model_fingerprint: str) -> str:
+    """What names the untrained model in the keys of its scores: its files, and what acts on more than training."""
+    acting = {
+        name: value for name, value in model.keyed(1).items() if name not in ("dropout", "gradient_checkpointing")
+    }
+    precision = acting.pop("precision")
+    return " ".join(["untrained", model_fingerprint, precision, *(f"{name}={acting[name]}" for name in sorted(acting))])
 
 
 def _name(state: tuple[str, ...]) -> str:

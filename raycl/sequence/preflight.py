@@ -1,4 +1,4 @@
-"""Checks of model, folders, stored states and worker count before anything is started."""
+"""Checks of folders, stored states and worker count before anything is started."""
 
 from __future__ import annotations
 
@@ -8,22 +8,9 @@ from pathlib import Path
 
 from raycl.errors import SpecError
 from raycl.methods.registry import method_class
-from raycl.models.families import default_targets, family
 from raycl.sequence.plan import Plan
 from raycl.spec import RunSpec
 from raycl.state.store import Store
-
-
-def check_model(spec: RunSpec) -> None:
-    """The modules to adapt must be known. Raises SpecError for a model type raycl has no default for."""
-    if not spec.method.adapts_modules() or getattr(spec.method, "targets", None):
-        return
-    kind = family(spec.model)
-    if not default_targets(kind):
-        raise SpecError(
-            f"model.name: {spec.model.name} is of the type {kind!r}, for which raycl knows no modules to adapt; name them, "
-            "for example --set 'method.targets=[q_proj, v_proj]' (a name that does not fit is answered with those that do)"
-        )
 
 
 def check_output(folder: Path) -> None:

@@ -9,7 +9,9 @@ from itertools import chain
 
 from torch import nn
 
+from raycl.adapters.branches import refusal
 from raycl.adapters.carriers import carries_branch
+from raycl.adapters.targets import matches
 from raycl.errors import SpecError, one_message
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
@@ -29,6 +31,7 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
     problems = list(loaded.faults)
     if not problems:
         problems += _targets(loaded, spec.method)
+        problems += _quantised(spec, len(tasks))
         chats = [task.name for task in tasks if task.in_chat]
         if chats and (why := why_not(loaded.tokenizer)):
             problems.append(f"task {chats[0]}: chat: {why}")
@@ -49,22 +52,28 @@ def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
     if not method.adapts_modules():
         return
     wanted = getattr(method, "targets", None) or loaded.backbone.targets
-    there = dict(loaded.backbone.model.named_modules())
     fit = sorted({path.rpartition(".")[2] for path in loaded.backbone.regions})
     if not wanted:
         yield (
-            "method.targets: raycl knows no modules to adapt in models of this type; name some, for example "
+            f"method.targets: raycl finds no attention, so no modules to adapt, in this model; name some, for example "
             f"--set 'method.targets=[{fit[0]}]'; its linear modules are {', '.join(fit)}"
         )
-    for name in wanted:
-        paths = [path for path in there if path == name or path.endswith(f".{name}")]
-        if not paths:
-            close = difflib.get_close_matches(name, fit, n=1)
-            nearest = f" (nearest: {close[0]})" if close else ""
-            yield f"method.targets: {name!r} names no module{nearest}; allowed: {', '.join(fit)}"
-        problems = (_unfit(loaded, path, there[path], method) for path in paths)
-        if problem := next((one for one in problems if one), None):
-            yield f"method.targets: {problem}; allowed: {', '.join(fit)}"
+    problems = [line for entry in wanted for line in _entry(loaded, entry, method, fit)]
+    yield from problems
+    if wanted and not problems and (reason := refusal(loaded.backbone, tuple(wanted))):
+        yield f"method.targets: {reason}"
+
+
+def _entry(loaded: LoadedModel, entry: str, method: MethodParams, fit: list[str]) -> Iterator[str]:
+    """What is wrong with one entry; `fit` are the names that there are."""
+    paths = matches(loaded.backbone, entry)
+    if not paths:
+        close = difflib.get_close_matches(entry, fit, n=1)
+        nearest = f" (nearest: {close[0]})" if close else ""
+        yield f"method.targets: {entry!r} names no module{nearest}; allowed: {', '.join(fit)}"
+    problems = (_unfit(loaded, path, loaded.backbone.model.get_submodule(path), method) for path in paths)
+    if problem := next((one for one in problems if one), None):
+        yield f"method.targets: {problem}; allowed: {', '.join(fit)}"
 
 
 def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodParams) -> str | None:
@@ -77,6 +86,18 @@ def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodPara
     if method.writes_weights() and module.get_parameter("weight") is embedding:
         return f"{path} shares its weight with the token embedding, which merging into it would change too"
     return None
+
+
+def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
+    """Weights of few bits can be read, neither trained nor added to."""
+    method = spec.method
+    trains = not method.adapts_modules() and not method.soft_tokens(stages)
+    if spec.model.quantization != "none" and (trains or method.writes_weights()):
+        what = "trains the base weights" if trains else "merges into the base weights"
+        yield (
+            f"model.quantization: {spec.model.quantization} keeps the base weights as they are, and {method.name} {what} "
+            "with these settings; set it to none, or take a method or settings that put adapters or prompts on the model"
+        )
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from raycl.adapters.branches import adapter_config
-from raycl.events import START_UP, Phase, Scored, StageEnd, StageEvent, to_json
+from raycl.adapters.targets import chosen, summed_up
+from raycl.events import START_UP, Adapted, Phase, Scored, StageEnd, StageEvent, to_json
 from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
@@ -36,6 +37,7 @@ from raycl.train.workers import Workers
 
 LEASE_SECONDS = 60.0
 """How long a worker waits for another run before all workers look up again."""
+LOADING = "loading the model"
 Report = Callable[[StageEvent], None]
 
 
@@ -110,7 +112,7 @@ class SequenceWorker:
         Raises UserError for a model that cannot be loaded and for an op of DeepSpeed's that cannot be built.
         """
         device = self.workers.device
-        steps: dict[str, Callable[[], object]] = {"loading the model": lambda: self.model}
+        steps: dict[str, Callable[[], object]] = {LOADING: lambda: self.model}
         if trains:
             builds = "" if device == "cpu" else ", building its ops where they are missing"
             steps[f"starting DeepSpeed{builds}"] = lambda: start_deepspeed(device)
@@ -121,6 +123,8 @@ class SequenceWorker:
                 step()
                 self._started.add(name)
                 self._start_up += time.perf_counter() - started
+                if name == LOADING and self.adapted:
+                    self.report(Adapted(stage, self.adapted))
 
     @contextmanager
     def _right_to_make(self, stage: StagePlan, wait: bool = True) -> Iterator[bool]:
@@ -154,6 +158,14 @@ class SequenceWorker:
         loaded = self.load(self.job.spec.model, self.workers.device)
         require_ready(loaded, self._encoder(loaded), self.job.spec, self.job.tasks)
         return loaded
+
+    @cached_property
+    def adapted(self) -> dict[str, int]:
+        """The modules that get adapters, as `Adapted` tells them; empty where the method puts none on."""
+        method = self.job.spec.method
+        if not method.adapts_modules():
+            return {}
+        return summed_up(chosen(self.model.backbone, getattr(method, "targets", None)))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -201,7 +213,7 @@ class SequenceWorker:
             "process": os.getpid(),
             "seconds": seconds,
             "trainable_parameters": run.trainable,
-            "model": self.model.record,
+            "model": {**self.model.record, **({"adapted": self.adapted} if self.adapted else {})},
         }
         log = [to_json(event) for event in (*run.log, end)]
         provenance = Provenance(

@@ -18,7 +18,7 @@ from raycl.report.plan import settings_words
 from raycl.report.sweeps import SweepTerminal, page_rows, write_csv
 from raycl.sequence.driver import Options
 from raycl.sequence.job import known_environment
-from raycl.sequence.preflight import check_model, check_workers
+from raycl.sequence.preflight import check_workers
 from raycl.sequence.sharing import sharing
 from raycl.sequence.views import view_of
 from raycl.state.store import Store
@@ -54,7 +54,6 @@ def run_sweep(
     store = options.open_store()
     plan = plan_sweep(request, store.uri)
     folder = options.folder("runs", plan.name())
-    check_model(plan.example)
     check_workers(plan.example, plan.settings.workers)
     record = _record(plan, folder, store, request.resume)
     name = f"{plan.title} · {folder.name}"

@@ -49,7 +49,7 @@ class Tracker(Runs):
         self._data: tuple[Dataset, ...] = ()
 
     def handle(self, event: Event) -> None:
-        """Record one event; `Phase` has no place in MLflow and is passed over."""
+        """Record one event; `Phase` and `Adapted` have no place in MLflow and are passed over."""
         match event:
             case SequenceStart():
                 self._start(event)

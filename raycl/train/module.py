@@ -41,12 +41,26 @@ class StageModule(nn.Module):
         if labels is None:
             raise ValueError("a training batch needs labels")
         if self.backbone.encoder_decoder:
-            return self.model(**fed, labels=labels, use_cache=False).logits, labels
+            read = shifted(self.model, labels)
+            return self.model(**fed, decoder_input_ids=read, use_cache=False).logits, labels
         answer = max(1, int((labels != IGNORE).any(dim=0).sum()))
         keep = {"logits_to_keep": answer + 1} if self._short_logits else {}
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         logits = self.model(**fed, position_ids=positions, use_cache=False, **keep).logits
         return logits[:, -answer - 1 : -1], labels[:, -answer:]
+
+
+def shifted(model: Any, labels: Tensor) -> Tensor:
+    """What a decoder reads while it predicts `labels` (B, L): its first token, and the labels but the last, padded.
+
+    Left to themselves most models do the same; some (mBART) begin with a row's last label, and fail on a row without any.
+    """
+    start = getattr(model.config, "decoder_start_token_id", None)
+    start = model.generation_config.decoder_start_token_id if start is None else start
+    pad = start if model.config.pad_token_id is None else model.config.pad_token_id
+    read = labels.roll(1, dims=1)
+    read[:, 0] = start
+    return read.masked_fill(read == IGNORE, pad)
 
 
 def feed(backbone: Backbone, method: Method | None, inputs: Inputs) -> tuple[dict[str, Any], Tensor, Tensor | None]:

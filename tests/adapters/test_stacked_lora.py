@@ -52,6 +52,29 @@ def looped(layer, path: str, branches: list[Branch], x: torch.Tensor, gates: tor
     return y
 
 
+class Eighths(nn.Linear):
+    """A quantised linear module: its weight holds eighths as whole numbers."""
+
+    def forward(self, input):
+        return nn.functional.linear(input, self.weight.to(input.dtype) / 8)
+
+
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16])
+def test_branches_on_quantised_weights_are_computed_as_the_model_is(computed):
+    """Frozen branches take no whole numbers from the weight beneath; the sum is that of the loop."""
+    base = Eighths(6, 5)
+    base.weight = nn.Parameter(torch.randint(-9, 9, (5, 6), dtype=torch.int8), requires_grad=False)
+    layer = StackedLora(base, CURRENT, LoraConfig(r=2, lora_alpha=4), r=2, lora_alpha=4).to(computed)
+    listed = [random_branch({"one": base}, 2, 4.0, seed) for seed in (1, 2)]
+    layer.down.data, layer.up.data = (value["one"].to(computed) for value in (listed[1].a, listed[1].b))
+    layer.stack("one", listed[:1], computed)
+    assert layer.frozen_a.dtype == layer.frozen_b.dtype == computed
+    x = torch.randn(3, 4, 6)
+    expected = looped(layer, "one", listed, x, torch.ones(3, 2))
+    wide = {torch.float32: 1e-5, torch.bfloat16: 5e-2}[computed]
+    assert (layer(x.to(computed)).float() - expected).abs().max() <= wide * expected.abs().max()
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_stacked_layer_equals_a_loop_over_branches(installed, gated):
     """All branches in two products give what the sum over branches gives, relative 1e-6, with and without gates."""

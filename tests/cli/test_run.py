@@ -215,16 +215,6 @@ def test_a_model_folder_without_configuration_is_one_message(refused: Callable[.
     assert "has no config.json" in refused(model=tmp_path / "model")
 
 
-def test_a_model_of_an_unknown_type_is_one_message(refused: Callable[..., str], tmp_path: Path) -> None:
-    """raycl cannot guess which modules to adapt; the message shows how to name them."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "mbart"}')
-    (tmp_path / "model" / "model.safetensors").touch()
-    text = refused(model=tmp_path / "model")
-    assert "'mbart'" in text
-    assert "method.targets=" in text
-
-
 def test_an_unreachable_hub_is_one_message(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """For the model and for the data: what can be done without a network."""
     import datasets

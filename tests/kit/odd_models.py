@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ BART: dict[str, Any] = {
     **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
     **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128, "dropout": 0.1},
 }
+T5: dict[str, Any] = {"d_model": 32, "d_kv": 6, "num_heads": 4, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2}
+GATED_T5: dict[str, Any] = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
     "gpt_neox": (
@@ -35,11 +38,33 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", GATED | {"head_dim": 8}),
     "llama": ("LlamaConfig", "LlamaForCausalLM", GATED | {"initializer_range": 0.2}),
     "mbart": ("MBartConfig", "MBartForConditionalGeneration", BART),
+    "mistral": ("MistralConfig", "MistralForCausalLM", GATED | {"sliding_window": 16}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", GATED),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", GATED | {"head_dim": 8}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", GATED | {"head_dim": 8, "sliding_window": 16}),
+    "phi": ("PhiConfig", "PhiForCausalLM", PLAIN | {"intermediate_size": 48}),
+    "mpt": ("MptConfig", "MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}),
+    "gpt_bigcode": ("GPTBigCodeConfig", "GPTBigCodeForCausalLM", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
+    "falcon_grouped": (
+        *("FalconConfig", "FalconForCausalLM"),
+        PLAIN | {"new_decoder_architecture": True, "num_kv_heads": 2, "multi_query": False},
+    ),
+    "t5": ("T5Config", "T5ForConditionalGeneration", T5),
+    "flan_t5": ("T5Config", "T5ForConditionalGeneration", GATED_T5),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", GATED_T5),
+    "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}),
+    "trocr": (
+        *("TrOCRConfig", "TrOCRForCausalLM"),
+        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "init_std": 0.3},
+    ),
+    "mamba": ("MambaConfig", "MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
 }
 """Family -> class of its configuration, class of its model, sizes."""
 
-NO_DEFAULT = ("mbart",)
-"""Families of which neither raycl nor PEFT knows what to adapt."""
+REFUSED = ("rwkv", "trocr")
+"""Families in which padding reaches the tokens beside it: through a state, and by the positions that it takes."""
+NO_DEFAULT = ("mamba",)
+"""Families without attention, in which nothing is adapted unless it is named."""
 
 
 def save_odd(family: str, folder: Path, seed: int = 11, **fields: Any) -> Path:
@@ -50,12 +75,30 @@ def save_odd(family: str, folder: Path, seed: int = 11, **fields: Any) -> Path:
     config, model, sizes = FAMILIES[family]
     seq2seq = "ConditionalGeneration" in model
     tokenizer = text_tokenizer("t5" if seq2seq else "llama")
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | ({"decoder_start_token_id": 2} if seq2seq else {})
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if seq2seq:
+        ids["decoder_start_token_id"] = 0 if "T5" in model else 2
     values = {"vocab_size": len(tokenizer)} | ids | sizes | fields
     torch.manual_seed(seed)
     getattr(transformers, model)(getattr(transformers, config)(**values)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def with_tokenizer(folder: Path, names: Collection[str], around: str, side: str) -> None:
+    """Replace the tokenizer by one that names only some of its tokens (pad, bos, eos), puts others `around` a text and pads
+    on a `side`."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    core = text_tokenizer("llama").backend_tokenizer
+    special = {"pad": "<pad>", "bos": "<s>", "eos": "</s>"}
+    marks = [(token, place) for place, token in enumerate(special.values()) if token in around]
+    core.post_processor = processors.TemplateProcessing(single=around, special_tokens=marks)
+    known = {f"{name}_token": special[name] for name in names}
+    for file in folder.glob("*token*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=core, padding_side=side, **known).save_pretrained(folder)
 
 
 def edit(path: Path, **changes: Any) -> None:

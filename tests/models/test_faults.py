@@ -14,7 +14,7 @@ from raycl.models.fingerprint import fingerprint
 from raycl.models.load import LoadedModel, load_model
 from raycl.models.places import read_files
 from raycl.spec import ModelSpec
-from tests.kit.odd_models import as_pickle, edit, save_odd, with_extra, without
+from tests.kit.odd_models import REFUSED, as_pickle, edit, save_odd, with_extra, without
 
 
 def named(folder: Path, **fields: float) -> ModelSpec:
@@ -67,6 +67,13 @@ def test_a_fault_is_found_and_named(llama: Path, fault: str) -> None:
     damage(llama)
     (found,) = load(llama).faults
     assert re.search(words, found)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_model_that_padding_reaches_is_refused(family: str, tmp_path: Path) -> None:
+    """Its answers would depend on what else is in their batch."""
+    (found,) = load(save_odd(family, tmp_path)).faults
+    assert re.search(rf"padding changes .*models of the type {family}", found)
 
 
 def test_all_faults_are_named_at_once(llama: Path) -> None:

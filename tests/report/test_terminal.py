@@ -11,6 +11,7 @@ from rich.console import Console
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
+    Adapted,
     Phase,
     PlannedStage,
     Retry,
@@ -177,6 +178,13 @@ def test_stages_that_are_trained_side_by_side_keep_their_lines_apart(four: Accur
         lines = [line for line in text.splitlines() if f"{name}: step" in line]
         assert terminal or [line.split("step ")[1].split(" ")[0] for line in lines] == ["2/8", "4/8", "6/8", "8/8"]
         assert name in text
+
+
+def test_the_adapted_modules_are_one_line() -> None:
+    """Modules that differ in their layer's number only stand once, with how many there are."""
+    console = Console(file=io.StringIO(), width=80)
+    Terminal(console).handle(Adapted(1, {"layers.*.q_proj": 12, "head": 1}))
+    assert console.file.getvalue() == "adapters on 13 modules: layers.*.q_proj (12), head\n"
 
 
 def test_a_start_up_is_told_apart_from_the_stage() -> None:

@@ -123,6 +123,21 @@ def test_every_field_is_in_the_keys_unless_it_is_marked(section: str, name: str,
         assert not set(scored(plan).values()) & set(scored(other).values())
 
 
+def test_the_untrained_model_is_named_by_what_acts_on_its_answers() -> None:
+    """Of the model's settings all but those of training; at their defaults it has the name of older versions."""
+    acting = {"precision": "fp32", "quantization": "8bit", "attention": "eager"}
+    training = {"dropout": 0.1, "gradient_checkpointing": True}
+    assert {*acting, *training, "name", "revision"} == set(ModelSpec.model_fields)
+    rows = [{cell.key for cell in plan_of({"model": one}).cells_of(0)} for one in ({}, acting, *single(acting))]
+    assert all(not one & other for place, one in enumerate(rows) for other in rows[:place])
+    assert all({cell.key for cell in plan_of({"model": one}).cells_of(0)} == rows[0] for one in single(training))
+
+
+def single(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each of the values alone."""
+    return [{name: value} for name, value in values.items()]
+
+
 def test_a_new_field_is_in_the_keys_unless_somebody_says_otherwise() -> None:
     """The fault that this guards against: `beta2` was added to TrainSpec and no key knew of it."""
 

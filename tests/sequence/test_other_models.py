@@ -15,7 +15,7 @@ from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
 from raycl.train.generation import Decoder
 from raycl.train.workers import Workers
-from tests.kit.odd_models import FAMILIES, NO_DEFAULT, save_odd
+from tests.kit.odd_models import FAMILIES, NO_DEFAULT, REFUSED, save_odd
 
 METHODS: dict[str, dict[str, Any]] = {
     "o_lora": {"name": "o_lora"},
@@ -29,6 +29,8 @@ FURTHER: dict[str, dict[str, Any]] = {
 }
 """Methods that look at the weights or the embeddings themselves; on one model with Conv1D and one encoder-decoder."""
 RATES = {"l2p": 0.1, "migu_full": 1e-3}
+NAMED = ["in_proj", "x_proj"]
+"""What is adapted in a model without attention."""
 LABELS = ("good", "bad")
 
 
@@ -56,7 +58,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedMo
     return get
 
 
-CASES = [(family, name) for family in FAMILIES if family not in NO_DEFAULT for name in METHODS]
+CASES = [(family, name) for family in FAMILIES if family not in REFUSED for name in METHODS]
 CASES += [(family, name) for family in ("gpt2", "bart") for name in FURTHER]
 
 
@@ -68,8 +70,9 @@ def test_a_family_learns_two_tasks_and_is_served(
     model = models(family)
     assert not model.faults
     before = {path: value.clone() for path, value in model.backbone.model.state_dict().items()}
+    named = {"targets": NAMED} if family in NO_DEFAULT else {}
     results = run_sequence(
-        model, (METHODS | FURTHER)[name], [make_task(1), make_task(2)], epochs=4, lr=RATES.get(name, 1e-2)
+        model, (METHODS | FURTHER)[name] | named, [make_task(1), make_task(2)], epochs=4, lr=RATES.get(name, 1e-2)
     )
     after = model.backbone.model.state_dict()
     assert all(value.equal(after[path]) for path, value in before.items())
@@ -83,4 +86,6 @@ def test_a_family_learns_two_tasks_and_is_served(
     method.remove()
     assert len(scored.predictions) == 4
     if last.part.branch is not None:
-        assert {path.rpartition(".")[2] for path in last.part.branch.a} == set(model.backbone.targets)
+        assert {path.rpartition(".")[2] for path in last.part.branch.a} == set(
+            named.get("targets", model.backbone.targets)
+        )

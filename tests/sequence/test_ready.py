@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 
 from raycl.errors import SpecError
 from raycl.methods.registry import method_params
-from raycl.models.load import load_model
+from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.ready import require_ready
-from raycl.spec import parse
+from raycl.spec import RunSpec, parse
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
 from tests.kit.cli import invoke
@@ -30,23 +31,32 @@ def task(
     return Task("toy", "toy", metric, labels, rows, rows, {})
 
 
-def check(folder: Path, *tasks: Task, data: dict[str, Any] | None = None, **method: Any) -> str:
-    """What the check says; empty where it finds nothing."""
+def spec_of(folder: Path, *tasks: Task, method: dict[str, Any], data: dict[str, Any] | None = None) -> RunSpec:
+    """The spec of a run over tasks."""
     values = {
         "order": "custom",
         "tasks": [one.name for one in tasks],
         "model": {"name": str(folder), "precision": "fp32"},
         "data": {"max_source_tokens": 48, "max_target_tokens": 12} | (data or {}),
-        "method": {"name": "o_lora"} | method,
+        "method": method,
     }
-    spec = parse(values, method_params)
-    loaded = load_model(spec.model, "cpu")
+    return parse(values, method_params)
+
+
+def refusal(loaded: LoadedModel, spec: RunSpec, *tasks: Task) -> str:
+    """What the check says of a loaded model; empty where it finds nothing."""
     limits = (spec.data.max_source_tokens, spec.data.max_target_tokens)
     try:
         require_ready(loaded, Encoder(loaded.tokenizer, loaded.backbone.encoder_decoder, *limits), spec, tasks)
     except SpecError as error:
         return str(error)
     return ""
+
+
+def check(folder: Path, *tasks: Task, data: dict[str, Any] | None = None, **method: Any) -> str:
+    """What the check says; empty where it finds nothing."""
+    spec = spec_of(folder, *tasks, method={"name": "o_lora"} | method, data=data)
+    return refusal(load_model(spec.model, "cpu"), spec, *tasks)
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +108,55 @@ def test_a_module_that_no_pass_calls_is_refused(llama: Path, monkeypatch: pytest
     assert "up_proj is not called in a forward pass" in check(llama, task(), targets=["up_proj"])
 
 
+def test_an_expression_that_matches_nothing_is_refused(llama: Path) -> None:
+    """Expressions are of whole paths, so a name alone matches none; what is no expression is refused with the spec."""
+    assert "'re:q_proj' names no module" in check(llama, task(), targets="re:q_proj")
+    with pytest.raises(SpecError, match=r"method\.targets.*'re:\(' is no regular expression"):
+        check(llama, task(), targets=["q_proj", "re:("])
+
+
 def test_a_family_without_a_default_is_asked_for_targets(tmp_path: Path) -> None:
-    """With the modules that it has."""
-    folder = save_odd("mbart", tmp_path / "mbart")
+    """With the modules that it has; a name, an expression and all linear ones are ways out."""
+    folder = save_odd("mamba", tmp_path / "mamba")
     said = check(folder, task())
-    assert "knows no modules to adapt" in said
-    assert "fc1, fc2, k_proj, lm_head, out_proj, q_proj, v_proj" in said
-    assert not check(folder, task(), targets=["q_proj"])
+    assert "finds no attention, so no modules to adapt" in said
+    assert "in_proj, lm_head, out_proj, x_proj" in said
+    for targets in (["in_proj"], "re:.*mixer.(in|x)_proj"):
+        assert not check(folder, task(), targets=targets)
+    assert re.search("method.targets: .*'out_proj' is incompatible", check(folder, task(), targets="all-linear"))
 
 
 def test_a_method_without_branches_is_not_asked_for_targets(llama: Path) -> None:
     """Neither where all weights train, nor for prompts."""
     for method in ({"name": "seq_ft"}, {"name": "l2p"}, {"name": "ewc", "trains": "full", "targets": ["nothing"]}):
         assert not check(llama, task(), **method)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"name": "seq_ft"}, "seq_ft trains the base weights"),
+        ({"name": "ewc", "trains": "full"}, "ewc trains the base weights"),
+        ({"name": "merging"}, "merging merges into the base weights"),
+        ({"name": "migu", "over": "seq_ft"}, "migu trains the base weights"),
+        ({"name": "merging", "refactor_rank": 2}, ""),
+        ({"name": "ewc"}, ""),
+        ({"name": "gain_lora"}, ""),
+        ({"name": "l2p"}, ""),
+        ({"name": "prog_prompt"}, ""),
+        ({"name": "lfpt5"}, ""),
+    ],
+)
+def test_quantised_weights_are_for_methods_that_leave_them_alone(
+    llama: Path, method: dict[str, Any], words: str
+) -> None:
+    """Adapters and prompts stand beside them."""
+    plain = spec_of(llama, task(), method=method)
+    loaded = load_model(plain.model, "cpu")
+    few = plain.model_copy(update={"model": plain.model.model_copy(update={"quantization": "4bit"})})
+    for spec, expected in ((plain, ""), (few, words)):
+        said = refusal(loaded, spec, task())
+        assert expected in said and bool(said) == bool(expected)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

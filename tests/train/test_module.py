@@ -96,3 +96,24 @@ def test_bf16_loss_is_close_to_fp32(tiny, tiny_bf16, toy_task):
         assert loss.dtype == torch.float32
         losses.append(loss.item() / tokens)
     assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[1] != losses[0]
+
+
+def test_what_a_decoder_reads_are_its_labels_one_later(tiny, module, toy_task, family):
+    """The loss of an encoder-decoder is the same as with the shift of its own that transformers makes; a row without labels
+    reads padding after its first token."""
+    from raycl.train.module import shifted
+
+    labels = torch.tensor([[5, 6, 2], [7, 2, -100], [-100, -100, -100]])
+    start = type("Start", (), {"decoder_start_token_id": 3, "pad_token_id": 0})
+    model = type("Model", (), {"config": start, "generation_config": start})
+    assert shifted(model, labels).tolist() == [[3, 5, 6], [3, 7, 2], [3, 0, 0]]
+    assert labels[0].tolist() == [5, 6, 2]
+    start.pad_token_id, start.decoder_start_token_id = None, None
+    model.generation_config = type("Generation", (), {"decoder_start_token_id": 4})
+    assert shifted(model, labels).tolist() == [[4, 5, 6], [4, 7, 2], [4, 4, 4]]
+    if family == "t5":
+        inputs, _ = batch(tiny, toy_task)
+        with torch.no_grad():
+            fed = {"input_ids": inputs.ids, "attention_mask": inputs.mask}
+            theirs = tiny.backbone.model(**fed, labels=inputs.labels, use_cache=False).logits
+            assert torch.equal(module.predict(inputs)[0], theirs)

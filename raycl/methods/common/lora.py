@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
+from raycl.adapters.targets import read_targets
 from raycl.files import Json
 from raycl.methods.common.base import InPeft, Method, Moments
 from raycl.spec import MethodParams, PositiveInt
@@ -23,8 +24,15 @@ class LoraParams(MethodParams):
     alpha: float = Field(default=32.0, gt=0, description="LoRA's alpha; the branch is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the branch's input while training")
     targets: list[str] | None = Field(
-        default=None, description="names of the linear modules to adapt; none = q and v of the model's family"
+        default=None,
+        description="linear modules to adapt: names, `re:` and a regular expression of whole paths, or `all-linear`; none = "
+        "query and value, found by structure",
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets(cls, value: Any) -> Any:
+        return read_targets(value)
 
     @property
     def shape(self) -> LoraShape:

@@ -1,0 +1,62 @@
+"""What `model.quantization` and `model.attention` need of the machine, and what they make of loading."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from raycl.errors import SpecError, one_message
+from raycl.spec import ModelSpec
+
+HINT = "Nothing was trained. Change the settings, or install what is missing, and run the same command again."
+
+
+def require_options(spec: ModelSpec, device: str) -> None:
+    """Raise SpecError with every option that `device` cannot do or that needs a package which is not there."""
+    if problems := [*_quantization(spec, device), *_attention(spec, device)]:
+        raise SpecError(one_message(f"the model {spec.name}", problems, HINT))
+
+
+def loading_options(spec: ModelSpec, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` gets beside what it gets for every model. Quantised weights are made on their `device`."""
+    options: dict[str, Any] = {} if spec.attention == "auto" else {"attn_implementation": spec.attention}
+    if spec.quantization != "none":
+        options |= {"quantization_config": _bits(spec, dtype), "device_map": {"": device}}
+    return options
+
+
+def _bits(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    """bitsandbytes' settings: LLM.int8, or NF4 with its constants quantised too, as QLoRA has it."""
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    how: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **how)
+
+
+def _quantization(spec: ModelSpec, device: str) -> Iterator[str]:
+    """What is wrong with `model.quantization` here."""
+    if spec.quantization == "none":
+        return
+    field = f"model.quantization: {spec.quantization}"
+    if not device.startswith("cuda"):
+        yield f"{field} works on CUDA only, and this runs on {device}; leave it at none, or run where there is a GPU"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield f"{field} needs the package bitsandbytes, which is not installed; run `pip install bitsandbytes`"
+
+
+def _attention(spec: ModelSpec, device: str) -> Iterator[str]:
+    """What is wrong with `model.attention` here."""
+    if spec.attention != "flash_attention_2":
+        return
+    field = f"model.attention: {spec.attention}"
+    if not device.startswith("cuda"):
+        yield f"{field} works on CUDA only, and this runs on {device}; take sdpa or eager, or leave it at auto"
+    if spec.precision == "fp32":
+        yield f"{field} computes in bf16, and model.precision is fp32; take sdpa or eager, or set model.precision to bf16"
+    if importlib.util.find_spec("flash_attn") is None:
+        yield f"{field} needs the package flash-attn, which is not installed; install it, or take sdpa"
