@@ -134,10 +134,10 @@ def test_imports_go_downwards(name: str) -> None:
 
 
 def test_methods_are_one_file_each_and_what_they_share_knows_none_of_them() -> None:
-    """`raycl/methods/` holds the registered methods and the registry; `common/` stands below both."""
+    """`raycl/methods/` holds the registered methods and what finds methods; `common/` stands below both."""
     room = ROOT / "raycl" / "methods"
     files = {place.partition(":")[0].rpartition(".")[2] for place in METHODS.values()}
-    assert {path.stem for path in room.glob("*.py")} == files | {"__init__", "registry"}
+    assert {path.stem for path in room.glob("*.py")} == files | {"__init__", "registry", "outside", "sources"}
     for path in (room / "common").glob("*.py"):
         above = [module for module, _ in imports(path) if module.startswith("raycl.methods.")]
         assert all(module.startswith("raycl.methods.common.") for module in above), f"{path.name} imports {above}"

@@ -19,7 +19,12 @@ from raycl.presets import merge, parse_override, read_config
 ORDER_HELP = "demo | std-1..3 | long-4..6 | sni-1..2 | 1..6 (AM-LoRA's Table 4) | task,task,...  (default: demo)"
 OrderFlag = Annotated[str | None, typer.Option("--order", help=ORDER_HELP)]
 MethodFlag = Annotated[
-    str | None, typer.Option("--method", help="a name that `raycl methods` lists  (default: gain_lora)")
+    str | None,
+    typer.Option(
+        "--method",
+        help="a name that `raycl methods` lists, or a class of your own, package.module:Class, looked for where Python "
+        "looks, then in the current folder  (default: gain_lora)",
+    ),
 ]
 ModelFlag = Annotated[str | None, typer.Option("--model", help="`packaged`, a local folder, or a hub id")]
 DataFlag = Annotated[

@@ -135,7 +135,7 @@ def reach(folders: Iterable[str]) -> None:
 
 
 def folders() -> list[str]:
-    """The folders of all methods from outside that this process has imported: other processes that run them `reach` these."""
+    """The folders of all outside methods that this process has imported: other processes that run them `reach` these."""
     return sorted({str(one.folder) for one in _IMPORTED.values()})
 
 
@@ -182,7 +182,9 @@ def _method(module: ModuleType, name: str) -> type[Method]:
     if found.__module__.partition(".")[0] != module.__name__.partition(".")[0]:
         raise ValueError(f"{name} of {where} comes from another package: name it there, {found.__module__}:{name}")
     if inspect.isabstract(found):
-        raise ValueError(f"{name} of {where} is not a whole method: it lacks {', '.join(sorted(found.__abstractmethods__))}")
+        raise ValueError(
+            f"{name} of {where} is not a whole method: it lacks {', '.join(sorted(found.__abstractmethods__))}"
+        )
     for attribute, kind in (("Params", MethodParams), ("about", About)):
         value = getattr(found, attribute, None)
         if not (isinstance(value, kind) or (inspect.isclass(value) and issubclass(value, kind))):

@@ -69,12 +69,17 @@ def outside_method(name: str) -> Outside | None:
 
 
 def identity(name: str) -> Json:
-    """What keys hold of a method from outside beside its settings: its class, and the hash of its source; {} for raycl's own.
+    """What keys hold of an outside method beside its settings: its class, and the hash of its source; {} for raycl's own.
 
     Raises ValueError as `method_class`, and if the source has changed since it was imported.
     """
     found = outside_method(name)
     return {"name": found.place, "source": found.unchanged_source()} if found else {}
+
+
+def is_known(name: str) -> bool:
+    """Whether raycl or an installed package has a method of this name."""
+    return name in METHODS or name in outside.installed()
 
 
 def short_name(name: str) -> str:

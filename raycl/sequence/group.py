@@ -66,10 +66,11 @@ def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | N
     out as CPU threads, unless it is `nested`. Raises what a worker raises.
     """
     start_cluster()
+    sent = ray.put(SentJob.of(job))
     queue = Queue(actor_options={"num_cpus": 0})
     groups = 1 if nested else groups_at_once(job, workers)
     threads = nested.threads if nested else threads_per_worker(workers * -(-groups // len(nodes())))
-    config = {"job": ray.put(SentJob.of(job)), "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
+    config = {"job": sent, "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
 
     def handle(message: Message) -> None:
         if not isinstance(message, GroupStart):

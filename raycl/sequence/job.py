@@ -66,8 +66,8 @@ class SentJob:
             spec = parse(self.spec, method_params)
         except SpecError as error:
             raise SetupError(
-                f"a worker process on {socket.gethostname()} cannot use this run's settings: {error}\nA method from outside of "
-                f"raycl must lie in one of {self.folders} on every machine of the cluster, or be installed there"
+                f"a worker process on {socket.gethostname()} cannot use this run's settings: {error}\nA method from "
+                f"outside of raycl must lie in one of {self.folders} on every machine of the cluster, or be installed there"
             ) from None
         self._require_source(spec)
         return SequenceJob(spec, self.plan, self.tasks, self.store, self.environment)
@@ -78,8 +78,8 @@ class SentJob:
         named = self.plan.stages[0].recipe["method"].get("source")
         if found and found.source != named:
             raise SetupError(
-                f"method {spec.method.name}: its source in {found.folder} on {socket.gethostname()} is not the one that this "
-                "run began with; start the run again, and where machines have copies of their own, make them the same"
+                f"method {spec.method.name}: its source in {found.folder} on {socket.gethostname()} is not the one that "
+                "this run began with; start the run again, and where machines have copies of their own, make them the same"
             )
 
 

@@ -156,7 +156,7 @@ def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
         # Settings are chosen on rows that neither train nor test, so that the best one's test scores stay honest.
         trial = trial.model_copy(update={"layers": [*trial.layers, {"data": {"test_split": "validation"}}]})
         specs[0] = trial.spec((points or space.samples())[0])
-    trial = trial.model_copy(update={"folders": outside.folders()})
+    trial = trial.model_copy(update={"folders": tuple(outside.folders())})
     tasks = load_tasks(specs[0].tasks, specs[0].data)
     plan = SweepPlan(settings, space, search, points, len(points) if points else trials, trial, tasks, specs[0])
     return _in_good_order(plan)

@@ -41,7 +41,7 @@ class TrialSettings(Strict):
     threads: int = 1
     """CPU threads of the trial's process, or of each of its workers."""
     device: str = "cpu"
-    folders: list[str] = []
+    folders: tuple[str, ...] = ()
     """Where a trial's process looks for methods from outside of raycl, after all else."""
 
     def spec(self, point: Point) -> RunSpec:

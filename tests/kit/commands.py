@@ -97,8 +97,8 @@ class Commands:
         where: Path | None = None,
         **environment: str,
     ) -> Running:
-        """Start `jobs/sequence.py arguments` in the folder `where`; with `stop_at` = (stage, step) it kills itself before that
-        step.
+        """Start `jobs/sequence.py arguments`, in the folder `where` if one is given; with `stop_at` = (stage, step) it kills
+        itself before that step.
 
         Unless `whole`, MLflow and the figures are left out: they take most of the time of a tiny run.
         """

@@ -46,11 +46,17 @@ def install(folder: Path, package: str, entries: dict[str, str]) -> None:
 
 @contextmanager
 def forgotten(*packages: str) -> Iterator[None]:
-    """What is imported of these packages, and appended to the path, in the body is gone after it."""
-    path = list(sys.path)
+    """What is imported of these packages, and put on the path, in the body is gone after it."""
+    path, before = sys.path, list(sys.path)
     try:
         yield
     finally:
-        sys.path[:] = path
-        for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
-            del sys.modules[name]
+        path[:] = before
+        sys.path = path
+        forget(*packages)
+
+
+def forget(*packages: str) -> None:
+    """As in a program that has just started, these packages are not imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]

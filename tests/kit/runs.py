@@ -36,7 +36,8 @@ class MakeFlags:
         order: str = "demo",
         **fields: object,
     ) -> list[str]:
-        """`method` is a name of `METHODS`, or a method's settings; `fields` are run-spec fields with `__` for the dot, on top of the small settings."""
+        """`method` is a name of `METHODS`, or a method's settings; `fields` are run-spec fields with `__` for the dot, on
+        top of the small settings."""
         self.count += 1
         path = self.scratch / f"{self.count}.yaml"
         path.write_text(yaml.safe_dump(self.spec(method, family)))

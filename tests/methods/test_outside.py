@@ -57,11 +57,21 @@ def test_raycls_own_methods_have_no_identity_beside_their_name() -> None:
         ("far_methods.py", "", "far_methods.vector:Vector", "no module 'far_methods"),
         ("broken.py", "x = 1\ny = zero\n", "broken:Vector", r"NameError: name 'zero'.*broken\.py, line 2"),
         ("broken.py", "def f(:\n", "broken:Vector", r"SyntaxError.*broken\.py, line 1"),
-        ("broken.py", "import not_there\n", "broken:Vector", "ModuleNotFoundError: No module named 'not_there'.*line 1"),
+        (
+            "broken.py",
+            "import not_there\n",
+            "broken:Vector",
+            "ModuleNotFoundError: No module named 'not_there'.*line 1",
+        ),
         ("single.py", toy_source(), "single:Vektor", "has no 'Vektor'; methods there: Vector"),
         ("single.py", toy_source(), "single:ToyParams", "is no method: derive it from raycl.Method; methods there"),
         ("single.py", "A = 1\n", "single:A", "there is no method in it"),
-        ("single.py", "from raycl import Method\nclass V(Method):\n    pass\n", "single:V", "lacks consolidate, install"),
+        (
+            "single.py",
+            "from raycl import Method\nclass V(Method):\n    pass\n",
+            "single:V",
+            "lacks consolidate, install",
+        ),
         ("single.py", toy_source() + "\nVector.about = 'a toy'\n", "single:Vector", "has no 'about'"),
         ("single.py", toy_source(fixed_name=True), "single:Vector", "takes 'toy' only.*leave the field out"),
         ("single.py", "from raycl.methods.ewc import Ewc\n", "single:Ewc", "another package: name it there, raycl"),
@@ -94,7 +104,7 @@ def test_an_installed_package_brings_a_name(on_path: Path) -> None:
     assert method_class("vector") is method_class(PLACE)
     assert identity("vector") == identity(PLACE)
     assert [one.package for one in outside.installed()["vector"]] == ["far-away 1.2"]
-    with pytest.raises(ValueError, match="did you mean 'vector'.*vector, or package.module:Class"):
+    with pytest.raises(ValueError, match=r"did you mean 'vector'.*vector, or package\.module:Class"):
         method_class("vectr")
 
 
