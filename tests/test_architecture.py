@@ -28,7 +28,7 @@ ROOMS = {
     "peft": ["raycl/adapters/"],
     "safetensors": ["raycl/state/"],
     "fsspec": ["raycl/state/"],
-    "transformers": ["raycl/models/", "raycl/adapters/carriers.py"],
+    "transformers": ["raycl/models/", "raycl/adapters/carriers.py", "raycl/testing/"],
     "huggingface_hub": ["raycl/models/"],
     "datasets": ["raycl/tasks/"],
     "typer": ["raycl/cli/"],
@@ -36,10 +36,11 @@ ROOMS = {
     "pandas": ["raycl/report/", "raycl/analysis/matrix.py"],
     "matplotlib": ["raycl/report/"],
     "jinja2": ["raycl/report/"],
+    "pytest": ["raycl/testing/"],
     "scipy": ["raycl/analysis/"],
     "torch": [
         *("raycl/analysis/angles.py", "raycl/comparison/runner.py", "raycl/cluster.py"),
-        *(f"raycl/{room}/" for room in ("adapters", "methods", "models", "sequence", "state", "train")),
+        *(f"raycl/{room}/" for room in ("adapters", "methods", "models", "sequence", "state", "testing", "train")),
     ],
 }
 """Library -> the files and folders that may import it."""
@@ -61,6 +62,8 @@ KNOWS: dict[str, set[str]] = {
     "models": {"adapters", "errors", "files", "spec"},
     "methods": {"adapters", "files", "spec", "state", "tasks"},
     "train": {"adapters", "errors", "events", "files", "methods", "models", "spec", "state", "tasks"},
+    "testing": STAGE,
+    "skeleton": {"errors", "files", "methods"},
     "cluster": {"errors"},
     "tracking": {"analysis", "errors", "events", "files", "spec"},
     "analysis": {"events", "files", "spec", "state"},
@@ -69,8 +72,8 @@ KNOWS: dict[str, set[str]] = {
     "sweep": MANY,
     "comparison": MANY,
     "reproduction": MANY,
-    "cli": MANY | {"comparison", "raycl", "reproduction", "sweep"},
-    "raycl": MANY | {"comparison", "sweep"},
+    "cli": MANY | {"comparison", "raycl", "reproduction", "skeleton", "sweep"},
+    "raycl": MANY | {"comparison", "skeleton", "sweep"},
     "__main__": {"cli"},
     "jobs": {"cli"},
 }

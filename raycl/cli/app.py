@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from raycl.cli import compare, reproduce, run, show, store, sweep
+from raycl.cli import compare, methods, reproduce, run, show, store, sweep
 from raycl.errors import UserError
 
 DEFECT = (
@@ -34,7 +34,7 @@ app.command("run")(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
-app.command("methods")(show.methods)
+app.add_typer(methods.app, name="methods")
 app.command("fields")(show.fields)
 app.add_typer(store.app, name="store")
 app.command("version")(show.version)
