@@ -34,7 +34,7 @@ from raycl.events import (
     work_seconds,
 )
 from raycl.methods.outside import installed
-from raycl.methods.registry import short_name
+from raycl.methods.registry import METHODS, short_name
 from raycl.report.pace import Pace
 from raycl.report.plan import aligned, plan_lines
 from raycl.report.tables import matrix_tables, number, plan_table
@@ -268,15 +268,14 @@ def print_methods(console: Console | None = None, named: Sequence[str] = ()) -> 
     """The list of all methods, a block each so that it fits any width: raycl's own, those of installed packages, and the
     classes of the user's that are `named`.
 
-    An installed method that cannot be used is shown with the reason. Raises SpecError for a named one.
+    One that cannot be used is shown with the reason. Raises SpecError for a named one.
     """
-    from raycl.report.cards import line, listing
+    from raycl.report.cards import line
 
     console = console or standard_output()
-    for row in listing():
-        _print_method(console, row)
-    for name, claims in sorted(installed().items()):
-        origin = " and ".join(f"{one.package} ({one.place})" for one in claims)
+    packages = installed()
+    for name in dict.fromkeys([*METHODS, *sorted(packages)]):
+        origin = " and ".join(f"{one.package} ({one.place})" for one in packages.get(name, []))
         try:
             _print_method(console, line(name), origin)
         except ValueError as error:

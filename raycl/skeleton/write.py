@@ -13,7 +13,7 @@ from raycl.methods.outside import NAME
 from raycl.methods.registry import is_known
 
 FILES = Path(__file__).parent / "files"
-"""The files of a skeleton, with $name, $class_name and $distribution in place of a method's; the suffix .txt is taken off."""
+"""The files of a skeleton, each with .txt at the end; $name, $class_name and $distribution stand for the method's."""
 
 
 def new_method(name: str, folder: str | Path = ".") -> Path:
