@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from raycl.state.stage_state import StagePart
-from tests.kit.cases import CASES, tensors_of
-from tests.kit.tiny import FAMILIES, load_tiny, save_tiny
-from tests.kit.toys import make_toy_task, run_sequence_in_memory
+from raycl.testing.probes import tensors_of
+from raycl.testing.tiny import FAMILIES, load_tiny, save_tiny
+from raycl.testing.toys import make_toy_task, run_sequence_in_memory
+from tests.kit.cases import CASES
 
 
 def digest(part: StagePart) -> str:

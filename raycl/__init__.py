@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raycl.sequence.driver import Options, SequenceResult, run_sequence
     from raycl.sequence.job import SequenceJob, make_job
     from raycl.sequence.resolve import resolve
+    from raycl.skeleton.write import new_method
     from raycl.spec import MethodParams, RunSpec
     from raycl.state.stage_state import Branch, StagePart, StageState
     from raycl.state.store import Store
@@ -46,6 +47,7 @@ HOMES = {
     "raycl.sequence.driver": ("Options", "SequenceResult", "run_sequence"),
     "raycl.sequence.job": ("SequenceJob", "make_job"),
     "raycl.sequence.resolve": ("resolve",),
+    "raycl.skeleton.write": ("new_method",),
     "raycl.spec": ("MethodParams", "RunSpec"),
     "raycl.state.stage_state": ("Branch", "StagePart", "StageState"),
     "raycl.state.store": ("Store",),
@@ -83,6 +85,7 @@ __all__ = [
     "UserError",
     "__version__",
     "make_job",
+    "new_method",
     "resolve",
     "run_comparison",
     "run_sequence",

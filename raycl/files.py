@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,6 +26,13 @@ def home() -> Path:
 def checkout() -> Path:
     """The folder that holds the package `raycl`: the root of a checkout, or of an installation."""
     return Path(__file__).resolve().parents[1]
+
+
+def reach(folders: Iterable[str]) -> None:
+    """Let modules in these folders be imported, after all that can be imported already."""
+    for folder in folders:
+        if folder not in sys.path and not (folder == os.getcwd() and "" in sys.path):
+            sys.path.append(folder)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:

@@ -29,7 +29,7 @@ class MethodParams(Strict):
     differ only in that share the stage.
     """
 
-    name: str = Field(description="name of the method, as listed in raycl.methods.registry")
+    name: str = Field(description="name of the method, as `raycl methods` lists it, or package.module:Class")
 
     @final
     def at(self, stage: int, alone: bool = False) -> Json:

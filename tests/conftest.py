@@ -17,14 +17,14 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # for all processes that tests start
 
 import pytest
 
+from raycl.testing.tiny import FAMILIES, load_tiny, save_tiny
+from raycl.testing.toys import StageResult, make_toy_task, run_sequence_in_memory, run_stage_in_memory
 from tests.kit.cluster import Head, head_node
 from tests.kit.commands import Commands
 from tests.kit.groups import LONG_GROUPS, group_of, is_repetition
 from tests.kit.places import BENCHMARK
 from tests.kit.runs import MakeFlags
-from tests.kit.tiny import FAMILIES, load_tiny, save_tiny
 from tests.kit.tiny_texts import save_model, write_tasks
-from tests.kit.toys import StageResult, make_toy_task, run_sequence_in_memory, run_stage_in_memory
 
 if TYPE_CHECKING:
     from raycl.models.load import LoadedModel

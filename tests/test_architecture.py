@@ -28,7 +28,7 @@ ROOMS = {
     "peft": ["raycl/adapters/"],
     "safetensors": ["raycl/state/"],
     "fsspec": ["raycl/state/", "raycl/tasks/tables.py"],
-    "transformers": ["raycl/models/", "raycl/adapters/carriers.py"],
+    "transformers": ["raycl/models/", "raycl/adapters/carriers.py", "raycl/testing/"],
     "huggingface_hub": ["raycl/models/"],
     "datasets": ["raycl/tasks/"],
     "typer": ["raycl/cli/"],
@@ -37,11 +37,12 @@ ROOMS = {
     "matplotlib": ["raycl/report/"],
     "jinja2": ["raycl/report/", "raycl/tasks/templates.py"],
     "pyarrow": ["raycl/tasks/"],
+    "pytest": ["raycl/testing/"],
     "sacrebleu": ["raycl/tasks/scoring.py"],
     "scipy": ["raycl/analysis/"],
     "torch": [
         *("raycl/analysis/angles.py", "raycl/comparison/runner.py", "raycl/cluster.py"),
-        *(f"raycl/{room}/" for room in ("adapters", "methods", "models", "sequence", "state", "train")),
+        *(f"raycl/{room}/" for room in ("adapters", "methods", "models", "sequence", "state", "testing", "train")),
     ],
 }
 """Library -> the files and folders that may import it."""
@@ -64,6 +65,8 @@ KNOWS: dict[str, set[str]] = {
     "models": {"adapters", "errors", "files", "spec"},
     "methods": {"adapters", "files", "spec", "state", "tasks"},
     "train": {"adapters", "errors", "events", "files", "methods", "models", "spec", "state", "tasks"},
+    "testing": STAGE,
+    "skeleton": {"errors", "files", "methods"},
     "cluster": {"errors"},
     "tracking": {"analysis", "errors", "events", "files", "spec"},
     "analysis": {"events", "files", "spec", "state"},
@@ -72,8 +75,8 @@ KNOWS: dict[str, set[str]] = {
     "sweep": MANY,
     "comparison": MANY,
     "reproduction": MANY,
-    "cli": MANY | {"comparison", "raycl", "reproduction", "sweep"},
-    "raycl": MANY | {"comparison", "sweep"},
+    "cli": MANY | {"comparison", "raycl", "reproduction", "skeleton", "sweep"},
+    "raycl": MANY | {"comparison", "skeleton", "sweep"},
     "__main__": {"cli"},
     "jobs": {"cli"},
 }
@@ -137,10 +140,10 @@ def test_imports_go_downwards(name: str) -> None:
 
 
 def test_methods_are_one_file_each_and_what_they_share_knows_none_of_them() -> None:
-    """`raycl/methods/` holds the registered methods and the registry; `common/` stands below both."""
+    """`raycl/methods/` holds the registered methods and what finds methods; `common/` stands below both."""
     room = ROOT / "raycl" / "methods"
     files = {place.partition(":")[0].rpartition(".")[2] for place in METHODS.values()}
-    assert {path.stem for path in room.glob("*.py")} == files | {"__init__", "registry"}
+    assert {path.stem for path in room.glob("*.py")} == files | {"__init__", "registry", "outside", "sources"}
     for path in (room / "common").glob("*.py"):
         above = [module for module, _ in imports(path) if module.startswith("raycl.methods.")]
         assert all(module.startswith("raycl.methods.common.") for module in above), f"{path.name} imports {above}"

@@ -15,7 +15,8 @@ import torch
 from raycl.comparison.grid import parse_entry
 from raycl.sequence.resolve import resolve
 from raycl.state.stage_state import Branch, StagePart, StageState
-from tests.kit.cases import SHAPE, serving
+from raycl.testing.probes import serving
+from tests.kit.cases import SHAPE
 from tests.kit.places import ROOT
 
 PARAMS = SHAPE | {"name": "am_lora", "dropout": 0.0}

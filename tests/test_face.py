@@ -42,6 +42,7 @@ NAMES = [
     "UserError",
     "__version__",
     "make_job",
+    "new_method",
     "resolve",
     "run_comparison",
     "run_sequence",

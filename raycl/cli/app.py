@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from raycl.cli import compare, data, reproduce, run, show, store, sweep, tasks
+from raycl.cli import compare, data, methods, reproduce, run, show, store, sweep, tasks
 from raycl.errors import UserError
 
 DEFECT = (
@@ -34,7 +34,7 @@ app.command("run")(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
-app.command("methods")(show.methods)
+app.add_typer(methods.app, name="methods")
 app.command("fields")(show.fields)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(data.app, name="data")

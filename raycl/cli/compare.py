@@ -26,7 +26,8 @@ Methods = Annotated[
     typer.Option(
         "--method",
         help="a method, with settings if you like: gain_lora:over=inf_lora,epsilon=0.99; repeat it. LABEL=... before the "
-        "name is its name in the tables; dotted settings are the run spec's (train.lr=1e-3)",
+        "name is its name in the tables; dotted settings are the run spec's (train.lr=1e-3). A class of your own is "
+        "package.module:Class, or with settings package.module:Class:FIELD=VALUE,...",
     ),
 ]
 Orders = Annotated[list[str] | None, typer.Option("--order", help="as in `raycl run`; repeat it  (default: demo)")]

@@ -22,7 +22,12 @@ ORDER_HELP = (
 )
 OrderFlag = Annotated[str | None, typer.Option("--order", help=ORDER_HELP)]
 MethodFlag = Annotated[
-    str | None, typer.Option("--method", help="a name that `raycl methods` lists  (default: gain_lora)")
+    str | None,
+    typer.Option(
+        "--method",
+        help="a name that `raycl methods` lists, or a class of your own, package.module:Class, looked for where Python "
+        "looks, then in the current folder  (default: gain_lora)",
+    ),
 ]
 ModelFlag = Annotated[str | None, typer.Option("--model", help="`packaged`, a local folder, or a hub id")]
 DataFlag = Annotated[

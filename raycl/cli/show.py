@@ -1,4 +1,4 @@
-"""The verbs that only show something: methods, fields, version, and the pages made from code."""
+"""The verbs that only show something: fields, version, and the pages made from code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from raycl.errors import SpecError
 
 LIBRARIES = ("torch", "ray", "deepspeed", "peft", "transformers", "mlflow", "optuna")
 """Whose versions a report of a defect should name."""
-
-
-def methods() -> None:
-    """List the methods: paper, what they train, how the state grows, what they need."""
-    from raycl.report.terminal import print_methods
-
-    print_methods()
 
 
 def fields(

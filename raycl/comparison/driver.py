@@ -22,7 +22,7 @@ from raycl.report.plan import aligned, settings_words
 from raycl.report.tables import number
 from raycl.sequence.driver import Options, record_sequence
 from raycl.sequence.history import Missing
-from raycl.sequence.job import known_environment
+from raycl.sequence.job import SentJob, known_environment
 from raycl.sequence.local import StepResult
 from raycl.sequence.names import run_name
 from raycl.sequence.sharing import spread
@@ -171,7 +171,7 @@ class Comparison:
 
     def _run_missing(self, missing: dict[int, Missing]) -> None:
         """Run the cells that lack something, on the cluster or here. Ray is imported only if it is needed."""
-        jobs = [CellJob(n, job) for n in missing if (job := self.cells[n].job)]
+        jobs = [CellJob(n, SentJob.of(job)) for n in missing if (job := self.cells[n].job)]
         # Cells that share a stage wait for each other, so they do not start at the same time.
         keys = [[stage.key for stage in one.job.plan.stages] for one in jobs]
         jobs = [jobs[place] for place in spread(keys)]

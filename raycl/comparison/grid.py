@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, UserError, one_message, problems
 from raycl.files import Json
-from raycl.methods.registry import method_params
+from raycl.methods.registry import is_known, method_params, short_name
 from raycl.presets import merge, parse_override
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
@@ -28,13 +28,15 @@ from raycl.tasks.task import Task
 
 BOUNDS = ("per_task", "mtl", "sin_lora")
 """What every table can be read against: a model of its own for each task, all data at once, and no guard at all."""
+OUTSIDE = re.compile(r"(?:(?P<label>[^:]*)=)?(?P<name>[^:=,]+:[^:=,]+)(?:(?P<colon>:)(?P<rest>.*))?", re.DOTALL)
+"""An entry whose method is a class: `[LABEL=]package.module:Class[:FIELD=VALUE,...]`."""
 OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
 
 
 class GridSpec(Strict):
     """What is compared."""
 
-    methods: list[str] = Field(description="`[LABEL=]NAME[:FIELD=VALUE,...]`, as `--method` takes them")
+    methods: list[str] = Field(description="`[LABEL=]NAME[:FIELD=VALUE,...]`, NAME as `raycl run --method`")
     orders: list[str] = Field([], description="ids of task orders; none = the stream's default, or demo")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], description="seeds of initialisation, data order and dropout", min_length=1
@@ -117,10 +119,14 @@ class GridCell:
 def parse_entry(text: str) -> Entry:
     """`gain_lora:over=inf_lora,epsilon=0.99` as an entry; a label of one's own stands before: `gain=gain_lora:over=...`.
 
+    The name may be a class, `package.module:Class:FIELD=VALUE,...`, which is then called Class unless it has a label.
     Fields are the method's; `train.lr=1e-3` and other dotted names are the run spec's. Raises SpecError.
     """
     head, colon, rest = text.partition(":")
     label, _, name = head.rpartition("=")
+    outside = OUTSIDE.fullmatch(text)
+    if outside and not is_known(name.strip()):
+        label, name, colon, rest = (outside[part] or "" for part in ("label", "name", "colon", "rest"))
     if not name.strip() or (colon and not rest.strip()):
         raise SpecError(f"--method {text!r}: expected NAME or NAME:FIELD=VALUE,..., such as gain_lora:over=inf_lora")
     layers: list[Json] = []
@@ -129,7 +135,8 @@ def parse_entry(text: str) -> Entry:
         if "=" not in part or not place:
             raise SpecError(f"--method {text!r}: {part!r} is not FIELD=VALUE; lists are written [1, 2]")
         layers.append(parse_override(part.strip() if "." in place else f"method.{part.strip()}"))
-    return Entry(label.strip() or text.strip(), merge(*layers, {"method": {"name": name.strip()}}))
+    default = f"{short_name(name.strip())}{colon}{rest}".strip()
+    return Entry(label.strip() or default, merge(*layers, {"method": {"name": name.strip()}}))
 
 
 def make_entries(grid: GridSpec) -> list[Entry]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from raycl.errors import UserError
-from raycl.sequence.job import SequenceJob
+from raycl.sequence.job import SentJob
 from raycl.sequence.local import Stepper, StepResult, keep_model, worker_here
 from raycl.sequence.preflight import check_workers
 from raycl.train.workers import local_device
@@ -23,7 +23,7 @@ class CellJob:
 
     number: int
     """Its place in the grid."""
-    job: SequenceJob
+    job: SentJob
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ class CellRunner:
 
     def open(self, cell: CellJob) -> Stepper:
         """Prepare a sequence from its first stage; what is in the store is found there."""
-        check_workers(cell.job.spec, 1)
-        cell.job.store.check_usable()
+        job = cell.job.open()
+        check_workers(job.spec, 1)
+        job.store.check_usable()
         self._number = cell.number
-        return Stepper(cell.job, worker_here(cell.job, self._threads, local_device()))
+        return Stepper(job, worker_here(job, self._threads, local_device()))
 
     def _drop(self) -> None:
         """Forget the sequence and the base model: after an error nobody knows what state it is in."""

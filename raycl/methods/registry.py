@@ -1,10 +1,17 @@
-"""The methods by name. Adding a method is one file in this folder and one line here."""
+"""The methods by name. Adding one to raycl is one file in this folder and one line here.
+
+A name is one of this table, the entry point of an installed package, or `package.module:Class` (`raycl/methods/outside.py`).
+"""
 
 from __future__ import annotations
 
 import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from raycl.files import Json
+from raycl.methods import outside
+from raycl.methods.outside import Outside
 
 if TYPE_CHECKING:
     from raycl.methods.common.base import Method, StageInfo
@@ -38,13 +45,46 @@ METHODS = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method. Raises ValueError that names the nearest match for an unknown name."""
+    """The class of a method. Raises ValueError that says what is wrong with a name, or with the method that it names."""
+    if found := outside_method(name):
+        return found.method
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
+        known = [*METHODS, *outside.installed()]
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown method{hint}; allowed: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method{hint}; allowed: {', '.join(known)}, or package.module:Class")
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def outside_method(name: str) -> Outside | None:
+    """The method of a name from outside of raycl, imported; none for one of raycl's own and for an unknown name.
+
+    Raises ValueError as `method_class`.
+    """
+    if ":" in name:
+        return outside.at(name)
+    claimed = outside.claimed(name, METHODS)
+    return outside.at(claimed.place, name) if claimed else None
+
+
+def identity(name: str) -> Json:
+    """What keys hold of an outside method beside its settings: its class, and the hash of its source; {} for raycl's own.
+
+    Raises ValueError as `method_class`, and if the source has changed since it was imported.
+    """
+    found = outside_method(name)
+    return {"name": found.place, "source": found.unchanged_source()} if found else {}
+
+
+def is_known(name: str) -> bool:
+    """Whether raycl or an installed package has a method of this name."""
+    return name in METHODS or name in outside.installed()
+
+
+def short_name(name: str) -> str:
+    """What tables, runs and folders call a method: its name, or the class of `package.module:Class`."""
+    return name.rpartition(":")[2]
 
 
 def method_params(name: str) -> type[MethodParams]:

@@ -87,13 +87,15 @@ Left out on purpose, with the reason:
 
 def listing() -> list[list[str]]:
     """Per method: name, idea, paper, trains, growth, task id at test, replays."""
-    rows = []
-    for name in METHODS:
-        method = method_class(name)
-        about = method.about
-        task_id = "yes" if method.needs_task_id else "no"
-        rows.append([name, about.title, about.paper, about.trains, about.growth, task_id, about.replays])
-    return rows
+    return [line(name) for name in METHODS]
+
+
+def line(name: str) -> list[str]:
+    """A method's line in `listing`. Raises ValueError for a method that is unknown or cannot be used."""
+    method = method_class(name)
+    about = method.about
+    task_id = "yes" if method.needs_task_id else "no"
+    return [name, about.title, about.paper, about.trains, about.growth, task_id, about.replays]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.routing import measures
+from raycl.errors import SpecError
 from raycl.events import (
     START_UP,
     Adapted,
@@ -33,6 +34,8 @@ from raycl.events import (
     Step,
     work_seconds,
 )
+from raycl.methods.outside import installed
+from raycl.methods.registry import METHODS, short_name
 from raycl.report.pace import Pace
 from raycl.report.plan import aligned, plan_lines
 from raycl.report.tables import matrix_tables, number, plan_table
@@ -267,23 +270,46 @@ def print_stages(manifests: Sequence[Manifest], console: Console | None = None) 
     for one in sorted(manifests, key=lambda manifest: manifest.created):
         size = sum(file.bytes for file in one.files.values()) / 1024
         method = str(one.recipe.get("method", {}).get("name", "?"))
-        table.add_row(one.key[:12], str(one.stage), Text(one.task), method, f"{size:,.0f}", one.created[:19])
+        words = [one.key[:12], str(one.stage), Text(one.task), Text(short_name(method)), f"{size:,.0f}"]
+        table.add_row(*words, one.created[:19])
     (console or standard_output()).print(table)
 
 
-def print_methods(console: Console | None = None) -> None:
-    """The list of all methods, a block each so that it fits any width."""
-    from raycl.report.cards import listing
+def print_methods(console: Console | None = None, named: Sequence[str] = ()) -> None:
+    """The list of all methods, a block each so that it fits any width: raycl's own, those of installed packages, and the
+    classes of the user's that are `named`.
+
+    One that cannot be used is shown with the reason. Raises SpecError for a named one.
+    """
+    from raycl.report.cards import line
 
     console = console or standard_output()
-    for name, title, paper, trains, growth, task_id, replays in listing():
-        console.print(f"[bold]{name}[/bold]  {escape(title)}", soft_wrap=True)
-        lines = {
-            "paper": paper,
-            "trains": trains,
-            "state grows by": growth,
-            "task id at test": task_id,
-            "replays": replays,
-        }
-        for label, text in lines.items():
+    packages = installed()
+    for name in dict.fromkeys([*METHODS, *sorted(packages)]):
+        origin = " and ".join(f"{one.package} ({one.place})" for one in packages.get(name, []))
+        try:
+            _print_method(console, line(name), origin)
+        except ValueError as error:
+            console.print(f"[bold]{escape(name)}[/bold]  cannot be used: {escape(str(error))}", soft_wrap=True)
+    for name in named:
+        try:
+            _print_method(console, line(name))
+        except ValueError as error:
+            raise SpecError(f"--method {name!r}: {error}") from None
+
+
+def _print_method(console: Console, row: Sequence[str], origin: str = "") -> None:
+    """A method's block; `origin` is the package that it comes from."""
+    name, title, paper, trains, growth, task_id, replays = row
+    console.print(f"[bold]{escape(name)}[/bold]  {escape(title)}", soft_wrap=True)
+    lines = {
+        "paper": paper,
+        "trains": trains,
+        "state grows by": growth,
+        "task id at test": task_id,
+        "replays": replays,
+        "package": origin,
+    }
+    for label, text in lines.items():
+        if text:
             console.print(f"    {label + ':':<17}{escape(text)}", soft_wrap=True)

@@ -25,7 +25,7 @@ from raycl.cluster import capacity, cluster_gpus, nodes, start_cluster
 from raycl.errors import DivergedError, UserError, first_line
 from raycl.events import Retry, StageEvent
 from raycl.files import home
-from raycl.sequence.job import SequenceJob
+from raycl.sequence.job import SentJob, SequenceJob
 from raycl.sequence.plan import StagePlan
 from raycl.sequence.worker import Report, SequenceWorker
 from raycl.state.store import Store
@@ -66,10 +66,11 @@ def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | N
     out as CPU threads, unless it is `nested`. Raises what a worker raises.
     """
     start_cluster()
+    sent = ray.put(SentJob.of(job))
     queue = Queue(actor_options={"num_cpus": 0})
     groups = 1 if nested else groups_at_once(job, workers)
     threads = nested.threads if nested else threads_per_worker(workers * -(-groups // len(nodes())))
-    config = {"job": ray.put(job), "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
+    config = {"job": sent, "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
 
     def handle(message: Message) -> None:
         if not isinstance(message, GroupStart):
@@ -202,16 +203,15 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     rank, queue = context.get_world_rank(), config["queue"]
     if config["nested"] and rank == 0:
         queue.put(GroupStart(get_current_placement_group()))
-    job: SequenceJob = ray.get(config["job"])
     workers = Workers(rank, context.get_world_size(), str(get_device()))
-    worker = SequenceWorker(job, workers, queue.put if rank == 0 else lambda event: None)
-    if refused := _refused(worker):
+    worker, refused = _started(ray.get(config["job"]), workers, queue.put if rank == 0 else lambda event: None)
+    if worker is None or refused:
         return refused
     try:
         if config["ahead"]:
             worker.run_ahead()
         else:
-            worker.run(lambda stage: _report_stage(job.store, stage, rank))
+            worker.run(lambda stage: _report_stage(worker.store, stage, rank))
     except UserError as error:
         if workers.world > 1 and not isinstance(error, DivergedError):
             raise
@@ -219,15 +219,32 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     return None
 
 
+def _started(sent: SentJob, workers: Workers, report: Report) -> tuple[SequenceWorker | None, UserError | None]:
+    """A worker, started up together with the others of its group; the first error of theirs that the user must mend."""
+    worker, found = None, None
+    try:
+        worker = SequenceWorker(sent.open(), workers, report)
+    except UserError as error:
+        found = error
+    if refused := _first(workers, found):
+        return None, refused
+    return worker, _refused(worker) if worker else None
+
+
 def _refused(worker: SequenceWorker) -> UserError | None:
-    """Start a worker up together with the others of its group; the first error of theirs that the user must mend."""
+    """Start a worker up; the first error of its group's that the user must mend."""
     try:
         worker.job.store.check_usable()
         worker.start_up_for_rest()
         found = None
     except UserError as error:
         found = error
-    return next((one for one in worker.workers.gather(found) if one), None)
+    return _first(worker.workers, found)
+
+
+def _first(workers: Workers, found: UserError | None) -> UserError | None:
+    """The first error of a group's workers, each with its own or none."""
+    return next((one for one in workers.gather(found) if one), None)
 
 
 def _report_stage(store: Store, stage: StagePlan, rank: int) -> None:

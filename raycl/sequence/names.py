@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raycl.methods.registry import outside_method, short_name
 from raycl.spec import RunSpec
 from raycl.state.keys import content_key
 from raycl.tasks.orders import order_title
@@ -9,8 +10,8 @@ from raycl.tasks.orders import order_title
 
 def method_words(spec: RunSpec) -> str:
     """The method's name, with the method it works over."""
-    over = getattr(spec.method, "over", None)
-    return f"{spec.method.name} over {over}" if over else spec.method.name
+    name, over = short_name(spec.method.name), getattr(spec.method, "over", None)
+    return f"{name} over {over}" if over else name
 
 
 def run_name(spec: RunSpec) -> str:
@@ -26,5 +27,7 @@ def run_title(spec: RunSpec, label: str | None = None) -> str:
 
 
 def _digest(spec: RunSpec) -> str:
-    """Eight digits that tell specs apart; where a sequence runs does not matter."""
-    return content_key({"spec": spec.model_dump(mode="json", exclude={"workers", "groups"})})[:8]
+    """Eight digits that tell specs apart, and sources of an outside method; where a sequence runs does not matter."""
+    outside = outside_method(spec.method.name)
+    source = {"source": outside.source} if outside else {}
+    return content_key({"spec": spec.model_dump(mode="json", exclude={"workers", "groups"}), **source})[:8]

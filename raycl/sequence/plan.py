@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from raycl.files import Json
-from raycl.methods.registry import method_class
+from raycl.methods.registry import identity, method_class
 from raycl.spec import ModelSpec, RunSpec
 from raycl.state.keys import SCHEMA, content_key
 from raycl.tasks.task import Task, union
@@ -143,9 +143,11 @@ def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, 
 
 
 def _method_recipe(spec: RunSpec, stage: int, alone: bool) -> Json:
-    """The live hyper-parameters, and the version of the method's arithmetic once it is not the first."""
-    version = method_class(spec.method.name).version
-    return spec.method.at(stage, alone) | ({"version": version} if version > 1 else {})
+    """The live hyper-parameters, the version of the method's arithmetic once it is not the first, and what names a method
+    from outside of raycl: where its class is and the hash of its source."""
+    name = spec.method.name
+    version = method_class(name).version
+    return spec.method.at(stage, alone) | ({"version": version} if version > 1 else {}) | identity(name)
 
 
 def cell_recipe(spec: RunSpec, task: Task, state: str) -> Json:

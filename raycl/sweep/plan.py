@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, one_message, problems
 from raycl.files import Json
-from raycl.methods.registry import method_class
+from raycl.methods import outside
+from raycl.methods.registry import method_class, outside_method
 from raycl.presets import merge
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.resolve import order_of
@@ -112,7 +113,10 @@ class SweepPlan:
         dumped = self.settings.model_dump(mode="json", exclude={"space", "max_concurrent"})
         shared = self.trial.model_dump(mode="json", include={"preset", "layers", "workers", "store"})
         spec = self.example.model_dump(mode="json")
-        return {"space": {"dimensions": dimensions, "first": self.space.first}, **dumped, **shared, "example": spec}
+        found = outside_method(self.example.method.name)
+        source = {"source": found.source} if found else {}
+        space = {"dimensions": dimensions, "first": self.space.first}
+        return {"space": space, **dumped, **shared, "example": spec, **source}
 
     @property
     def title(self) -> str:
@@ -153,6 +157,7 @@ def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
         # Settings are chosen on rows that neither train nor test, so that the best one's test scores stay honest.
         trial = trial.model_copy(update={"layers": [*trial.layers, {"data": {"test_split": "validation"}}]})
         specs[0] = trial.spec((points or space.samples())[0])
+    trial = trial.model_copy(update={"folders": tuple(outside.folders())})
     tasks = load_tasks(specs[0].tasks, specs[0].data)
     plan = SweepPlan(settings, space, search, points, len(points) if points else trials, trial, tasks, specs[0])
     return _in_good_order(plan)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycl.events import StageEnd, StageEvent
-from raycl.files import Json
+from raycl.files import Json, reach
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import Stepper, worker_here
 from raycl.sequence.plan import StagePlan
@@ -40,6 +40,8 @@ class TrialSettings(Strict):
     threads: int = 1
     """CPU threads of the trial's process, or of each of its workers."""
     device: str = "cpu"
+    folders: tuple[str, ...] = ()
+    """Where a trial's process looks for methods from outside of raycl, after all else."""
 
     def spec(self, point: Point) -> RunSpec:
         """The run spec at a point. Raises SpecError that lists every problem."""
@@ -52,6 +54,7 @@ class TrialSettings(Strict):
 
 def open_trial(settings: TrialSettings, point: Point, tasks: list[Task]) -> Stepper:
     """The sequence of a point, ready for its first step. Raises SpecError if the point makes no valid spec."""
+    reach(settings.folders)
     job = settings.job(point, tasks)
     if settings.workers <= 1:
         return Stepper(job, worker_here(job, settings.threads, settings.device))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.errors import DataError, first_line
+from raycl.files import reach
 
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -39,8 +40,7 @@ def find_code(metric: str, folder: str | None) -> Code:
 
     Raises DataError for a module that cannot be imported, and for one without that function.
     """
-    if folder is not None and folder not in sys.path:
-        sys.path.insert(0, folder)
+    reach([folder] if folder else [])
     source = inspect.getsourcefile(_function(metric)) or ""
     try:
         return Code(folder, hashlib.sha256(Path(source).read_bytes()).hexdigest())
@@ -71,7 +71,8 @@ def _function(metric: str) -> Callable[[str, Sequence[str]], Any]:
             f"next step: {step}"
         ) from None
     if not callable(found):
-        raise DataError(f"metric {metric!r}: module {module} has no function {name}; next step: {step}")
+        where = getattr(sys.modules[module], "__file__", None)
+        raise DataError(f"metric {metric!r}: module {module} ({where}) has no function {name}; next step: {step}")
     return found
 
 

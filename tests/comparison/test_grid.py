@@ -23,6 +23,19 @@ def test_a_method_is_named_with_its_settings() -> None:
     assert (parse_entry("G=gain_lora:over=o_lora").label, parse_entry("G=gain_lora").method) == ("G", "gain_lora")
 
 
+def test_a_class_is_named_with_its_settings_too() -> None:
+    """`package.module:Class`, then settings; in tables it is called by its class, or by a label."""
+    entry = parse_entry("my.ema:Ema:rank=4,train.lr=1e-3")
+    assert (entry.label, entry.method) == ("Ema:rank=4,train.lr=1e-3", "my.ema:Ema")
+    assert entry.layer == {"method": {"name": "my.ema:Ema", "rank": 4}, "train": {"lr": "1e-3"}}
+    assert (parse_entry("my.ema:Ema").label, parse_entry("E=my.ema:Ema").label) == ("Ema", "E")
+    assert parse_entry("E=my.ema:Ema:rank=4").method == "my.ema:Ema"
+    with pytest.raises(SpecError, match="'rank' is not FIELD=VALUE"):
+        parse_entry("my.ema:Ema:rank")
+    with pytest.raises(SpecError, match="expected NAME"):
+        parse_entry("my.ema:Ema:")
+
+
 @pytest.mark.parametrize("text", ["", ":rank=3", "o_lora:", "o_lora:rank", "o_lora:=3", "o_lora: =3", "a=:rank=3"])
 def test_what_is_no_method_is_refused(text: str) -> None:
     """With the text and an example."""

@@ -94,13 +94,15 @@ class Commands:
         arguments: Sequence[object],
         stop_at: tuple[int, int] | None = None,
         whole: bool = False,
+        where: Path | None = None,
         **environment: str,
     ) -> Running:
-        """Start `jobs/sequence.py arguments`; with `stop_at` = (stage, step) it kills itself before that step.
+        """Start `jobs/sequence.py arguments`, in the folder `where` if one is given; with `stop_at` = (stage, step) it kills
+        itself before that step.
 
         Unless `whole`, MLflow and the figures are left out: they take most of the time of a tiny run.
         """
-        return self.call(_command, list(map(str, arguments)), stop_at, whole, **environment)
+        return self.call(_command, list(map(str, arguments)), stop_at, whole, where or Path.cwd(), **environment)
 
     def run(
         self,
@@ -154,10 +156,11 @@ def _called(function: Any, folder: Path, environment: Mapping[str, str], argumen
     function(folder, *arguments)
 
 
-def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None, whole: bool) -> None:
+def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None, whole: bool, where: Path) -> None:
     """What such a process does: the command line, watched."""
     from raycl.cli.app import main
 
+    os.chdir(where)
     before = set(sys.modules)
     _record_events(folder / "events.jsonl")
     if stop_at:

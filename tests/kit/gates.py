@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.kit.cases import (
-    HIDDEN,
-    SHAPE,
-    batch_of,
-)
+from raycl.testing.probes import batch_of
+from tests.kit.cases import HIDDEN, SHAPE
 
 EXACT: dict[str, Any] = SHAPE | {
     "name": "gain_lora",

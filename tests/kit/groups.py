@@ -12,7 +12,10 @@ import pytest
 
 from tests.kit.cases import CASES
 
-RAY = ("test_ray.py", "test_head_node.py", "test_sweep.py", "::test_a_pool_of_processes_survives_a_death")
+RAY = (
+    *("test_ray.py", "test_head_node.py", "test_sweep.py", "test_own_methods_page.py"),
+    "::test_a_pool_of_processes_survives_a_death",
+)
 """Tests that start Ray: two clusters on one small machine would starve each other."""
 COMMANDS = (
     "sequence/test_sequence.py",

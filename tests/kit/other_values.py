@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from raycl.testing.case import another
+
 OTHER_VALUES: dict[str, Any] = {
     "lambda1": 7.0,
     "lambda2": 7.0,
@@ -70,5 +72,4 @@ OTHER_VALUES: dict[str, Any] = {
 
 def other_value(name: str, value: Any) -> Any:
     """A value of a field that is not `value`."""
-    others = OTHER_VALUES[name]
-    return next(other for other in (others if isinstance(others, tuple) else (others,)) if other != value)
+    return another(OTHER_VALUES[name], value)

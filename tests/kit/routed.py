@@ -10,7 +10,8 @@ import torch
 from raycl.methods.registry import method_params
 from raycl.spec import MethodParams
 from raycl.tasks.task import Example
-from tests.kit.cases import CASES, encoder_of
+from raycl.testing.probes import encoder_of
+from tests.kit.cases import CASES
 
 HARD = CASES["route_lora"].params
 WIDTH = 48

@@ -29,9 +29,15 @@ class MakeFlags:
         self.models, self.scratch, self.count = models, scratch, 0
 
     def __call__(
-        self, store: Path, method: str = "sin_lora", family: str = "llama", order: str = "demo", **fields: object
+        self,
+        store: Path,
+        method: str | dict[str, object] = "sin_lora",
+        family: str = "llama",
+        order: str = "demo",
+        **fields: object,
     ) -> list[str]:
-        """`fields` are run-spec fields with `__` for the dot, on top of the small settings."""
+        """`method` is a name of `METHODS`, or a method's settings; `fields` are run-spec fields with `__` for the dot, on
+        top of the small settings."""
         self.count += 1
         path = self.scratch / f"{self.count}.yaml"
         path.write_text(yaml.safe_dump(self.spec(method, family)))
@@ -40,7 +46,7 @@ class MakeFlags:
         flags = ["--order", order, "--config", path, "--store", store, "--output", output, "--preset", "laptop"]
         return [*map(str, flags), *(part for text in sets for part in ("--set", text))]
 
-    def spec(self, method: str, family: str) -> dict[str, object]:
+    def spec(self, method: str | dict[str, object], family: str) -> dict[str, object]:
         """Run-spec fields: 16 examples a task, four steps."""
         return {
             "model": {"name": str(self.models[family]), "precision": "fp32"},
@@ -51,7 +57,7 @@ class MakeFlags:
                 "max_source_tokens": 48,
                 "max_target_tokens": 20,
             },
-            "method": METHODS[method],
+            "method": METHODS[method] if isinstance(method, str) else method,
             "train": {"lr": 1e-2, "batch_size": 4, "log_every": 1},
             "eval": {"batch_size": 8, "forward": True},
             "workers": 0,
@@ -68,7 +74,8 @@ def assert_same_part(one: StagePart, other: StagePart, close: float) -> None:
     """Branch, gates and facts agree; of a basis the projector, since its columns are unique only up to rotation."""
     assert one.facts == other.facts
     assert set(one.tensors) == set(other.tensors)
-    for factor in ("a", "b"):
+    assert (one.branch is None) == (other.branch is None)
+    for factor in ("a", "b") if one.branch else ():
         mine, theirs = getattr(one.branch, factor), getattr(other.branch, factor)
         assert set(mine) == set(theirs)
         for path in mine:

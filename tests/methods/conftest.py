@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kit.cases import CASES, Case, probe_logits
+from raycl.testing.case import Case
+from raycl.testing.matrix import SETTINGS
+from raycl.testing.probes import probe_logits
+from tests.kit.cases import CASES
 from tests.kit.gates import EXACT
 
 STAGES = 3
-SETTINGS = {"epochs": 2}
-"""Four steps a stage."""
 
 
 @pytest.fixture(scope="session", params=list(CASES))

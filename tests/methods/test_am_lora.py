@@ -11,7 +11,9 @@ from raycl.adapters.selectors import Selectors, attention
 from raycl.adapters.stacked_lora import StackedLora
 from raycl.methods.am_lora import AmLora, AmLoraParams
 from raycl.state.stage_state import Branch, StagePart, StageState
-from tests.kit.cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
+from raycl.testing.case import ADAPTED
+from raycl.testing.probes import make_method, same_part, serving
+from tests.kit.cases import CASES, SHAPE
 
 PARAMS = SHAPE | {"name": "am_lora", "dropout": 0.0}
 AR, NR = CASES["am_lora_ar"].params, CASES["am_lora_nr"].params

@@ -7,7 +7,8 @@ import torch
 
 from raycl.methods.c_lora import CLora
 from raycl.state.stage_state import Branch, StagePart, StageState
-from tests.kit.cases import CASES, make_method, same_part
+from raycl.testing.probes import make_method, same_part
+from tests.kit.cases import CASES
 
 PARAMS = CASES["c_lora"].params | {"rank": 1, "alpha": 2, "dropout": 0.0}
 

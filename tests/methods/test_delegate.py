@@ -13,7 +13,8 @@ from raycl.methods.common.base import About, Method, StageInfo
 from raycl.methods.common.delegate import Wrapping
 from raycl.methods.registry import METHODS, method_class
 from raycl.spec import MethodParams
-from tests.kit.cases import CASES, make_method
+from raycl.testing.probes import make_method
+from tests.kit.cases import CASES
 
 OF_THE_CLASS = {"Params", "about", "version", "needs_task_id", "joint", "chooses", "settings"}
 """What stands on the class: part of what the outer method is, and not passed through."""

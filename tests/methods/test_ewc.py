@@ -11,8 +11,9 @@ import torch
 from raycl.adapters.importance import MeanSquare
 from raycl.methods.common.base import Gradients
 from raycl.methods.ewc import FISHER, Ewc
+from raycl.testing.probes import batch_of, make_method
 from raycl.train.module import StageModule
-from tests.kit.cases import CASES, batch_of, make_method
+from tests.kit.cases import CASES
 
 LORA, FULL, HISTORY = (CASES[name].params for name in ("ewc", "ewc_full", "ewc_history"))
 

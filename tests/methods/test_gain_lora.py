@@ -15,12 +15,8 @@ from raycl.adapters.branches import kaiming
 from raycl.methods.gain_lora import GATE
 from raycl.methods.inf_lora import stored_basis
 from raycl.state.stage_state import StagePart, StageState
-from tests.kit.cases import (
-    HIDDEN,
-    SHAPE,
-    largest_difference,
-    served_logits,
-)
+from raycl.testing.probes import largest_difference, served_logits
+from tests.kit.cases import HIDDEN, SHAPE
 from tests.kit.gates import EXACT, ZERO, gates_and_features
 
 

@@ -10,11 +10,7 @@ import torch
 from raycl.methods.gain_lora import GATE, GainLora, GainLoraParams
 from raycl.methods.inf_lora import BASIS, InfLora, InfLoraParams, stored_basis
 from raycl.state.stage_state import StagePart, StageState
-from raycl.train.module import StageModule
-from raycl.train.passes import DataPass
-from raycl.train.workers import Workers
-from tests.kit.cases import (
-    HIDDEN,
+from raycl.testing.probes import (
     answer_logits,
     batch_of,
     encoder_of,
@@ -23,6 +19,10 @@ from tests.kit.cases import (
     served_logits,
     serving,
 )
+from raycl.train.module import StageModule
+from raycl.train.passes import DataPass
+from raycl.train.workers import Workers
+from tests.kit.cases import HIDDEN
 from tests.kit.gates import EXACT, ZERO
 
 # What the gate reads, and where its key points.

@@ -11,13 +11,8 @@ from raycl.methods.common.base import StageInfo
 from raycl.methods.gain_lora import GainLora, GainLoraParams
 from raycl.methods.inf_lora import BASIS, stored_basis
 from raycl.state.stage_state import StageState
-from tests.kit.cases import (
-    CASES,
-    SHAPE,
-    largest_difference,
-    make_method,
-    probe_logits,
-)
+from raycl.testing.probes import largest_difference, make_method, probe_logits
+from tests.kit.cases import CASES, SHAPE
 from tests.kit.gates import EXACT, ZERO
 
 # GainLoRA and what it stands on.

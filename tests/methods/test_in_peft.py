@@ -13,7 +13,9 @@ from raycl.adapters.branches import adapter_config
 from raycl.methods.registry import method_class
 from raycl.state.manifest import Provenance
 from raycl.state.store import Store
-from tests.kit.cases import CASES, Case, answer_logits, batch_of, serving
+from raycl.testing.case import Case
+from raycl.testing.probes import answer_logits, batch_of, serving
+from tests.kit.cases import CASES
 
 CLOSE = 5e-5
 """How far logits of up to about 10 may differ: the order in which branches are summed."""

@@ -12,12 +12,8 @@ from raycl.adapters.stacked_lora import CURRENT
 from raycl.methods.common.lora import LoraMethod
 from raycl.methods.inf_lora import BASIS, stored_basis, threshold
 from raycl.state.stage_state import StageState
-from raycl.train.module import StageModule
-from raycl.train.passes import DataPass
-from raycl.train.workers import Workers
-from tests.kit.cases import (
-    ADAPTED,
-    SHAPE,
+from raycl.testing.case import ADAPTED
+from raycl.testing.probes import (
     answer_logits,
     batch_of,
     encoder_of,
@@ -26,6 +22,10 @@ from tests.kit.cases import (
     probe_logits,
     served_logits,
 )
+from raycl.train.module import StageModule
+from raycl.train.passes import DataPass
+from raycl.train.workers import Workers
+from tests.kit.cases import SHAPE
 
 PARAMS = SHAPE | {"name": "inf_lora", "epsilon": 0.9, "dropout": 0.0}
 EXACT = PARAMS | {"epsilon": 1.0}

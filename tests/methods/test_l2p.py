@@ -12,8 +12,9 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.methods.common.base import Step
 from raycl.methods.l2p import KEYS, PICKED, PROMPTS, L2p, L2pParams
 from raycl.state.stage_state import StagePart, StageState
+from raycl.testing.probes import batch_of, make_method
 from raycl.train.module import StageModule
-from tests.kit.cases import CASES, batch_of, make_method
+from tests.kit.cases import CASES
 
 TABLE = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [3.0, 4.0]]
 """Embeddings of four tokens, d = 2; token 0 is padding."""

@@ -13,8 +13,9 @@ from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
 from raycl.methods.lfpt5 import VALUE, Lfpt5, Lfpt5Params, divergence
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
+from raycl.testing.probes import batch_of, make_method, same_part
 from raycl.train.module import StageModule
-from tests.kit.cases import CASES, batch_of, make_method, same_part
+from tests.kit.cases import CASES
 
 PARAMS = CASES["lfpt5"].params | {"marker": "=>"}
 MARKER = "t5tail"

@@ -8,7 +8,9 @@ import torch
 from raycl.methods.common.base import Gradients
 from raycl.methods.lorac import Lorac
 from raycl.state.stage_state import Branch, StagePart, StageState
-from tests.kit.cases import ADAPTED, CASES, SHAPE, make_method, same_part, serving
+from raycl.testing.case import ADAPTED
+from raycl.testing.probes import make_method, same_part, serving
+from tests.kit.cases import CASES, SHAPE
 
 PARAMS = SHAPE | {"name": "lorac", "dropout": 0.0}
 IPC = CASES["lorac_ipc"].params | {"critical_share": 0.5}

@@ -9,7 +9,8 @@ import torch
 
 from raycl.methods.common.base import Step
 from raycl.methods.lwf import distillation, resting, without_current
-from tests.kit.cases import CASES, answer_logits, batch_of, largest_difference, make_method, same_part, served_logits
+from raycl.testing.probes import answer_logits, batch_of, largest_difference, make_method, same_part, served_logits
+from tests.kit.cases import CASES
 
 PARAMS = CASES["lwf"].params | {"dropout": 0.0}
 

@@ -9,7 +9,8 @@ from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refacto
 from raycl.methods.common.weights import WEIGHTS
 from raycl.methods.merging import Merging, MergingParams
 from raycl.state.stage_state import Branch, StagePart, StageState
-from tests.kit.cases import CASES, largest_difference, make_method, probe_logits, same_part, served_logits
+from raycl.testing.probes import largest_difference, make_method, probe_logits, same_part, served_logits
+from tests.kit.cases import CASES
 
 PARAMS = CASES["merging"].params
 VECTORS = [

@@ -13,7 +13,8 @@ from raycl.adapters.magnitudes import Magnitudes, loudest
 from raycl.methods.common.base import Gradients
 from raycl.methods.migu import MiguParams
 from raycl.state.stage_state import StageState
-from tests.kit.cases import CASES, batch_of, make_method, same_part
+from raycl.testing.probes import batch_of, make_method, same_part
+from tests.kit.cases import CASES
 
 OVER = ("seq_ft", "sin_lora", "inc_lora", "o_lora")
 

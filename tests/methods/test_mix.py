@@ -12,7 +12,8 @@ from raycl.methods.registry import method_params
 from raycl.sequence.plan import cell_recipe
 from raycl.spec import parse
 from raycl.state.stage_state import StageState
-from tests.kit.cases import CASES, largest_difference, make_method, same_part, served_logits
+from raycl.testing.probes import largest_difference, make_method, same_part, served_logits
+from tests.kit.cases import CASES
 
 METHODS = ("inc_lora", "o_lora", "inf_lora")
 MIX = [2.0, 0.5, -1.0]

@@ -7,7 +7,8 @@ import torch
 
 from raycl.methods.o_lora import LONG6_LAMBDA1, LONG6_LAMBDA2, OLora
 from raycl.state.stage_state import Branch, StagePart, StageState
-from tests.kit.cases import CASES, SHAPE, make_method, same_part
+from raycl.testing.probes import make_method, same_part
+from tests.kit.cases import CASES, SHAPE
 
 PARAMS = SHAPE | {"name": "o_lora", "rank": 2, "dropout": 0.0}
 

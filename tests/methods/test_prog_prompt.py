@@ -7,8 +7,9 @@ import torch
 
 from raycl.methods.prog_prompt import VALUE, ProgPrompt, Progressive, residual_mlp
 from raycl.state.stage_state import StagePart, StageState
+from raycl.testing.probes import answer_logits, batch_of, largest_difference, make_method, served_logits
 from raycl.train.module import StageModule
-from tests.kit.cases import CASES, answer_logits, batch_of, largest_difference, make_method, served_logits
+from tests.kit.cases import CASES
 
 PLAIN, MLP = CASES["prog_prompt"].params, CASES["prog_prompt_mlp"].params
 

@@ -10,12 +10,8 @@ import torch
 from raycl.adapters.gaussian_router import GaussianRouter, TaskSums, packed
 from raycl.adapters.matrix_gain import merged
 from raycl.state.stage_state import StageState
-from tests.kit.cases import (
-    CASES,
-    make_method,
-    same_part,
-    served_logits,
-)
+from raycl.testing.probes import make_method, same_part, served_logits
+from tests.kit.cases import CASES
 from tests.kit.routed import HARD, features, params_of
 
 FAMILIES = HARD | {"families": "merge"}

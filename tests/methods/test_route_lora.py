@@ -12,8 +12,7 @@ from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StageState
 from raycl.tasks.task import Example
-from tests.kit.cases import (
-    CASES,
+from raycl.testing.probes import (
     answer_logits,
     batch_of,
     largest_difference,
@@ -22,6 +21,7 @@ from tests.kit.cases import (
     served_logits,
     serving,
 )
+from tests.kit.cases import CASES
 from tests.kit.routed import HARD, WIDTH, features, params_of
 
 HIDDEN = HARD | {"features": "hidden"}

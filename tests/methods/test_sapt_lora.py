@@ -9,7 +9,8 @@ import torch
 
 from raycl.adapters.routing import Router, fresh_key, fresh_query
 from raycl.methods.sapt_lora import SaptLora, drift
-from tests.kit.cases import CASES, batch_of, make_method, same_part, serving, tensors_of
+from raycl.testing.probes import batch_of, make_method, same_part, serving, tensors_of
+from tests.kit.cases import CASES
 
 PARAMS = CASES["sapt_lora"].params | {"dropout": 0.0}
 

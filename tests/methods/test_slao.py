@@ -9,15 +9,8 @@ from raycl.adapters.branches import LoraShape
 from raycl.methods.common.weights import LoraTrainee
 from raycl.methods.slao import TUNED_A, TUNED_B, Slao, SlaoParams, merge, merge_rate, orthonormal_rows, start_branch
 from raycl.state.stage_state import Branch, StagePart
-from tests.kit.cases import (
-    CASES,
-    largest_difference,
-    make_method,
-    probe_logits,
-    same_part,
-    served_logits,
-    tensors_of,
-)
+from raycl.testing.probes import largest_difference, make_method, probe_logits, same_part, served_logits, tensors_of
+from tests.kit.cases import CASES
 
 PARAMS = CASES["slao"].params
 

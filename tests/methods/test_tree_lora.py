@@ -13,8 +13,9 @@ from raycl.adapters.task_tree import Bandit, choose, distance, groups
 from raycl.methods.common.base import Gradients
 from raycl.methods.tree_lora import MEAN_A, MEAN_GRADIENT, TreeLora, tree_vectors
 from raycl.state.stage_state import StagePart, StageState
-from tests.kit.cases import CASES, make_method, same_part
-from tests.kit.rank_stages import Killed, Memory, run_one
+from raycl.testing.probes import make_method, same_part
+from raycl.testing.ranks import Job, Killed, Memory, run_one
+from tests.kit.cases import CASES
 
 PARAMS = CASES["tree_lora"].params
 GRADIENT = CASES["tree_lora_gradient"].params
@@ -205,12 +206,12 @@ def test_a_killed_third_stage_goes_on_where_it_was(tiny, toy_tasks, run_sequence
     """With two earlier tasks to choose from, what the bandit saw and the draws survive a mid-stage checkpoint."""
     state = run_sequence(tiny, params, toy_tasks[:2])[-1].state
     settings = {"lr": 1e-2, "epochs": 4, "batch_size": 8}
-    whole, _ = run_one(tiny, params, toy_tasks, state, settings)
+    whole, _ = run_one(tiny, Job(params, settings), toy_tasks, state)
     memory = Memory()
     settings |= {"checkpoint_every": 3}
     with pytest.raises(Killed):
-        run_one(tiny, params, toy_tasks, state, settings, partial=memory)
-    resumed, _ = run_one(tiny, params, toy_tasks, state, settings, partial=memory)
+        run_one(tiny, Job(params, settings), toy_tasks, state, partial=memory)
+    resumed, _ = run_one(tiny, Job(params, settings), toy_tasks, state, partial=memory)
     assert same_part(resumed, whole)
 
 

@@ -21,8 +21,8 @@ from raycl.spec import parse
 from raycl.state.store import Store
 from raycl.train.workers import Workers
 from tests.kit.cli import invoke
+from tests.kit.planned import planned_task as toy
 from tests.kit.runs import MakeFlags
-from tests.kit.toys import planned_task as toy
 
 ALONE = [name for name in METHODS if method_class(name).alone(method_params(name).model_validate({"name": name}))]
 

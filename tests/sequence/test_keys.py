@@ -30,7 +30,7 @@ from raycl.spec import (
 from tests.kit.cases import CASES
 from tests.kit.moved_keys import MOVED, MOVED_LATER, MOVED_SETTINGS
 from tests.kit.places import ROOT
-from tests.kit.toys import planned_task as toy
+from tests.kit.planned import planned_task as toy
 
 STAGES = 3
 NAMES = ["a", "b", "c"]

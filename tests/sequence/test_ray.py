@@ -16,6 +16,7 @@ import pytest
 from raycl.state.store import Store
 from tests.kit.cluster import Head, end
 from tests.kit.commands import SECONDS, Commands, Running
+from tests.kit.outside import PLACE, write_package
 from tests.kit.runs import MakeFlags, assert_same_part, digests
 
 pytestmark = pytest.mark.slow
@@ -34,9 +35,9 @@ def started(commands: Commands, ray_head: Head) -> Iterator[Start]:
     whatever processes they leave are ended by id."""
     running: list[Running] = []
 
-    def start(arguments: list[str], own: str | None = None) -> Running:
-        where = {"RAY_ADDRESS": ray_head.address} if own is None else {"RAY_ADDRESS": "", "RAY_TMPDIR": own}
-        running.append(commands.start(arguments, **where))
+    def start(arguments: list[str], own: str | None = None, where: Path | None = None) -> Running:
+        cluster = {"RAY_ADDRESS": ray_head.address} if own is None else {"RAY_ADDRESS": "", "RAY_TMPDIR": own}
+        running.append(commands.start(arguments, where=where, **cluster))
         return running[-1]
 
     yield start
@@ -187,6 +188,27 @@ def test_groups_share_stages_that_depend_on_no_other(started: Start, flags: Make
     assert sorted(ends) == [1, 2, 3, 4]
     scores = [[one["score"] for one in run.events if one["event"] == "scores"] for run in (done, alone)]
     assert len(scores[0]) == 10 and sorted(scores[0]) == sorted(scores[1])
+
+
+def test_a_method_from_a_folder_of_the_users_trains_in_workers(
+    started: Start, flags: MakeFlags, tmp_path: Path
+) -> None:
+    """Named by its class in the folder where the command runs: two workers import it and make the stages of one process."""
+    package = write_package(tmp_path / "mine").parent
+    method = {"name": PLACE, "size": 0.5}
+    named = [*flags(tmp_path / "store", method, "llama", "roget,snippets", workers=2), "--method", PLACE]
+    done = started(named, where=tmp_path / "mine").wait()
+    assert done.code == 0, done.err
+    alone = started(
+        [*flags(tmp_path / "alone", method, "llama", "roget,snippets", workers=0), "--method", PLACE],
+        where=package.parent,
+    ).wait()
+    assert alone.code == 0, alone.err
+    store, other = Store(str(tmp_path / "store")), Store(str(tmp_path / "alone"))
+    assert sorted(store.stage_keys()) == sorted(other.stage_keys()) and len(store.stage_keys()) == 2
+    for key in store.stage_keys():
+        assert_same_part(store.read(key), other.read(key), 1e-3)
+        assert store.manifest(key).runtime["workers"] == 2
 
 
 def test_a_damaged_model_is_one_message_from_the_workers_too(started: Start, flags: MakeFlags, tmp_path: Path) -> None:

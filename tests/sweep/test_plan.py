@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from raycl.sequence import job
 from raycl.sequence.sharing import sharing, spread
 from raycl.sweep.plan import SweepPlan, SweepRequest, SweepSettings, plan_sweep, sweep_settings
 from raycl.sweep.record import SweepRecord, TrialRecord
+from raycl.sweep.trials import TrialSettings, open_trial
+from tests.kit.outside import PLACE, forget, forgotten, write_package
 
 SPACES = Path(__file__).parents[2] / "tune_spaces"
 
@@ -53,6 +56,26 @@ def test_what_is_inert_at_stage_1_is_trained_once_there(five: Path) -> None:
     plan = planned(SPACES / "o_lora.py", "agnews,amazon,dbpedia", five, search="grid")
     assert plan.trials == 15
     assert [len({keys[stage] for keys in plan.keys}) for stage in range(3)] == [3, 15, 15]
+
+
+def test_a_trial_in_another_process_finds_a_method_of_the_users(
+    five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent of a sweep brings the folder of its method along; the source is part of what the sweep is."""
+    sizes = write_package(tmp_path)
+    (tmp_path / "space.py").write_text(f'BASE = {{"method.name": "{PLACE}"}}\nSPACE = {{"method.size": [0.1, 0.2]}}\n')
+    with forgotten("far_methods"):
+        monkeypatch.chdir(tmp_path)
+        plan = planned(tmp_path / "space.py", "agnews,amazon", five)
+        keys, name, sent = plan.keys, plan.name(), plan.trial.model_dump_json()
+        forget("far_methods")
+        monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+        monkeypatch.chdir("/")
+        steppers = [open_trial(TrialSettings.model_validate_json(sent), point, plan.tasks) for point in plan.points]
+        assert [[stage.key for stage in one.job.plan.stages] for one in steppers] == keys
+        forget("far_methods")
+        sizes.write_text("SIZE = 2.0\n")
+        assert planned(tmp_path / "space.py", "agnews,amazon", five).name() != name
 
 
 def test_neighbours_part_early_and_the_first_points_stay_in_front(five: Path) -> None:

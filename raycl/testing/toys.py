@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.kit.tiny import LABELS, WORDS
+from raycl.testing.tiny import LABELS, WORDS
 
 if TYPE_CHECKING:
     from raycl.events import StageEvent
@@ -34,14 +34,6 @@ def make_toy_task(number: int, distinct: int = 4, repeats: int = 4, words: int =
         rows.append((f"t{number}head ", body, f" t{number}tail", (LABELS[index % 2],)))
     examples = tuple(Example(f"{i}", *row) for i, row in enumerate(rows * repeats))
     return Task(f"toy{number}", "toy", "exact_match", LABELS, examples, examples[:distinct], {})
-
-
-def planned_task(name: str) -> Task:
-    """A task for plans and keys: three rows that are never trained on."""
-    from raycl.tasks.task import Example, Task
-
-    rows = tuple(Example(f"{name}/{i}", "Judge.\n", f"text {i}", "\nAnswer:", ("yes",)) for i in range(3))
-    return Task(name, "toy", "exact_match", ("yes", "no"), rows, rows[:2], {})
 
 
 @dataclass
@@ -90,7 +82,7 @@ def run_stage_in_memory(
     from raycl.train.workers import Workers
 
     class WatchedRun(StageRun):
-        def train(self, module, train, held_out):
+        def train(self, module: Any, train: Any, held_out: Any) -> None:
             self.probes = []
             self.trainable_names = sorted(name for name, p in module.named_parameters() if p.requires_grad)
             self._look(module)
@@ -99,7 +91,7 @@ def run_stage_in_memory(
             self.after = copies(module)
             self._look(module)
 
-        def _look(self, module):
+        def _look(self, module: Any) -> None:
             if probe is not None:
                 with torch.no_grad():
                     self.probes.append(probe(module.eval(), self.encoder))

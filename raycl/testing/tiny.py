@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -17,7 +17,7 @@ WIDTH = 48
 """Width d of the tiny models; their q and v are not square."""
 
 
-def load_tiny(folder: Path, precision: str) -> LoadedModel:
+def load_tiny(folder: Path, precision: Literal["fp32", "bf16"]) -> LoadedModel:
     """A model folder through raycl's own loader."""
     from raycl.models.load import load_model
     from raycl.spec import ModelSpec
@@ -47,14 +47,16 @@ def save_tiny(family: str, folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
     tokenizer = tiny_tokenizer(family)
-    sizes = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 2}
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 2}
     torch.manual_seed(7)
     if family == "llama":
-        attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
-        shape = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
-        model = LlamaForCausalLM(LlamaConfig(**sizes, **shape, **attention, bos_token_id=1))
+        attention: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+        shape: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2}
+        shape["initializer_range"] = 0.3
+        model: Any = LlamaForCausalLM(LlamaConfig(**sizes, **shape, **attention, bos_token_id=1))
     else:
         shape = {"d_model": WIDTH, "d_kv": 6, "num_heads": 4, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2}
-        model = T5ForConditionalGeneration(T5Config(**sizes, **shape, dropout_rate=0.0, decoder_start_token_id=0))
+        shape["decoder_start_token_id"] = 0
+        model = T5ForConditionalGeneration(T5Config(**sizes, **shape, dropout_rate=0.0))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,0 +1,123 @@
+"""Every command of docs/own-methods.md, one after another, as a user types them, on a tiny model and Ray workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raycl.state.store import Store
+from tests.kit.cluster import Head
+from tests.kit.places import ROOT
+from tests.kit.runs import MakeFlags
+
+pytestmark = pytest.mark.slow
+PAGE = (ROOT / "docs" / "own-methods.md").read_text()
+COMMANDS = re.findall(r"^    ((?:raycl|cd|pytest|pip) ?.*|pytest)$", PAGE, re.MULTILINE)
+SECONDS = 480
+"""Longest life of a command, which takes some seconds: a machine may be busy with much else."""
+
+
+@dataclass
+class Shell:
+    """Runs command lines in a folder that `cd` changes."""
+
+    folder: Path
+    environment: dict[str, str]
+    small: list[str]
+    """What a training command gets besides: a tiny model and few examples."""
+    said: dict[str, str] = field(default_factory=dict)
+    """Command -> what it printed."""
+
+    def run(self, line: str) -> None:
+        """Run one command; it must succeed."""
+        program, *arguments = shlex.split(line)
+        if program == "cd":
+            self.folder = self.folder / arguments[0]
+            return
+        # -P: as with an installed command, the current folder is not on Python's path.
+        module = [sys.executable, "-P", "-m", program]
+        if program == "pip":
+            # Not into the environment of the tests, and from no index.
+            site = self.folder.parent / "site-packages"
+            arguments = [
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-build-isolation",
+                "--no-index",
+                "--target",
+                str(site),
+                ".",
+            ]
+            self.environment["PYTHONPATH"] = os.pathsep.join([str(site), str(ROOT)])
+        elif program == "raycl" and arguments[0] in ("run", "compare"):
+            arguments += self.small
+        done = subprocess.run(
+            [*module, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        self.said[line] = done.stdout
+
+    def python(self, code: str) -> None:
+        """Run a program that lies in the folder."""
+        (self.folder.parent / "program.py").write_text(code)
+        environment = self.environment | {"PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)])}
+        done = subprocess.run(
+            [sys.executable, "../program.py"],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        self.said["python"] = done.stdout
+
+
+def test_the_page_is_a_path_from_nothing_to_an_installed_method(
+    flags: MakeFlags, ray_head: Head, tmp_path: Path
+) -> None:
+    """The skeleton passes the matrix, trains through Ray workers, stands in a comparison and, installed, in the listing; the
+    installed method needs no stage anew."""
+    fields = {name: value for name, value in flags.spec("sin_lora", "llama").items() if name != "workers"}
+    fields["method"] = {"rank": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(fields))
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "RAY_ADDRESS": ray_head.address,
+        "RAYCL_HOME": str(tmp_path / "home"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "160",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    shell = Shell(tmp_path, environment, ["--preset", "laptop", "--config", str(tmp_path / "small.yaml")])
+    for line in COMMANDS:
+        shell.run(line)
+    said = shell.said
+    assert re.search(r"\d+ passed", said["pytest"]) and "failed" not in said["pytest"]
+    assert "1 Ray Train worker" in said["raycl run --method ema:Ema --order demo"]
+    assert "Ema:decay=0.9" in said["raycl compare --method ema:Ema:decay=0.9 --method sin_lora --order demo"]
+    assert "method.decay" in said["raycl fields ema:Ema"]
+    assert "ema:Ema  one LoRA branch" in said["raycl methods --method ema:Ema"]
+    assert "package:         ema 0.1.0 (ema:Ema)" in said["raycl methods"]
+    assert "4 in the store, 0 to run" in said["raycl run --method ema --order demo"]
+    store = Store(str(tmp_path / "home" / "store"))
+    recipes = [store.manifest(key).recipe["method"] for key in store.stage_keys()]
+    assert [one["name"] for one in recipes if "source" in one].count("ema:Ema") == 4 + 3, "stage 1 knows no decay"
+    (code,) = re.findall(r"```python\n(import raycl\n.*?)```", PAGE, re.DOTALL)
+    shell.python(code.replace('[{"order"', f'[{fields}, {{"order"') + "print(result.trained)\n")
+    assert shell.said["python"].splitlines()[-1] == "[]"
