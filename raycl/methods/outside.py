@@ -111,14 +111,17 @@ def claimed(name: str, built_in: Iterable[str]) -> Installed | None:
 
 
 def at(place: str, name: str | None = None) -> Outside:
-    """The method at `package.module:Class`, imported; `name` is what the user called it, none = the place.
+    """The method at `package.module:Class`, imported; `name` is what an installed package calls it.
+
+    Without a name it is also looked for in the current folder.
 
     Raises ValueError that says what is wrong with it and what to do.
     """
     parts = PLACE.fullmatch(place)
     if parts is None:
         raise ValueError(f"{place!r} names no class: expected package.module:Class, such as my_methods.ema:Ema")
-    reach([os.getcwd()])
+    if name is None:
+        reach([os.getcwd()])
     module = _module(place, parts["module"])
     method = _method(module, parts["name"])
     require_name(method.Params, name or place)
@@ -126,11 +129,6 @@ def at(place: str, name: str | None = None) -> Outside:
         home, folder = method.__module__, _folder(module)
         _IMPORTED[method] = Outside(method, f"{home}:{method.__qualname__}", folder, source_hash(home, folder))
     return _IMPORTED[method]
-
-
-def folders() -> list[str]:
-    """The folders of all outside methods that this process has imported: other processes that run them `reach` these."""
-    return sorted({str(one.folder) for one in _IMPORTED.values()})
 
 
 def _module(place: str, name: str) -> ModuleType:

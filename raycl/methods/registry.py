@@ -6,6 +6,7 @@ A name is one of this table, the entry point of an installed package, or `packag
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,14 @@ def identity(name: str) -> Json:
     """
     found = outside_method(name)
     return {"name": found.place, "source": found.unchanged_source()} if found else {}
+
+
+def folders(names: Iterable[str]) -> list[str]:
+    """Where the methods of these names from outside of raycl lie: other processes that run them must `reach` it.
+
+    Raises ValueError as `method_class`.
+    """
+    return sorted({str(found.folder) for name in names if (found := outside_method(name))})
 
 
 def is_known(name: str) -> bool:

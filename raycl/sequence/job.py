@@ -9,8 +9,7 @@ from typing import Any
 
 from raycl.errors import SetupError, SpecError
 from raycl.files import Json, reach
-from raycl.methods import outside
-from raycl.methods.registry import method_params, outside_method
+from raycl.methods.registry import folders, method_params, outside_method
 from raycl.models.fingerprint import fingerprint
 from raycl.sequence.plan import Plan, make_plan, stage_tasks
 from raycl.spec import ModelSpec, RunSpec, parse
@@ -57,7 +56,7 @@ class SentJob:
     def of(job: SequenceJob) -> SentJob:
         """What to send."""
         spec = job.spec.model_dump(mode="json")
-        return SentJob(outside.folders(), spec, job.plan, job.tasks, job.store, job.environment)
+        return SentJob(folders([job.spec.method.name]), spec, job.plan, job.tasks, job.store, job.environment)
 
     def open(self) -> SequenceJob:
         """The job, in the process that runs it. Raises UserError if that lacks the method, or has another source of it."""

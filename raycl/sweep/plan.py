@@ -12,8 +12,7 @@ from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, one_message, problems
 from raycl.files import Json
-from raycl.methods import outside
-from raycl.methods.registry import method_class, outside_method
+from raycl.methods.registry import folders, method_class, outside_method
 from raycl.presets import merge
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.resolve import order_of
@@ -157,7 +156,7 @@ def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
         # Settings are chosen on rows that neither train nor test, so that the best one's test scores stay honest.
         trial = trial.model_copy(update={"layers": [*trial.layers, {"data": {"test_split": "validation"}}]})
         specs[0] = trial.spec((points or space.samples())[0])
-    trial = trial.model_copy(update={"folders": tuple(outside.folders())})
+    trial = trial.model_copy(update={"folders": tuple(folders(spec.method.name for spec in specs))})
     tasks = load_tasks(specs[0].tasks, specs[0].data)
     plan = SweepPlan(settings, space, search, points, len(points) if points else trials, trial, tasks, specs[0])
     return _in_good_order(plan)

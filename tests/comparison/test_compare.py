@@ -73,7 +73,8 @@ def broken(method: str, order: str, seed: int) -> Iterator[None]:
     opened = CellRunner.open
 
     def opens(self: CellRunner, cell: CellJob) -> Stepper:
-        stepper, spec = opened(self, cell), cell.job.spec
+        stepper = opened(self, cell)
+        spec = stepper.job.spec
         if (spec.method.name, spec.order, spec.seed) == (method, order, seed):
             first = stepper.step
             stepper.step = MagicMock(side_effect=[first(), ZeroDivisionError("cut off")])

@@ -6,6 +6,7 @@ exact, so every guarantee is a matter of round-off.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -173,7 +174,7 @@ def test_rescaling_rows_after_training_breaks_the_old_features(tiny, first, toy_
 def test_a_task_on_old_inputs_keeps_the_new_gate_closed(tiny, first, toy_tasks, run_stage):
     """A second task on the very prompts of the first has no direction of its own: the gate stays closed there, and a
     warning says that it cannot learn."""
-    again = type(toy_tasks[0])("again", *list(vars(toy_tasks[0]).values())[1:])
+    again = replace(toy_tasks[0], name="again")
     with pytest.warns(UserWarning, match=r"the new gate starts at 0\.000"):
         result = run_stage(
             tiny, EXACT, [toy_tasks[0], again], first.state, epochs=1, probe=gates_and_features(tiny, toy_tasks)

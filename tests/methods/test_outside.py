@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raycl.methods import outside
-from raycl.methods.registry import METHODS, identity, method_class, method_params, outside_method, short_name
+from raycl.methods.registry import METHODS, folders, identity, method_class, method_params, outside_method, short_name
 from raycl.methods.sources import source_hash
 from tests.kit.outside import PLACE, forgotten, install, toy_source, write_package
 
@@ -39,7 +39,7 @@ def test_a_class_is_found_in_the_current_folder(here: Path) -> None:
     assert method_params(PLACE).model_validate({"name": PLACE}).at(1) == {"name": PLACE, "size": 0.5}
     found = outside_method(PLACE)
     assert found is not None and (found.place, found.folder) == (PLACE, here)
-    assert str(here) in outside.folders()
+    assert folders([PLACE, "o_lora", PLACE]) == [str(here)] and folders(METHODS) == []
     assert identity(PLACE) == {"name": PLACE, "source": source_hash("far_methods.vector", here)}
     assert short_name(PLACE) == "Vector" and short_name("o_lora") == "o_lora"
     assert sys.path[-1] == str(here), "after all else: a file there never stands in for a library"
@@ -106,6 +106,15 @@ def test_an_installed_package_brings_a_name(on_path: Path) -> None:
     assert [one.package for one in outside.installed()["vector"]] == ["far-away 1.2"]
     with pytest.raises(ValueError, match=r"did you mean 'vector'.*vector, or package\.module:Class"):
         method_class("vectr")
+
+
+def test_an_installed_method_is_not_looked_for_in_the_current_folder(on_path: Path) -> None:
+    """A file there must not stand in for the package's."""
+    (on_path.parent / "single.py").write_text(toy_source())
+    install(on_path, "far-away", {"vector": "single:Vector"})
+    with pytest.raises(ValueError, match="no module 'single'"):
+        method_class("vector")
+    assert method_class("single:Vector").__name__ == "Vector"
 
 
 def test_a_name_belongs_to_one(on_path: Path) -> None:
