@@ -54,7 +54,7 @@ class Adapted:
 
     stage: int
     """Of which it starts up for; 0 = the untrained model."""
-    modules: Mapping[str, int]
+    paths: Mapping[str, int]
     """Paths of the adapted modules, those that differ in numbers only as one (`layers.*.q_proj`), and how many there are."""
 
 

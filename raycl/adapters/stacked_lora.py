@@ -95,8 +95,16 @@ class StackedLora(nn.Module, LoraLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x: (B, S, d_in) -> (B, S, d_out). With a bf16 base this runs under autocast, which casts the fp32 adapters.
 
-        The current factors are called as modules, not read as weights, so that ZeRO-3 gathers them.
+        The current factors are called as modules, not read as weights, so that ZeRO-3 gathers them. Axes between B and d_in
+        are taken as one of tokens; without one, (N, d_in), a mixer has no examples to weigh: ValueError.
         """
+        if x.dim() > 3:
+            return self(x.flatten(1, -2), *args, **kwargs).unflatten(1, x.shape[1:-1])
+        if x.dim() < 3 and self.mixer is not None:
+            raise ValueError(
+                f"method.targets: a module of {x.shape[-1]} inputs reads the tokens of all examples in one row, so that no "
+                "branch can be weighed by example; adapt other modules"
+            )
         out = self.base_layer(x, *args, **kwargs)
         if self.update is not None:
             delta = self.update(x)

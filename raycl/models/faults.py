@@ -101,7 +101,7 @@ def _dropout(spec: ModelSpec, model: Any) -> Iterator[str]:
 
 def _padding(spec: ModelSpec, model: Any) -> Iterator[str]:
     """Padding that reaches the tokens beside it: then an answer would depend on what else is in its batch."""
-    plain = spec.precision == "fp32"
+    plain = spec.precision == "fp32" and spec.quantization == "none"
     effect = padding_effect(model)
     if not effect <= (FELT if plain else FELT_ROUNDED):
         yield (

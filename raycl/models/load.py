@@ -94,7 +94,9 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
         dtype=model.dtype,
     )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    record: Json = {"dropout": dict(files.dropout), "attention": getattr(model.config, "_attn_implementation", None)}
+    # transformers tells which attention it chose under a private name only; the record does without where it moves.
+    attention = getattr(model.config, "_attn_implementation", None)
+    record: Json = {"dropout": dict(files.dropout), "attention": attention}
     return LoadedModel(backbone, tokenizer, mark, spec.name, positions, tuple(faults), record)
 
 

@@ -113,8 +113,8 @@ class Terminal:
 
     def _adapted(self, event: Adapted) -> None:
         """Which modules of the model get adapters."""
-        named = ", ".join(f"{path} ({count})" if count > 1 else path for path, count in event.modules.items())
-        self._line(f"adapters on {sum(event.modules.values())} modules: {named}")
+        named = ", ".join(f"{path} ({count})" if count > 1 else path for path, count in event.paths.items())
+        self._line(f"adapters on {sum(event.paths.values())} modules: {named}")
 
     def _retry(self, event: Retry) -> None:
         """The workers have failed: what was shown of their stage is void."""

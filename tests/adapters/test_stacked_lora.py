@@ -52,6 +52,21 @@ def looped(layer, path: str, branches: list[Branch], x: torch.Tensor, gates: tor
     return y
 
 
+def test_tokens_may_lie_along_several_axes_but_not_without_their_examples(installed):
+    """(B, 1, S, d), as DeepSeek's latents, is (B, S, d); gates cannot weigh (N, d), while a plain sum needs no examples."""
+    branches, _ = installed
+    gates = torch.rand(5, 3)
+    branches.mix_by(lambda layer, old, new: gates[:, None])
+    layer = next(iter(branches.layers.values()))
+    x = torch.randn(5, 6, layer.in_features)
+    assert torch.equal(layer(x[:, None]), layer(x)[:, None])
+    assert torch.equal(layer(x.view(5, 2, 3, -1)), layer(x).view(5, 2, 3, -1))
+    with pytest.raises(ValueError, match="weighed by example"):
+        layer(x.flatten(0, 1))
+    branches.mix_by(None)
+    assert torch.allclose(layer(x.flatten(0, 1)), layer(x).flatten(0, 1), atol=1e-5)
+
+
 class Eighths(nn.Linear):
     """A quantised linear module: its weight holds eighths as whole numbers."""
 

@@ -15,6 +15,12 @@ BART: dict[str, Any] = {
     **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
     **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 128, "dropout": 0.1},
 }
+LATENT: dict[str, Any] = {
+    **{"intermediate_size": 48, "moe_intermediate_size": 16, "num_key_value_heads": 4, "first_k_dense_replace": 1},
+    **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+}
+"""Attention over compressed keys and values, and experts."""
 T5: dict[str, Any] = {"d_model": 32, "d_kv": 6, "num_heads": 4, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2}
 GATED_T5: dict[str, Any] = T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -38,6 +44,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", GATED | {"head_dim": 8}),
     "llama": ("LlamaConfig", "LlamaForCausalLM", GATED | {"initializer_range": 0.2}),
     "mbart": ("MBartConfig", "MBartForConditionalGeneration", BART),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", PLAIN | LATENT),
     "mistral": ("MistralConfig", "MistralForCausalLM", GATED | {"sliding_window": 16}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", GATED),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", GATED | {"head_dim": 8}),

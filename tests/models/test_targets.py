@@ -25,7 +25,8 @@ IN_OLDER_VERSIONS = {
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
 }
 """What raycl's own table and PEFT's named by the model's type; the keys of stages stand for it."""
-NEW = {"mbart": Q_AND_V, **dict.fromkeys(NO_DEFAULT, ())}
+LATENT = ("kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj")
+NEW = {"mbart": Q_AND_V, "deepseek_v3": LATENT, **dict.fromkeys(NO_DEFAULT, ())}
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REFUSED])

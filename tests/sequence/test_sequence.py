@@ -74,6 +74,17 @@ def test_all_stages_and_scores_are_stored_and_sound(ended: Ended) -> None:
     assert trained(ended.done) == [1, 2, 3, 4]
 
 
+def test_the_adapted_modules_are_told_once_and_recorded(ended: Ended) -> None:
+    """At the start-up, before the first stage, in two layers; every manifest holds them."""
+    modules = {f"model.layers.*.self_attn.{name}": 2 for name in ("q_proj", "v_proj")}
+    told = [event for event in ended.done.events if event["event"] == "adapted"]
+    assert [(event["stage"], event["paths"]) for event in told] == [(1, modules)]
+    names = [event["event"] for event in ended.done.events]
+    assert names.index("adapted") < names.index("stage_start")
+    store = ended.store
+    assert all(store.manifest(key).runtime["model"]["adapted"] == modules for key in store.stage_keys())
+
+
 def test_the_outputs_are_complete_and_agree(ended: Ended) -> None:
     """Matrix, figures, summary and spec; the numbers are those of the stored scores."""
     names = {path.name for path in ended.output.iterdir()}
