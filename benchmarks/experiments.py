@@ -28,6 +28,7 @@ from quality import RESULTS
 from raycl.comparison.grid import GridCell, make_grid
 from raycl.comparison.runner import CellFailed, CellJob, CellRunner
 from raycl.files import home, write_json, write_text
+from raycl.sequence.job import SentJob
 from raycl.state.store import Store
 from raycl.tasks.orders import resolve_order
 from raycl.train.workers import cores
@@ -158,9 +159,10 @@ def run(cells: list[GridCell], failures: dict[str, str]) -> Iterator[GridCell]:
     for number, cell in enumerate(cells):
         if cell.job is None or not cell.missing():
             continue
-        event = runner.advance(CellJob(number, cell.job))
+        job = CellJob(number, SentJob.of(cell.job))
+        event = runner.advance(job)
         while not isinstance(event, CellFailed) and not event.finished:
-            event = runner.advance(CellJob(number, cell.job))
+            event = runner.advance(job)
         if isinstance(event, CellFailed):
             failures[cell.name] = event.error
             print(f"failed: {name_of(cell)}: {event.trace or event.error}", flush=True)
