@@ -159,9 +159,10 @@ def run(cells: list[GridCell], failures: dict[str, str]) -> Iterator[GridCell]:
     for number, cell in enumerate(cells):
         if cell.job is None or not cell.missing():
             continue
-        event = runner.advance(CellJob(number, SentJob.of(cell.job)))
+        job = CellJob(number, SentJob.of(cell.job))
+        event = runner.advance(job)
         while not isinstance(event, CellFailed) and not event.finished:
-            event = runner.advance(CellJob(number, SentJob.of(cell.job)))
+            event = runner.advance(job)
         if isinstance(event, CellFailed):
             failures[cell.name] = event.error
             print(f"failed: {name_of(cell)}: {event.trace or event.error}", flush=True)
