@@ -19,7 +19,7 @@ from uuid import uuid4
 from raycl.errors import DataError
 from raycl.files import home
 
-IN_MEMORY = 50_000
+IN_MEMORY = 20_000
 """Records up to which a sequence stays in memory."""
 AT_ONCE = 2_000
 """Records that are written and read together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +128,8 @@ class Encoder:
         A token in which the body and what stands beside it are merged counts as the body's.
         """
         chat = example.chat is not None
-        start = _alike(prompt, self._prompt(example.head, chat)) if example.head else 0
-        tail = reversed(self._prompt(example.tail, chat)) if example.tail else ()
+        start = _alike(prompt, _ids(self, example.head, chat)) if example.head else 0
+        tail = reversed(_ids(self, example.tail, chat)) if example.tail else ()
         return start, max(start, len(prompt) - _alike(reversed(prompt), tail))
 
     def _prompt(self, text: str, chat: bool) -> list[int]:
@@ -196,6 +197,12 @@ class Encoder:
     def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
         longest = max(1, *(len(e.answer) for e in batch))  # a batch of filler rows only still needs a position
         return torch.tensor([_pad(list(e.answer), longest, IGNORE, False) for e in batch], device=device)
+
+
+@lru_cache(maxsize=256)
+def _ids(encoder: Encoder, text: str, chat: bool) -> tuple[int, ...]:
+    """The ids of a prompt's head or tail, which many examples share."""
+    return tuple(encoder._prompt(text, chat))
 
 
 def _token(token: Any, kind: str) -> int:
