@@ -17,6 +17,7 @@ from raycl.tasks.findings import SHARES, Sample, StreamCheck, TaskCheck
 from raycl.tasks.stream import TaskEntry
 
 LABELS_SHOWN = 12
+TWINS_SHOWN = 12
 PROMPT_SHOWN = 700
 """Characters of a prompt that are shown: of a longer one its beginning and its end."""
 
@@ -87,11 +88,22 @@ def _indented(text: str, first: str = "    | ") -> str:
 
 
 def _print_twins(twins: Iterable[Twins], console: Console) -> None:
-    for one in twins:
+    """The gravest first: what is trained and tested, then what leaks between tasks, then the rest."""
+    found = sorted(twins, key=_gravity)
+    for one in found[:TWINS_SHOWN]:
         alike = ", ".join(
             f"{count:,} {kind}" for kind, count in (("equal", one.exact), ("nearly equal", one.near)) if count
         )
         console.print(f"[bold]duplicates[/bold]  {alike}: {escape(_pair(one.one, one.other))}", soft_wrap=True)
+    if len(found) > TWINS_SHOWN:
+        console.print(
+            f"[bold]duplicates[/bold]  and in {len(found) - TWINS_SHOWN} more pairs of tables", soft_wrap=True
+        )
+
+
+def _gravity(twins: Twins) -> int:
+    one, other = twins.one, twins.other
+    return 0 if one.task == other.task and one != other else 1 if one.split != other.split else 2
 
 
 def _pair(one: Place, other: Place) -> str:

@@ -214,11 +214,16 @@ class TaskEntry(Strict):
         if labels == FROM_DATA:
             value = value | {"labels": None, "labels_from_data": True}
         elif isinstance(labels, dict):
-            values = {str(raw): label for raw, label in labels.items()}
-            value = value | {"labels": list(dict.fromkeys(labels.values())), "values": values}
+            value = value | {"labels": list(dict.fromkeys(labels.values())), "values": labels}
         if isinstance(value.get("metric"), str):
             value = value | {"metric": [value["metric"]]}
         return value
+
+    @field_validator("labels", "drop", "values", "aliases", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """Numbers are written as texts; YAML's truth values are a mistake."""
+        return as_texts(value)
 
     @field_validator("data", mode="before")
     @classmethod
@@ -292,6 +297,17 @@ class Stream(Strict):
     orders: dict[str, list[str]] = Field(
         default={}, description="order -> task names; `default` is the one of the stream's name"
     )
+
+
+def as_texts(value: Any) -> Any:
+    """Numbers in lists and mappings as texts. Raises ValueError for truth values, which somebody wrote as yes or no."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads yes, no, on and off as true and false: put the words in quotes")
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, list):
+        return [as_texts(one) for one in value]
+    return {as_texts(name): as_texts(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def is_template(text: str) -> bool:

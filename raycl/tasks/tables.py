@@ -129,12 +129,8 @@ def _lines(path: str) -> Iterator[str]:
                 number += 1
                 yield line
         except UnicodeDecodeError as error:
-            raise complaint(
-                f"{path}, after line {number}",
-                f"byte {error.start} of the next piece is not UTF-8",
-                "UTF-8 text",
-                "save the file as UTF-8",
-            ) from None
+            where = f"{path}, line {number + 1} or a later one"
+            raise complaint(where, f"not UTF-8 ({error.reason})", "UTF-8 text", "save the file as UTF-8") from None
         except (OSError, EOFError) as error:
             raise complaint(path, f"is damaged ({first_line(error)})", "a complete file", _RESTORE) from None
 

@@ -66,6 +66,7 @@ def test_labels_as_a_mapping_and_from_data(tmp_path: Path) -> None:
     assert tasks["team"].values == {"0": "no", "1": "yes", "2": "yes"}
     assert tasks["free"].labels is None and tasks["free"].labels_from_data
     assert tasks["free"].metric == ["token_f1"]
+    assert open_catalogue(write(tmp_path, TASK | {"labels": [0, 1.5]})).tasks["team"].labels == ["0", "1.5"]
 
 
 def test_orders_of_a_stream(tmp_path: Path) -> None:
@@ -90,6 +91,7 @@ def test_orders_of_a_stream(tmp_path: Path) -> None:
         ({"messages": "m"}, "leave `input`, `answer` and `answers` out"),
         ({"split": None}, "nothing to score on"),
         ({"labels": ["a", "a"]}, "labels must be different"),
+        ({"labels": [True, False]}, "put the words in quotes"),
         ({"labels": ["a", " "]}, "none of them empty"),
         ({"labels": ["a", "b"], "aliases": {"c": ["d"]}}, "no label; allowed: a, b"),
         ({"labels": ["a", "b"], "aliases": {"a": ["b"]}}, "is itself a label"),
