@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -48,7 +49,12 @@ def write_model(folder: Path) -> None:
     save_tiny_model("llama", folder, [" ".join(WORDS), *(f" {word}" for word in (*WORDS, "billing", "support"))] * 9)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     ends = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, **ends)).save_pretrained(folder)
 

@@ -14,6 +14,7 @@ from raycl.methods.registry import method_params
 from raycl.presets import merge
 from raycl.sequence.plan import Plan, make_plan
 from raycl.spec import RunSpec, parse
+from raycl.tasks.code import Code
 from raycl.tasks.task import Example, Task
 
 MODEL = "a" * 64
@@ -346,3 +347,16 @@ def test_the_recipe_of_a_cell_in_full(labels: tuple[str, ...] | None) -> None:
             "decoding": greedy | {"min_new_tokens": 0},
         }
         assert cell.key == key_of(recipe)
+
+
+def test_what_a_task_of_ones_own_scores_with_is_in_its_cells_and_in_no_stage() -> None:
+    """Further metrics, aliases and the source of functions: each makes other scores, and the stages are the same."""
+    task = replace(toy("a"), labels=("yes", "no"), metric="exact_match")
+    code = Code(None, "f" * 64)
+    changes: list[dict[str, Any]] = [{"metrics": ("chrf",)}, {"aliases": ("ja",)}, {"code": {"m:f": code}}]
+    changes.append({"code": {"m:f": replace(code, sha256="0" * 64)}})
+    plans = [plan_of([replace(task, **change)], method={"name": "inc_lora"}) for change in ({}, *changes)]
+    assert len({plan.stages[0].key for plan in plans}) == 1
+    assert len({plan.cells[-1].key for plan in plans}) == 5
+    elsewhere = plan_of([replace(task, code={"m:f": replace(code, folder="/x")})], method={"name": "inc_lora"})
+    assert elsewhere.cells[-1].key == plans[3].cells[-1].key
