@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from raycl.sweep.plan import SweepRequest, SweepSettings
     from raycl.sweep.run import SweepResult, run_sweep
     from raycl.tasks.task import Example, Task
+    from raycl.use.export import export
+    from raycl.use.heads import find_head
+    from raycl.use.served import load
 
 __version__ = "0.1.0"
 HOMES = {
@@ -54,6 +57,9 @@ HOMES = {
     "raycl.sweep.plan": ("SweepRequest", "SweepSettings"),
     "raycl.sweep.run": ("SweepResult", "run_sweep"),
     "raycl.tasks.task": ("Example", "Task"),
+    "raycl.use.export": ("export",),
+    "raycl.use.heads": ("find_head",),
+    "raycl.use.served": ("load",),
 }
 """Module -> the names that it gives to the face."""
 __all__ = [
@@ -84,6 +90,9 @@ __all__ = [
     "Terminal",
     "UserError",
     "__version__",
+    "export",
+    "find_head",
+    "load",
     "make_job",
     "new_method",
     "resolve",

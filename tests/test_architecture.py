@@ -42,11 +42,14 @@ ROOMS = {
     "scipy": ["raycl/analysis/"],
     "torch": [
         *("raycl/analysis/angles.py", "raycl/comparison/runner.py", "raycl/cluster.py"),
-        *(f"raycl/{room}/" for room in ("adapters", "methods", "models", "sequence", "state", "testing", "train")),
+        *(
+            f"raycl/{room}/"
+            for room in ("adapters", "methods", "models", "sequence", "state", "testing", "train", "use")
+        ),
     ],
 }
 """Library -> the files and folders that may import it."""
-TYPES_ONLY = {"transformers": ["raycl/train/batches.py", "raycl/train/chat.py"]}
+TYPES_ONLY = {"transformers": ["raycl/train/batches.py", "raycl/train/chat.py", "raycl/use/served.py"]}
 """Files that may name a library's types, which costs no import when they run."""
 STAGE = {"errors", "events", "files", "spec", "tasks", "state", "adapters", "models", "methods", "train"}
 """What the rooms above a stage build on."""
@@ -75,8 +78,9 @@ KNOWS: dict[str, set[str]] = {
     "sweep": MANY,
     "comparison": MANY,
     "reproduction": MANY,
-    "cli": MANY | {"comparison", "raycl", "reproduction", "skeleton", "sweep"},
-    "raycl": MANY | {"comparison", "skeleton", "sweep"},
+    "use": MANY,
+    "cli": MANY | {"use"} | {"comparison", "raycl", "reproduction", "skeleton", "sweep"},
+    "raycl": MANY | {"use"} | {"comparison", "skeleton", "sweep"},
     "__main__": {"cli"},
     "jobs": {"cli"},
 }

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from raycl.cli import compare, data, methods, reproduce, run, show, store, sweep, tasks
+from raycl.cli import compare, data, methods, reproduce, run, show, store, sweep, tasks, use
 from raycl.errors import UserError
 
 DEFECT = (
@@ -33,6 +33,9 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
+app.command("generate")(use.generate)
+app.command("evaluate")(use.evaluate)
+app.command("export")(use.export)
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(methods.app, name="methods")
 app.command("fields")(show.fields)

@@ -142,6 +142,7 @@ def _facts(job: SequenceJob, trained: list[int], seconds: float) -> Json:
         "seconds": seconds,
         "trained_stages": trained,
         "stage_keys": [stage.key for stage in job.plan.stages],
+        "store": job.store.uri,
         "data": {task.name: task.record for task in job.tasks},
     }
 

@@ -5,6 +5,7 @@ Everything is computed from the spec, the tasks' fingerprints and the model's fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raycl.files import Json
@@ -111,6 +112,13 @@ def _untrained(model: ModelSpec, model_fingerprint: str) -> str:
     }
     precision = acting.pop("precision")
     return " ".join(["untrained", model_fingerprint, precision, *(f"{name}={acting[name]}" for name in sorted(acting))])
+
+
+def state_keys(spec: RunSpec, stages: Sequence[str]) -> tuple[str, ...]:
+    """The stages, of those of a sequence, that make up the state after the last one; see `Cell.state`."""
+    method = method_class(spec.method.name)
+    together = method.alone(spec.method) and not method.needs_task_id
+    return tuple(sorted(stages)) if together else tuple(stages[-1:])
 
 
 def _name(state: tuple[str, ...]) -> str:

@@ -213,7 +213,11 @@ class SequenceWorker:
             "process": os.getpid(),
             "seconds": seconds,
             "trainable_parameters": run.trainable,
-            "model": {**self.model.record, **({"adapted": self.adapted} if self.adapted else {})},
+            "model": {
+                "name": self.model.name,
+                **self.model.record,
+                **({"adapted": self.adapted} if self.adapted else {}),
+            },
         }
         log = [to_json(event) for event in (*run.log, end)]
         provenance = Provenance(

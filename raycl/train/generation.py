@@ -12,7 +12,7 @@ from raycl.files import Json
 from raycl.methods.common.base import Method, Route, Sampling
 from raycl.models.load import LoadedModel
 from raycl.tasks.scoring import score
-from raycl.tasks.task import Task
+from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder, by_length
 from raycl.train.decoding import GREEDY
 from raycl.train.module import feed, precision
@@ -89,6 +89,14 @@ class Decoder:
                 if route.alone and (before.get("task"), before.get("known")) == (route.task, route.known):
                     kept[index] = Written(earlier[index]["prediction"], route)
         return kept
+
+    def answer(self, examples: Sequence[Example], tokens: int, chat: bool = False) -> list[Written]:
+        """Answers to prompts, at most `tokens` long, as `score` would have them; all in this process.
+
+        In a `chat`, which the examples then are all in, an answer ends with its message.
+        """
+        how = GREEDY | {"eos_token_id": self.encoder.ends(chat)}
+        return self._continue(self.encoder.encode(examples), tokens, how)
 
     def write(self, prompts: Sequence[str], sampling: Sampling, generator: torch.Generator) -> list[str]:
         """Continuations of raw prompts (a `raycl.methods.common.base.Write`).

@@ -38,6 +38,7 @@ THOROUGH = (
     *("reproduction/test_reproduce.py::test_smoke", "-o_lora]", "-am_lora]", "comparison/test_compare.py"),
     *("test_frames.py", "::test_paper_scale_goes_through_the_driver", "::test_two_processes_may_make_one_database"),
     *("::test_what_deepspeed_says", "::test_a_rerun_from_a_cold_start", "::test_bytes_are_the_same_in_any_process"),
+    *("::test_what_is_loaded_answers_as_it_was_scored", "::test_what_is_no_adapter_is_not"),
     *("::test_two_drivers_of", "::test_a_refused_command_in_a_process", "::test_two_orders_of_routed_branches"),
     *("report/test_html.py::test_hostile", "::test_a_tree_over_five_tasks", "test_other_families.py"),
 )

@@ -1,0 +1,144 @@
+"""A finished state in use: `raycl generate`, `raycl evaluate`, `raycl export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from raycl.cli.shared import DataFlag, StoreFlag, StreamFlag, prepare
+from raycl.errors import SpecError
+
+if TYPE_CHECKING:
+    from raycl.use.served import Answer
+
+Run = Annotated[str, typer.Argument(help="a run's output folder, its name under ~/.raycl/runs, or a stage's key")]
+Task = Annotated[
+    str | None, typer.Option("--task", help="whose prompt the texts are put into; needed where the method must be told")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="where the base model lies now  (default: where the run had it)")
+]
+Texts = Annotated[
+    list[str] | None, typer.Argument(help="texts to answer  (default: a line each of --file, or of standard input)")
+]
+Tasks = Annotated[str | None, typer.Option("--tasks", help="task,task,...  (default: the run's, or all of --stream)")]
+Form = Annotated[
+    Literal["adapter", "model"], typer.Option("--form", help="a PEFT adapter, or the base model with it merged in")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  (default: a GPU if there is one)")
+]
+
+
+def generate(
+    run: Run,
+    texts: Texts = None,
+    file: Annotated[str | None, typer.Option("--file", help="text file with a prompt per line")] = None,
+    task: Task = None,
+    explain: Annotated[bool, typer.Option("--explain", help="say which branches answered, and how strongly")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per answer")] = False,
+    tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="longest answer  (default: the run's)")
+    ] = None,
+    store: StoreFlag = None,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Answer texts with what a run has learned, its gates and routes in place.
+
+    With --task a text is put into the prompt that the task was trained with; else it is the whole prompt.
+    """
+    wanted = _texts(texts, file)
+    prepare()
+    from raycl.report.answers import print_answers
+    from raycl.use.served import load
+
+    with load(run, store, task, model, device) as served:
+        answers = served.generate(wanted, tokens, explain, task)
+        if as_json:
+            for text, answer in zip(wanted, answers, strict=True):
+                print(json.dumps(_plain(text, answer, served.branches, explain), ensure_ascii=False))
+            return
+        print_answers(wanted, answers, served.branches, explain)
+
+
+def evaluate(
+    run: Run,
+    tasks: Tasks = None,
+    stream: StreamFlag = None,
+    data: DataFlag = None,
+    store: StoreFlag = None,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Score what a run has learned on tasks: its own, or those of another stream."""
+    prepare()
+    from raycl.tasks.catalogue import open_catalogue
+    from raycl.use.heads import find_head
+    from raycl.use.served import load
+
+    head = find_head(run, store)
+    said = {"stream": stream, "source": data}
+    settings = head.spec.data.model_copy(update={name: value for name, value in said.items() if value is not None})
+    known = open_catalogue(settings.stream)
+    names = [entry.name for entry in known.streams[0].tasks] if stream and not tasks else head.spec.tasks
+    names = [known.require(name) for name in tasks.split(",")] if tasks else names
+    for name in names:
+        with load(run, store, name if head.needs_task else None, model, device) as served:
+            found = served.evaluate(name, settings)
+        further = "".join(f"  {metric} {value:.1f}" for metric, value in found.further.items())
+        print(f"{name}: {found.score:.1f}  ({len(found.predictions)} examples){further}")
+
+
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option("--to", help="a new folder")],
+    form: Form = "adapter",
+    task: Task = None,
+    store: StoreFlag = None,
+) -> None:
+    """Write what a run has learned as one PEFT adapter, or as a whole model: exact, and loaded without raycl."""
+    prepare()
+    from raycl.use.export import export as write
+    from raycl.use.heads import find_head
+
+    done = write(find_head(run, store), Path(to), form, task)
+    for path in done.files:
+        print(path)
+    print(f"rank {done.rank}, exact")
+    if form == "adapter" and done.max_lora_rank:
+        print(f"for vLLM: --enable-lora --max-lora-rank {done.max_lora_rank}")
+
+
+def _texts(texts: list[str] | None, file: str | None) -> list[str]:
+    """What to answer. Raises SpecError for nothing, and for two sources."""
+    if texts and file:
+        raise SpecError("raycl generate: texts and --file are both given; give one of them")
+    if texts:
+        return texts
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines() if file else sys.stdin.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--file {file}: cannot be read ({type(error).__name__})") from None
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise SpecError("raycl generate: there is no text; give some, or --file FILE, or lines on standard input")
+    return found
+
+
+def _plain(text: str, answer: Answer, branches: tuple[str, ...], explain: bool) -> dict[str, object]:
+    """An answer as JSON."""
+    found: dict[str, object] = {"text": text, "answer": answer.text}
+    if not explain:
+        return found
+    strong = answer.strengths
+    named = None if strong is None else dict(zip(branches, strong.mean, strict=True))
+    layers = (
+        {} if strong is None else {path: dict(zip(branches, one, strict=True)) for path, one in strong.layers.items()}
+    )
+    return found | {"route": asdict(answer.route) if answer.route else None, "branches": named, "layers": layers}

@@ -1,0 +1,45 @@
+"""Every command of docs/use.md, one after another, as a user types them, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kit.places import ROOT
+from tests.kit.runs import MakeFlags
+from tests.kit.shell import Shell
+
+pytestmark = pytest.mark.slow
+PAGE = (ROOT / "docs" / "use.md").read_text()
+COMMANDS = re.findall(r"^    (raycl .*)$", PAGE, re.MULTILINE)
+
+
+def test_every_command_of_the_page(flags: MakeFlags, tmp_path: Path) -> None:
+    fields = {name: value for name, value in flags.spec("sin_lora", "llama").items() if name != "method"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(fields))
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "RAYCL_HOME": str(tmp_path / "home"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "COLUMNS": "160",
+    }
+    shell = Shell(tmp_path, environment, ["--preset", "laptop", "--config", str(tmp_path / "small.yaml")])
+    for line in COMMANDS:
+        shell.run(line)
+    said = shell.said
+    assert "roget 0." in said['raycl generate demo-run "Entry: oak" --task roget --explain']
+    lines = said["raycl generate demo-run --file prompts.txt --json"].splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
+    assert re.match(r"plots: \d+\.\d  \(8 examples\)", said["raycl evaluate demo-run --tasks plots"])
+    assert "rank 32, exact" in said["raycl export sum-run --to adapter"]
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert (tmp_path / "whole" / "model.safetensors").is_file()
