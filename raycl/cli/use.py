@@ -1,4 +1,4 @@
-"""A finished state in use: `raycl generate`, `raycl evaluate`, `raycl export`."""
+"""A finished state in use: `raycl generate`, `evaluate`, `export`, `log`, `diff` and `tag`."""
 
 from __future__ import annotations
 
@@ -113,6 +113,35 @@ def export(
     print(f"rank {done.rank}, exact")
     if form == "adapter" and done.max_lora_rank:
         print(f"for vLLM: --enable-lora --max-lora-rank {done.max_lora_rank}")
+
+
+def log(run: Run, store: StoreFlag = None) -> None:
+    """Show the stages of a run, newest first: task, key, when, how long, by which raycl."""
+    from raycl.report.history import print_log
+    from raycl.use.heads import find_head
+    from raycl.use.history import log as stages
+
+    print_log(stages(find_head(run, store)))
+
+
+def diff(run: Run, other: Run, store: StoreFlag = None) -> None:
+    """Show what differs between two runs, stage by stage: settings, data, base model, environment."""
+    from raycl.report.history import print_diff
+    from raycl.use.heads import find_head
+    from raycl.use.history import diff as differences
+    from raycl.use.history import shared
+
+    one, two = find_head(run, store), find_head(other, store)
+    print_diff(shared(one, two), differences(one, two))
+
+
+def tag(run: Run, name: Annotated[str, typer.Argument(help="such as production")], store: StoreFlag = None) -> None:
+    """Give what a run has learned a name, under which all other verbs find it; a name that is taken is moved."""
+    from raycl.use.heads import find_head
+    from raycl.use.history import tag as name_it
+
+    name_it(find_head(run, store), name)
+    print(f"{name} is now {run}")
 
 
 def _texts(texts: list[str] | None, file: str | None) -> list[str]:

@@ -64,14 +64,17 @@ class Head:
 
 
 def find_head(what: str, store: str | None = None) -> Head:
-    """The state that `what` names: a run's output folder, its name under `~/.raycl/runs`, or the start of a stage's key.
+    """The state that `what` names: a tag, a run's output folder or its name in `~/.raycl/runs`, a stage's key or its start.
 
     `store` is where the stages are, none = where the run put them, or `~/.raycl/store`. Raises SpecError for what is none of
     these, StoreError for stages that are not there.
     """
+    if tag_path(what).is_file():
+        facts = _read(tag_path(what))
+        return _of_facts(what, facts["spec"], facts, str(tag_path(what)), store)
     for folder in (Path(what).expanduser(), home() / "runs" / what):
         if (folder / SPEC).is_file():
-            return _of_run(what, folder, store)
+            return _of_facts(what, _read(folder / SPEC), _read(folder / SUMMARY), str(folder / SUMMARY), store)
     opened = Store(store or str(home() / "store"))
     found = [key for key in opened.stage_keys() if key.startswith(what)] if opened.exists() else []
     if len(what) >= SHORTEST_PREFIX and len(found) == 1:
@@ -85,15 +88,17 @@ def find_head(what: str, store: str | None = None) -> Head:
     )
 
 
-def _of_run(what: str, folder: Path, store: str | None) -> Head:
-    """The state that a run ended with."""
-    values, summary = (_read(folder / name) for name in (SPEC, SUMMARY))
+def tag_path(name: str) -> Path:
+    """Where the state with a name of the user's is noted."""
+    return home() / "heads" / f"{name.replace('/', '-')}.json"
+
+
+def _of_facts(what: str, values: Json, summary: Json, where: str, store: str | None) -> Head:
+    """The state that a run ended with, or that was tagged; `where` its facts were read."""
     spec = parse(values, method_params)
     stages = tuple(summary.get("stage_keys", ()))
     if not stages:
-        raise SpecError(
-            f"{folder / SUMMARY}: names no stages; next step: run the same `raycl run` again, which writes it anew"
-        )
+        raise SpecError(f"{where}: names no stages; next step: run the same `raycl run` again, which writes it anew")
     opened = Store(store or str(summary.get("store") or home() / "store"))
     if missing := [key for key in stages if not opened.exists() or not opened.has(key)]:
         raise StoreError(

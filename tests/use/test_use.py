@@ -19,6 +19,7 @@ from raycl.sequence.job import make_job
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
 from raycl.use.export import added, export, served_branch
+from raycl.use.history import diff, log, shared, tag
 
 ORDER = ("roget", "snippets")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -199,3 +200,29 @@ def test_the_sum_of_branches_by_hand(trained: Trained) -> None:
     for path in one.a:
         by_hand = sum(part.alpha / part.rank * part.b[path] @ part.a[path] for part in parts)
         assert torch.allclose(one.alpha / one.rank * one.b[path] @ one.a[path], torch.as_tensor(by_hand), atol=1e-6)
+
+
+def test_a_history_and_what_differs(trained: Trained) -> None:
+    """The same run has no difference; another method's stages differ in their settings, and a shorter one lacks a stage."""
+    head, other = find_head(str(trained("inc_lora"))), find_head(str(trained("o_lora")))
+    assert [(one.stage, one.task, one.key) for one in log(head)] == [
+        (place, task, key) for place, (task, key) in enumerate(zip(ORDER, head.stages, strict=True), start=1)
+    ]
+    assert diff(head, head) == [] and shared(head, head) == 2
+    changed = {(one.stage, one.field): (one.one, one.other) for one in diff(head, other)}
+    assert changed[1, "method.name"] == ("inc_lora", "o_lora") and shared(head, other) == 0
+    first = find_head(head.stages[0], head.store.uri)
+    assert [(one.stage, one.field, one.other) for one in diff(head, first)] == [(2, "stage", "there is none")]
+    assert shared(head, first) == 1
+
+
+def test_a_tag_names_a_state_and_moves(trained: Trained) -> None:
+    head, other = find_head(str(trained("inc_lora"))), find_head(str(trained("o_lora")))
+    tag(head, "production")
+    assert find_head("production").stages == head.stages
+    tag(other, "production")
+    assert find_head("production").stages == other.stages
+    assert find_head("production").spec == other.spec
+    for name in ("", "a/b", "../x", "-x"):
+        with pytest.raises(SpecError, match="tag"):
+            tag(head, name)
