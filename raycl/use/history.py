@@ -1,4 +1,4 @@
-"""The history of a state, read like a version control log: its stages, and what differs between two states stage by stage."""
+"""The history of a state, read like a version control log: its stages, and what differs between two states."""
 
 from __future__ import annotations
 
@@ -64,9 +64,8 @@ def diff(one: Head, other: Head) -> list[Difference]:
         sides = [_facts(head, key) if key else None for head, key in zip((one, other), keys, strict=True)]
         first, second = sides
         if first is None or second is None:
-            found.append(
-                Difference(stage, "stage", *("there is none" if side is None else side["task.name"] for side in sides))
-            )
+            tasks = ("there is none" if side is None else side["task.name"] for side in sides)
+            found.append(Difference(stage, "stage", *tasks))
             continue
         for field in sorted({*first, *second}):
             pair = first.get(field, "-"), second.get(field, "-")
