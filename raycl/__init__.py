@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from raycl.sweep.run import SweepResult, run_sweep
     from raycl.tasks.task import Example, Task
     from raycl.use.export import export
+    from raycl.use.growing import append, forget
     from raycl.use.heads import find_head
     from raycl.use.served import load
 
@@ -58,6 +59,7 @@ HOMES = {
     "raycl.sweep.run": ("SweepResult", "run_sweep"),
     "raycl.tasks.task": ("Example", "Task"),
     "raycl.use.export": ("export",),
+    "raycl.use.growing": ("append", "forget"),
     "raycl.use.heads": ("find_head",),
     "raycl.use.served": ("load",),
 }
@@ -90,8 +92,10 @@ __all__ = [
     "Terminal",
     "UserError",
     "__version__",
+    "append",
     "export",
     "find_head",
+    "forget",
     "load",
     "make_job",
     "new_method",

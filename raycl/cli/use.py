@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raycl.cli.shared import DataFlag, StoreFlag, StreamFlag, prepare
+from raycl.cli.shared import DataFlag, StoreFlag, StreamFlag, TrackingFlag, prepare
 from raycl.errors import SpecError
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ Tasks = Annotated[str | None, typer.Option("--tasks", help="task,task,...  (defa
 Form = Annotated[
     Literal["adapter", "model"], typer.Option("--form", help="a PEFT adapter, or the base model with it merged in")
 ]
+Output = Annotated[str | None, typer.Option(help="folder for matrix, plots and spec  (default: under ~/.raycl/runs)")]
+Most = Annotated[
+    float | None, typer.Option("--max-forgetting", help="points that earlier tasks may lose on average  (default: any)")
+]
+NewTag = Annotated[str | None, typer.Option("--tag", help="name that the new state gets if it is accepted")]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...  (default: a GPU if there is one)")
 ]
@@ -142,6 +147,58 @@ def tag(run: Run, name: Annotated[str, typer.Argument(help="such as production")
 
     name_it(find_head(run, store), name)
     print(f"{name} is now {run}")
+
+
+def append(
+    run: Run,
+    task: Annotated[str, typer.Option("--task", help="the task to learn now")],
+    stream: StreamFlag = None,
+    most: Most = None,
+    name: NewTag = None,
+    store: StoreFlag = None,
+    tracking: TrackingFlag = None,
+    output: Output = None,
+) -> None:
+    """Train one task more after the last stage of a run, and show what that did to the earlier ones.
+
+    The old state stays what it was. With --max-forgetting a stage that costs more is refused: the tag is not moved, and the
+    exit code is 2.
+    """
+    prepare()
+    from raycl.report.history import print_appended
+    from raycl.sequence.driver import Options
+    from raycl.use.growing import append as grow
+    from raycl.use.heads import find_head
+    from raycl.use.history import tag as name_it
+
+    done = grow(find_head(run, store), task, Options(store, tracking, output=output), stream)
+    refused = most is not None and done.forgetting > most
+    print_appended(done, most)
+    if refused:
+        raise typer.Exit(2)
+    if name:
+        name_it(done.head, name)
+        print(f"{name} is now the state with {task}")
+
+
+def forget(
+    run: Run,
+    task: Annotated[str, typer.Option("--task", help="the task to take out")],
+    name: Annotated[str, typer.Option("--tag", help="name of the state without it")],
+    store: StoreFlag = None,
+) -> None:
+    """Take a task out of what a run has learned, exactly, where the method's stages depend on no other.
+
+    Nothing is trained; the stage stays in the store, and the run is what it was.
+    """
+    prepare()
+    from raycl.use.growing import forget as without
+    from raycl.use.heads import find_head
+    from raycl.use.history import tag as name_it
+
+    left = without(find_head(run, store), task)
+    name_it(left, name)
+    print(f"{name} is now {run} without {task}: {', '.join(left.spec.tasks)}")
 
 
 def _texts(texts: list[str] | None, file: str | None) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raycl.report.tables import short
+from raycl.report.tables import number, short
 from raycl.report.terminal import standard_output
 
 VALUE_SHOWN = 40
@@ -96,3 +96,40 @@ def print_diff(shared: int, changes: Sequence[Change], console: Console | None =
         table.add_row(str(one.stage), Text(one.field), *values)
     if changes:
         console.print(table)
+
+
+class Grown(Protocol):
+    """What is shown of a stage more."""
+
+    @property
+    def before(self) -> Mapping[str, float]:
+        """Scores of the earlier tasks."""
+        ...
+
+    @property
+    def after(self) -> Mapping[str, float]:
+        """Scores of all tasks."""
+        ...
+
+    @property
+    def forgetting(self) -> float:
+        """Points that the earlier ones lost on average."""
+        ...
+
+
+def print_appended(grown: Grown, most: float | None, console: Console | None = None) -> None:
+    """What one task more did to the others, and whether that is accepted."""
+    console = console or standard_output()
+    table = Table(box=None, pad_edge=False)
+    for title in ("task", "before", "after"):
+        table.add_column(title, justify="left" if title == "task" else "right", overflow="fold")
+    for task, score in grown.after.items():
+        before = grown.before.get(task)
+        table.add_row(Text(task), "new" if before is None else number(before), number(score))
+    console.print(table)
+    verdict = (
+        ""
+        if most is None
+        else f", at most {most:g} are allowed: {'refused' if grown.forgetting > most else 'accepted'}"
+    )
+    console.print(f"earlier tasks lost {number(grown.forgetting, 2)} points on average{verdict}", soft_wrap=True)

@@ -37,6 +37,8 @@ def test_every_command_of_the_page(flags: MakeFlags, tmp_path: Path) -> None:
     lines = said["raycl generate demo-run --file prompts.txt --json"].splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
     assert re.match(r"plots: \d+\.\d  \(8 examples\)", said["raycl evaluate demo-run --tasks plots"])
+    assert "accepted" in said["raycl append routed-run --task plots --max-forgetting 5 --tag production"]
+    assert [line.split(":")[0] for line in said["raycl evaluate smaller"].splitlines()] == ["roget", "plots"]
     assert said["raycl log production"].splitlines()[1].split()[:2] == ["4", "speakers"]
     assert re.search(r"1 +method\.rank +8 +4", said["raycl diff production other-run"])
     assert "no stage is the same" in said["raycl diff production other-run"]
