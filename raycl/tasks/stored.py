@@ -23,6 +23,8 @@ IN_MEMORY = 20_000
 """Records up to which a sequence stays in memory."""
 AT_ONCE = 2_000
 """Records that are written and read together."""
+LOOKS = 20_000
+"""Records that are looked up in one mapping of a file: each may hold a page of 4 KiB in memory."""
 T = TypeVar("T")
 
 
@@ -54,6 +56,8 @@ class Stored(Sequence[T], Generic[T]):
         self.path = path
         self.kind = kind
         self.length = length
+        self._mapped: Any = None
+        self._looks = 0
 
     def __len__(self) -> int:
         return self.length
@@ -81,12 +85,13 @@ class Stored(Sequence[T], Generic[T]):
 
     @property
     def _table(self) -> Any:
-        """The file for random access, mapped into memory once per process."""
-        if "_mapped" not in self.__dict__:
+        """The file for random access, mapped into memory; anew after so many looks, which lets go of the pages they read."""
+        if self._looks % LOOKS == 0:
             from datasets import Dataset
 
-            self.__dict__["_mapped"] = Dataset.from_file(str(self._there()))
-        return self.__dict__["_mapped"]
+            self._mapped = Dataset.from_file(str(self._there()))
+        self._looks += 1
+        return self._mapped
 
     def _there(self) -> Path:
         if not self.path.is_file():

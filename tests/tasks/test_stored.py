@@ -31,6 +31,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three records are many."""
     monkeypatch.setattr(stored, "IN_MEMORY", 3)
     monkeypatch.setattr(stored, "AT_ONCE", 4)
+    monkeypatch.setattr(stored, "LOOKS", 5)
 
 
 def test_few_stay_in_memory_and_many_do_not(few: None) -> None:
