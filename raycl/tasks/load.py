@@ -95,7 +95,8 @@ def build_task(entry: TaskEntry, source: Source, data: DataSpec) -> Task:
     record = _record(raw, train, test, draw) | {"metric": metric}
     further = tuple(entry.metric[1:])
     aliases = tuple(word for words in entry.aliases.values() for word in words)
-    return Task(entry.name, entry.category, metric, raw.labels, train, test, record, further, aliases, code)
+    own = raw.layout == "stream"
+    return Task(entry.name, entry.category, metric, raw.labels, train, test, record, further, aliases, code, own)
 
 
 def _least(*counts: int | None) -> int | None:

@@ -13,8 +13,11 @@ from raycl.errors import DataError
 from raycl.spec import DataSpec
 from raycl.tasks import stored
 from raycl.tasks.load import load_tasks
-from raycl.tasks.task import Task
+from raycl.tasks.task import Task, union
 from tests.kit.streams import ROWS, TEAM, WRITERS, write_csv, write_jsonl, write_stream
+
+HEAD = "{{ instruction }}\nOptions: {{ labels | join(', ') }}\n"
+"""The plain layout's beginning, written out."""
 
 
 def load(folder: Path, task: dict[str, Any], **data: Any) -> Task:
@@ -84,6 +87,16 @@ def test_rows_that_are_added_move_no_other(team: Task, tmp_path: Path) -> None:
     assert more.test[: len(team.test)] == team.test
     assert len(more.train) + len(more.test) == 60
     assert load(tmp_path, TEAM | {"data": "t.csv", "split": {"test": 0.3, "seed": 8}}).test != team.test
+
+
+def test_where_a_prompt_may_be_cut_is_part_of_the_task(team: Task, tmp_path: Path) -> None:
+    """Equal prompts that are cut at other places are trained otherwise where they are too long."""
+    found = [team, load(tmp_path, TEAM | {"data": "t.csv", "cue": " "})]
+    found.append(load(tmp_path, TEAM | {"data": "t.csv", "prompt": {"head": HEAD, "tail": "\nAnswer:"}}))
+    assert found[0].train[0].prompt == found[1].train[0].prompt and found[0].train[0].tail != found[1].train[0].tail
+    assert len({task.train_fingerprint for task in found}) == 2
+    assert len({task.test_fingerprint for task in found}) == 2
+    assert len({union([task]).train_fingerprint for task in found}) == 2
 
 
 def test_a_group_stays_on_one_side_and_validation_has_its_own(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_what_stands_around_a_message(chatty: Any) -> None:
     assert message_end(chatty) == chatty.eos_token_id
 
 
+def test_a_template_that_writes_the_date_writes_the_same_every_day(chatty: Any) -> None:
+    """Llama 3's does so: the stages of yesterday must be those of today, and what is served like what was trained."""
+    plain = around(chatty, ())
+    chatty.chat_template = "{{ strftime_now('%d %b %Y') }}{{ strftime_now(\"%Y-%m-%d\") }} " + TEMPLATE
+    around.cache_clear()
+    assert around(chatty, ()) == (f"26 Jul 20242024-07-26 {plain[0]}", plain[1])
+
+
 @pytest.mark.parametrize("family", ["llama"], indirect=True)
 def test_training_reads_what_the_template_writes(chatty: Any, family: str) -> None:
     """Token by token, the answer with its end included; too long a text is cut within the message."""
