@@ -27,7 +27,7 @@ def test_token_f1_by_hand() -> None:
     assert token_f1("the red car", ["The car, it stops"]) == pytest.approx(4 / 7)
     assert token_f1("a a b", ["a b b"]) == pytest.approx(4 / 6)
     assert token_f1("x", ["y", "x z"]) == pytest.approx(2 / 3)
-    assert token_f1("", ["..."]) == 1.0
+    assert (token_f1("", ["+"]), token_f1("-", ["+"]), token_f1(" +", ["+"])) == (0, 0, 1)  # no words: as they are
     assert token_f1("很好", ["很差"]) == pytest.approx(0.5)
 
 
@@ -64,6 +64,18 @@ def wrong(prediction, references):
 def broken(prediction, references):
     raise KeyError("oh")
 """
+
+
+def test_every_metric_tells_the_labels_apart(tmp_path: Path) -> None:
+    """The further ones too: what normalising makes alike is compared as it is. Aliases of one label may be alike."""
+    write_csv(tmp_path / "t.csv")
+    alike = TEAM | {"data": "t.csv", "labels": [*TEAM["labels"], "Sales!"], "metric": ["rouge_l", "exact_match"]}
+    (task,) = load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, alike)))
+    assert (task.metric, task.metrics) == ("rouge_l", ("raw_match",))
+    named = TEAM | {"data": "t.csv", "aliases": {"sales": ["Sales"]}}
+    assert load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, named)))[0].metric == "exact_match"
+    crossed = TEAM | {"data": "t.csv", "aliases": {"sales": ["Billing"]}}
+    assert load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, crossed)))[0].metric == "raw_match"
 
 
 def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,30 @@ def test_where_a_prompt_may_be_cut_is_part_of_the_task(team: Task, tmp_path: Pat
     assert len({union([task]).train_fingerprint for task in found}) == 2
 
 
+def test_an_alias_moves_no_row(team: Task, tmp_path: Path) -> None:
+    """The side of a row is told by what stands in the table, and not by what else counts as right."""
+    named = load(tmp_path, TEAM | {"data": "t.csv", "aliases": {"sales": ["shop"]}})
+    assert [one.id for one in named.train] == [one.id for one in team.train]
+    assert [one.prompt for one in named.test] == [one.prompt for one in team.test]
+    assert ("sales", "shop") in {one.answers for one in named.test}
+    assert named.test_fingerprint != team.test_fingerprint
+
+
+def test_layouts_with_a_definition_have_the_instruction(tmp_path: Path, team: Task) -> None:
+    for style in ("superni", "long_sequence"):
+        assert "Which team?\n" in load(tmp_path, TEAM | {"data": "t.csv", "prompt": style}).train[0].head
+
+
+def test_a_label_that_is_a_raw_value_of_another_is_no_raw_value(tmp_path: Path) -> None:
+    """Of {1: 2, 2: 3} a raw 3 is nothing, and neither the label 3."""
+    task = {"name": "t", "data": "t.jsonl", "input": "x", "answer": "y", "split": {"test": 0.4}}
+    write_jsonl(tmp_path / "t.jsonl", [{"x": f"text {i}", "y": i % 3 + 1} for i in range(12)])
+    assert "label '3'" in failure(tmp_path, task | {"labels": {1: 2, 2: 3}})
+    assert "allowed: 1, 2" in failure(tmp_path, task | {"labels": {1: 2, 2: 3}})
+    found = load(tmp_path, task | {"labels": {1: 2, 2: 3}, "drop": [3]})  # as a raw value, and as a label
+    assert {one.answers for one in (*found.train, *found.test)} == {("2",)}
+
+
 def test_a_group_stays_on_one_side_and_validation_has_its_own(tmp_path: Path) -> None:
     rows = [row | {"customer": i // 3} for i, row in enumerate(ROWS)]
     write_jsonl(tmp_path / "t.jsonl", rows)
