@@ -82,5 +82,8 @@ class Renderer:
             return render(parts.head, values), render(parts.tail, values)
         except ValueError as error:
             raise complaint(
-                f"task {entry.name}, prompt", f"a template fails ({error})", ", ".join(values), "correct `head` or `tail`"
+                f"task {entry.name}, prompt",
+                f"a template fails ({error})",
+                ", ".join(values),
+                "correct `head` or `tail`",
             ) from None

@@ -123,8 +123,16 @@ def collect(items: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Row | 
     dropped: Counter[str] = Counter()
     problems: list[str] = []
 
+    def readable() -> Iterator[tuple[str, Any]]:
+        try:
+            yield from items
+        except DataError as error:  # nothing can be read after it
+            if not problems:
+                raise
+            problems.insert(0, str(error))
+
     def good() -> Iterator[Row]:
-        for where, item in items:
+        for where, item in readable():
             try:
                 parsed = parse(item, where)
             except DataError as error:

@@ -109,9 +109,7 @@ def _written(value: Any) -> Any:
 @functools.lru_cache(maxsize=1)
 def _environment() -> _Environment:
     """The one environment: an absent value is an error, and none is an empty text."""
-    made = _Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written
-    )
+    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
     made.filters = {name: how for name, how in made.filters.items() if name in FILTERS}
     made.globals = {}
     return made

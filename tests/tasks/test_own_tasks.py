@@ -209,6 +209,14 @@ BAD = [
     ({"split": {"group": "nobody"}}, "no column 'nobody'"),
     ({"messages": "Reply", "input": None, "answer": None, "labels": None}, "a list of at least two messages"),
     ({"metric": "scorers:right"}, "allow it with --allow-code"),
+    ({"data": "foo://x/t.csv"}, "foo://x/t.csv: cannot be looked at (Protocol not known: foo)"),
+    ({"data": "none.csv"}, "none.csv: is empty; allowed: a header line"),
+    ({"data": "ragged.jsonl"}, "ragged.jsonl, line 3: not JSON"),
+    ({"data": "ragged.jsonl"}, "ragged.jsonl, line 1, column 'Ticket Text': got ''"),
+    ({"data": {"saved": "saved", "train": "train", "test": "test"}}, "saved: holds one table without splits"),
+    ({"prompt": {"head": "{{ Team }}"}}, "task team, prompt: a template fails ('Team' is undefined)"),
+    ({"labels": "from_data", "aliases": {"sales": ["billing"]}}, "the alias 'billing' is itself a label"),
+    ({"labels": "from_data", "aliases": {"shop": ["x"]}}, "aliases of 'shop', which is no answer in the data"),
     ({"data": "gone.csv"}, "gone.csv: there is no such file"),
     ({"data": "my.yaml"}, "the ending '.yaml' says no format"),
 ]
@@ -217,6 +225,12 @@ BAD = [
 @pytest.mark.parametrize(("change", "words"), BAD)
 def test_what_is_wrong_with_the_data_is_named(change: dict[str, Any], words: str, team: Task, tmp_path: Path) -> None:
     """With file, line, column, what is allowed; at most three rows, the others counted."""
+    from datasets import Dataset
+
+    (tmp_path / "none.csv").touch()
+    empty = json.dumps({"Ticket Text": "", "Team": "sales"})
+    (tmp_path / "ragged.jsonl").write_text(f'{empty}\n{empty}\n{{"Ticket Text": \n')
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     message = failure(tmp_path, TEAM | {"data": "t.csv"} | change)
     assert words.replace("line 7, label", "line 7: label") in message
     assert message.count("next step:") <= 4

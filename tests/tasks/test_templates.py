@@ -37,7 +37,14 @@ def test_values_are_written_as_those_of_columns() -> None:
             "{% set b = a %}",
             "{% macro m() %}{% endmacro %}",
         ),
-        *("{{ range(3) }}", "{{ a.ljust(9) }}", "{{ a.format(1) }}", "{{ cycler(1) }}", "{{ a.__class__() }}", "{{ self }}"),
+        *(
+            "{{ range(3) }}",
+            "{{ a.ljust(9) }}",
+            "{{ a.format(1) }}",
+            "{{ cycler(1) }}",
+            "{{ a.__class__() }}",
+            "{{ self }}",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_refused_before_it_runs(text: str) -> None:
