@@ -117,7 +117,7 @@ def label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
         )
     for label in labels:
         written = encoder.read_back(label, task.in_chat)
-        if not score(task.metric, [written], [Example("", "", "", "", (label,))]):
+        if not score(task.metric, [written], [Example("", "", "", "", (label,))], task.code):
             yield (
                 f"task {task.name}: the label {label!r} can never be answered: the tokenizer writes it as {written!r}, "
                 f"which {task.metric} does not count; use another label word, or a model whose tokenizer knows it"

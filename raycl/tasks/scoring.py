@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from raycl.tasks.code import is_code, own_measure
+from raycl.tasks.code import Code, is_code, own_measure
 from raycl.tasks.task import Example, Metric
 from raycl.tasks.words import WORDS, Words
 
@@ -159,9 +159,12 @@ def known_metric(metric: str) -> str:
     raise ValueError(f"metric {metric!r}; allowed: {', '.join(METRICS)}, or a function `module:name`")
 
 
-def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example]) -> float:
+def score(
+    metric: Metric, predictions: Sequence[str], examples: Sequence[Example], code: Mapping[Metric, Code] | None = None
+) -> float:
     """The score of the predictions, 0 to 100: the mean over the examples, or a metric of all of them together.
 
+    `code` says where a function of the user's is found (`Task.code`).
     Raises ValueError for an unknown metric, no examples, or unequal numbers of predictions and examples, DataError for a
     function of the user's that fails or gives something else than a number from 0 to 1.
     """
@@ -171,7 +174,9 @@ def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example
     answers = [example.answers for example in examples]
     if metric in CORPUS:
         return float(CORPUS[metric](predictions, answers))
-    measure = MEASURES.get(metric) or own_measure(metric)
+    if is_code(metric) and metric not in (code or {}):
+        raise ValueError(f"metric {metric!r} is a function: give the task's `code`, which says where it is")
+    measure = MEASURES.get(metric) or own_measure(metric, (code or {})[metric])
     return 100 * math.fsum(map(measure, predictions, answers)) / len(examples)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
-from raycl.tasks.code import Code, require_code
+from raycl.tasks.code import Code, find_code, require_code
 from raycl.tasks.load import load_tasks
 from raycl.tasks.scoring import METRICS, known_metric, score, token_f1
 from raycl.tasks.task import Example
@@ -88,12 +88,23 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (task,) = load_tasks(["team"], DataSpec(stream=stream, allow_code=True))
     assert task.metric == names[0]
     assert task.metrics == ("exact_match",)
-    assert score(names[0], ["bolt", "s"], examples(("billing",), ("x", "y"))) == 50
+    assert score(names[0], ["bolt", "s"], examples(("billing",), ("x", "y")), task.code) == 50
     require_code(task.code)
     with pytest.raises(DataError, match="is not the one that the run was planned with"):
         require_code({names[0]: Code(str(tmp_path), "0" * 64)})
+    (tmp_path / "other").mkdir()
+    for folder, value in (
+        (tmp_path / "other", 1),
+        (tmp_path, 0),
+    ):  # another folder's file of that name; one that changed
+        (folder / "scorers_of_this_test.py").write_text(CODE.replace("return float(", f"return {value} and float("))
+        codes = {names[0]: find_code(names[0], str(folder))}
+        assert score(names[0], ["bolt", "s"], examples(("billing",), ("x", "y")), codes) == 50 * value
+        assert codes != task.code
     for name, words in zip(names[1:], ("gives 7.0", "KeyError: 'oh'", "has no function absent"), strict=True):
         with pytest.raises(DataError, match=words):
-            score(name, ["x"], examples(("x",)))
+            score(name, ["x"], examples(("x",)), {name: find_code(name, str(tmp_path))})
     with pytest.raises(DataError, match="cannot be imported"):
-        score("no_such_module_at_all:f", ["x"], examples(("x",)))
+        find_code("no_such_module_at_all:f", str(tmp_path))
+    with pytest.raises(ValueError, match="give the task's `code`"):
+        score(names[0], ["x"], examples(("x",)))
