@@ -142,11 +142,12 @@ def _warn_of_cut_answers(encoder: Encoder, task: Task) -> None:
 
 
 def _positions(loaded: LoadedModel, encoder: Encoder, tasks: Sequence[Task], soft: int) -> Iterator[str]:
-    """Inputs that, with `soft` tokens of soft prompts, are longer than the model has positions for.
+    """Inputs that, with `soft` tokens of soft prompts, are longer than the model has positions for."""
+    yield from position_problems(loaded.positions, encoder, tasks, soft)
 
-    Texts are only measured where the limits alone do not settle it.
-    """
-    limit = loaded.positions
+
+def position_problems(limit: int | None, encoder: Encoder, tasks: Sequence[Task], soft: int = 0) -> Iterator[str]:
+    """The same for a model of `limit` positions. Texts are only measured where the limits alone do not settle it."""
     if limit is None or encoder.longest + soft <= limit:
         return
     longest = max(_longest(encoder, task) for task in tasks) + soft

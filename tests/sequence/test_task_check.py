@@ -89,6 +89,20 @@ def test_what_a_run_would_be_refused_for(model: Path, tmp_path: Path) -> None:
     assert "a run would be refused" in shown(found)
 
 
+def test_inputs_longer_than_the_model_and_prompts_without_their_text(model: Path, tmp_path: Path) -> None:
+    """A run would be refused for the first; the second trains on nothing but the instruction."""
+    rows = [{"text": "t1w1 " * 400 + f"t1w{i}", "label": ("good", "bad")[i % 2]} for i in range(10)]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    task = {"name": "t", "data": "t.jsonl", "input": "text", "answer": "label", "split": {"test": 0.4, "seed": 1}}
+    positions = checked(tmp_path, model, task).limits["positions of the model"]
+    found = checked(tmp_path, model, task, max_source_tokens=positions, max_target_tokens=positions)
+    (line,) = found.problems
+    assert f"the model has {positions} positions" in line
+    assert "a run would be refused" in shown(found) and "positions; lower it by" in shown(found)
+    bare = checked(tmp_path, model, task | {"instruction": "t1w2 " * 20}, max_source_tokens=9)
+    assert bare.tasks[0].warnings[0].startswith(f"{bare.tasks[0].rows['train']} training prompts have nothing left")
+
+
 def test_published_tasks_need_a_place(model: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv")
     found = checked(tmp_path, model, TEAM | {"data": "t.csv"}, {"use": "agnews"})
