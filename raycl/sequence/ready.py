@@ -32,10 +32,9 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
     if not problems:
         problems += _targets(loaded, spec.method)
         problems += _quantised(spec, len(tasks))
-        chats = [task.name for task in tasks if task.in_chat]
-        if chats and (why := why_not(loaded.tokenizer)):
-            problems.append(f"task {chats[0]}: chat: {why}")
-            tasks = [task for task in tasks if not task.in_chat]
+        reasons = {task.name: why_not(loaded.tokenizer, chain(task.train, task.test)) for task in tasks if task.in_chat}
+        problems += [f"task {name}: chat: {why}" for name, why in reasons.items() if why]
+        tasks = [task for task in tasks if not reasons.get(task.name)]
         problems += [line for task in tasks if task.labels for line in label_problems(encoder, task)]
         problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
@@ -150,7 +149,7 @@ def position_problems(limit: int | None, encoder: Encoder, tasks: Sequence[Task]
     """The same for a model of `limit` positions. Texts are only measured where the limits alone do not settle it."""
     if limit is None or encoder.longest + soft <= limit:
         return
-    longest = max(_longest(encoder, task) for task in tasks) + soft
+    longest = max((_longest(encoder, task) for task in tasks), default=0) + soft
     if longest > limit:
         with_soft = f" with {soft} of the method's soft prompts" if soft else ""
         yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from raycl.models.load import load_tokenizer
 from raycl.sequence.ready import label_problems, position_problems
@@ -31,7 +32,7 @@ def check_tasks(names: Sequence[str], known: Catalogue, spec: RunSpec) -> Stream
     limits |= {"positions of the model": positions} if positions else {}
     checks = tuple(_check(task, encoder) for task in tasks)
     readable = [task for task, one in zip(tasks, checks, strict=True) if one.prompt_tokens]
-    too_long = tuple(position_problems(positions, encoder, readable)) if readable else ()
+    too_long = tuple(position_problems(positions, encoder, readable))
     return StreamCheck(checks, tuple(find_twins(_texts(tasks))), limits, tuple(without), too_long)
 
 
@@ -68,7 +69,7 @@ def _sample(example: Example, encoder: Encoder) -> Sample:
 def _check(task: Task, encoder: Encoder) -> TaskCheck:
     rows = {"train": task.train, "test": task.test}
     looked = [example for split in rows.values() for example in _spread(split)]
-    why = why_not(encoder.tokenizer) if task.in_chat else None
+    why = why_not(encoder.tokenizer, chain(task.train, task.test)) if task.in_chat else None
     if why:
         facts = ((), (), 0.0, ())
         return TaskCheck(task.name, _metrics(task), _counts(task), _labels(task), *facts, problems=(f"chat: {why}",))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from raycl.errors import DataError, first_line
-from raycl.tasks.task import Turns
+from raycl.tasks.task import Example, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,8 +20,11 @@ MARK = "\u2402"
 """Stands for the message while the template is asked; templates strip spaces, but no visible character."""
 
 
-def why_not(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Why a tokenizer cannot write chats; none if it can."""
+def why_not(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> str | None:
+    """Why a tokenizer cannot write the chats of a task's examples; none if it can.
+
+    Of the messages before a prompt it is their roles that a template refuses, so each succession of roles is tried once.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return "its tokenizer has no chat template; take a chat model, or leave `chat` out of the stream"
     try:
@@ -28,6 +32,19 @@ def why_not(tokenizer: PreTrainedTokenizerBase) -> str | None:
         message_end(tokenizer)
     except DataError as error:
         return str(error)
+    tried: set[tuple[str, ...]] = set()
+    for example in examples:
+        earlier = example.chat or ()
+        roles = tuple(role for role, _ in earlier)
+        if roles in tried:
+            continue
+        tried.add(roles)
+        try:
+            around(tokenizer, earlier)
+        except DataError as error:
+            return (
+                f"example {example.id}: {error}; correct or remove such rows, or take a model whose template has them"
+            )
     return None
 
 

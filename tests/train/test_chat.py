@@ -81,11 +81,18 @@ def test_a_chat_ends_at_the_end_of_its_message(tiny: Any) -> None:
 
 
 def test_a_tokenizer_that_writes_no_chats_says_why(tiny: Any, chatty: Any) -> None:
-    assert "no chat template" in str(why_not(tiny.tokenizer))
-    assert why_not(chatty) is None
+    assert "no chat template" in str(why_not(tiny.tokenizer, ()))
+    first = Example("t/train/1", "", "t1w1", "", ("good",), chat=())
+    begun = replace(first, id="t/train/2", chat=(("assistant", "hello"),))
+    assert why_not(chatty, [first, begun]) is None
+    strict = copy.deepcopy(chatty)
+    strict.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('who?') }}{% endif %}" + TEMPLATE
+    assert why_not(strict, [first]) is None
+    assert "example t/train/2: " in str(why_not(strict, [first, begun]))
+    assert "messages assistant, user (who?)" in str(why_not(strict, [first, begun]))
     cats, roles = copy.deepcopy(chatty), copy.deepcopy(chatty)
     cats.chat_template = "{{ raise_exception('only cats') }}"
-    assert "refuses the messages user (only cats)" in str(why_not(cats))
+    assert "refuses the messages user (only cats)" in str(why_not(cats, ()))
     roles.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(DataError, match="does not write a message"):
         around(roles, ())
