@@ -12,7 +12,7 @@ from torch import nn
 from raycl.adapters.branches import refusal
 from raycl.adapters.carriers import carries_branch
 from raycl.adapters.targets import matches
-from raycl.errors import SpecError, one_message
+from raycl.errors import DataError, SpecError, one_message
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
 from raycl.tasks.code import require_code
@@ -35,7 +35,7 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
         reasons = {task.name: why_not(loaded.tokenizer, chain(task.train, task.test)) for task in tasks if task.in_chat}
         problems += [f"task {name}: chat: {why}" for name, why in reasons.items() if why]
         tasks = [task for task in tasks if not reasons.get(task.name)]
-        problems += [line for task in tasks if task.labels for line in label_problems(encoder, task)]
+        problems += [line for task in tasks for line in answer_problems(encoder, task)]
         problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
         raise SpecError(one_message(f"the model {loaded.name}", problems, HINT))
@@ -102,7 +102,26 @@ def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
 # --- answers --------------------------------------------------------------------------------------------------------------
 
 
-def label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
+def answer_problems(encoder: Encoder, task: Task) -> Iterator[str]:
+    """Why a task's answers could not be scored: its metrics are tried before a stage has been trained for them."""
+    failures = list(_failing(task))
+    yield from failures
+    if task.labels and not failures:
+        yield from _label_problems(encoder, task)
+
+
+def _failing(task: Task) -> Iterator[str]:
+    """Functions of the user's that fail on the first test example answered rightly, or answered with nothing."""
+    first = task.test[:1]
+    for metric in task.code if first else ():
+        try:
+            for said in (first[0].answers[0], ""):
+                score(metric, [said], [first[0]], task.code)
+        except DataError as error:
+            yield f"task {task.name}: {error}"
+
+
+def _label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
     """Labels that the model can never answer: cut by the limit, or not written by its tokenizer."""
     labels = task.closed or ()
     lengths = {label: encoder.answer_length(label, task.in_chat) for label in labels}

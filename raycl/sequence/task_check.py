@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from raycl.models.load import load_tokenizer
-from raycl.sequence.ready import label_problems, position_problems
+from raycl.sequence.ready import answer_problems, position_problems
 from raycl.spec import DataSpec, ModelSpec, RunSpec
 from raycl.tasks.catalogue import Catalogue, is_published
 from raycl.tasks.duplicates import Place, find_twins
@@ -85,7 +85,7 @@ def _check(task: Task, encoder: Encoder) -> TaskCheck:
         sum(length > encoder.max_source for length in lengths) / len(lengths),
         samples(task, encoder),
         tuple(_warnings(task, encoder, answers)),
-        tuple(label_problems(encoder, task) if task.labels else ()),
+        tuple(answer_problems(encoder, task)),
     )
 
 

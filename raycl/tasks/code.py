@@ -126,7 +126,7 @@ def own_measure(metric: str, code: Code) -> Callable[[str, Sequence[str]], float
     """The function behind a metric, its results checked. Raises DataError as `find_code`, and for a wrong result."""
     function = _function(metric, code)
 
-    again = "next step: correct the function, and run the same command again: what was trained is kept"
+    again = "next step: correct the function, and run the same command again"
 
     def measure(prediction: str, answers: Sequence[str]) -> float:
         try:
