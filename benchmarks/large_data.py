@@ -55,7 +55,7 @@ def write_model(folder: Path) -> None:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    ends = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ends: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, **ends)).save_pretrained(folder)
 
 

@@ -14,10 +14,10 @@ from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.code import Code, find_code, is_code
 from raycl.tasks.demo import load_demo
 from raycl.tasks.folder import load_folder
-from raycl.tasks.hub import HubUnreachable, load_hub
+from raycl.tasks.hub import load_hub
 from raycl.tasks.own import is_chat, load_own
 from raycl.tasks.prompts import Renderer
-from raycl.tasks.rows import RawTask, Row, Split
+from raycl.tasks.rows import HubUnreachable, RawTask, Row, Split
 from raycl.tasks.sampling import draw
 from raycl.tasks.scoring import label_metric, text_metric
 from raycl.tasks.stored import Picked, held
@@ -45,7 +45,7 @@ def load_tasks(names: Sequence[str], data: DataSpec) -> list[Task]:
                 )
             tasks.append(build_task(entries[name], source, data))
         except HubUnreachable as error:
-            problems.append(str(error))
+            problems += str(error).split("\n")
             break  # the other tasks would only wait for the same time-out
         except DataError as error:
             problems += str(error).split("\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -114,6 +116,12 @@ def _labels(entry: TaskEntry, found: Mapping[str, Split]) -> tuple[str, ...] | N
     labels = tuple(sorted({row.answers[0] for split in found.values() for row in split.rows}))
     if len(labels) < 2:
         raise DataError(f"task {entry.name}: labels: from_data finds only {list(labels)}; next step: list the labels")
+    forms = Counter(unicodedata.normalize("NFC", label) for label in labels)
+    if alike := [label for label in labels if forms[unicodedata.normalize("NFC", label)] > 1]:
+        raise complaint(
+            f"task {entry.name}, labels: from_data", f"{', '.join(map(ascii, alike))} are one text in two Unicode forms",
+            "each label in one form", "bring the column into one form, or map one to the other with `labels: {raw: label}`",
+        )  # fmt: skip
     if strangers := [label for label in entry.aliases if label not in labels]:
         raise complaint(
             f"task {entry.name}", f"aliases of {strangers[0]!r}, which is no answer in the data", ", ".join(labels),

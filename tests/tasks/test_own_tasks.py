@@ -108,6 +108,14 @@ def test_an_alias_moves_no_row(team: Task, tmp_path: Path) -> None:
     assert named.test_fingerprint != team.test_fingerprint
 
 
+def test_labels_from_the_data_differ_in_more_than_their_unicode_form(tmp_path: Path) -> None:
+    """Two that look alike are a mistake of the table: no model could be right on both."""
+    forms = ("caf\u00e9", "cafe\u0301", "tea")
+    write_jsonl(tmp_path / "t.jsonl", [row | {"Team": forms[i % 3]} for i, row in enumerate(ROWS)])
+    message = failure(tmp_path, TEAM | {"data": "t.jsonl", "labels": "from_data"})
+    assert "'cafe\\u0301', 'caf\\xe9' are one text in two Unicode forms" in message
+
+
 def test_layouts_with_a_definition_have_the_instruction(tmp_path: Path, team: Task) -> None:
     for style in ("superni", "long_sequence"):
         assert "Which team?\n" in load(tmp_path, TEAM | {"data": "t.csv", "prompt": style}).train[0].head
