@@ -106,6 +106,7 @@ def open_catalogue(stream: str | None = None) -> Catalogue:
 
 def read_stream(path: Path) -> Stream:
     """The stream in a file, its paths made absolute. Raises SpecError with all that is wrong with it."""
+    path = path.expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -114,7 +115,7 @@ def read_stream(path: Path) -> Stream:
     stream = parse_stream(text, str(path), _built_in().tasks)
     if stream.stream in (*BUILT_IN, *_built_in().orders):
         raise SpecError(f"{path}: stream: {stream.stream!r} is a built-in stream or order; give yours another name")
-    folder = path.expanduser().resolve().parent
+    folder = path.resolve().parent
     moved = [entry.model_copy(update={"data": entry.data.below(folder)}) for entry in stream.tasks]
     return stream.model_copy(update={"tasks": moved})
 
