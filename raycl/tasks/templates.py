@@ -75,6 +75,7 @@ FORBIDDEN = (
     nodes.Import,
     nodes.Include,
     nodes.Macro,
+    nodes.With,
 )
 """Statements that could make a text grow, or read something else than the row."""
 

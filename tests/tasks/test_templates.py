@@ -35,6 +35,7 @@ def test_values_are_written_as_those_of_columns() -> None:
             "{% import 'x' as y %}",
             "{% extends 'x' %}",
             "{% set b = a %}",
+            "{% with b = a ~ a %}{{ b }}{% endwith %}",
             "{% macro m() %}{% endmacro %}",
         ),
         *(
