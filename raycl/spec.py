@@ -8,6 +8,7 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
@@ -151,6 +152,12 @@ class DataSpec(Strict):
     max_target_tokens: PositiveInt = Field(
         default=50, description="answer length in tokens, for training and generation"
     )
+
+    @field_validator("stream")
+    @classmethod
+    def _wherever(cls, value: str | None) -> str | None:
+        """The path as it holds from any folder: a spec that was written, such as a sweep's best, is read from others."""
+        return None if value is None else str(Path(value).expanduser().resolve())
 
 
 class TrainSpec(Strict):

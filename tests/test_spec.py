@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 from raycl.errors import SpecError
 from raycl.methods.registry import METHODS, method_params
 from raycl.report.fields import field_table
-from raycl.spec import RunSpec, at_stage, parse
+from raycl.spec import DataSpec, RunSpec, at_stage, parse
 from raycl.state.keys import content_key
 
 ROOMS = {
@@ -192,6 +193,15 @@ def test_a_spec_survives_a_round_trip_through_json() -> None:
 
 
 OPTIONS = {"quantization": "none", "attention": "auto", "gradient_checkpointing": False}
+
+
+def test_a_streams_path_holds_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spec that was written, such as a sweep's best, is read from other folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert DataSpec(stream="mine/s.yaml").stream == str(tmp_path / "mine/s.yaml")
+    assert DataSpec(stream="~/s.yaml").stream == "/somewhere/s.yaml"
+    assert DataSpec(stream=None).stream is None
 
 
 def test_the_defaults() -> None:

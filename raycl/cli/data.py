@@ -44,7 +44,8 @@ def fetch(
         print(f"not on the hub, left out: {', '.join(elsewhere)}")
     fetch_tasks(entries, Path(to), seed, _say)
     if stream is not None:
-        print(f"raycl run --stream {local_stream(Path(stream), entries, Path(to))}")
+        copy = local_stream(Path(stream), known.streams[0].tasks, names, Path(to))
+        print(f"raycl run --stream {copy}")
 
 
 def _say(name: str, record: Json) -> None:

@@ -30,6 +30,8 @@ def print_check(check: StreamCheck, console: Console | None = None) -> None:
     _print_twins(check.twins, console)
     limits = ", ".join(f"{name} {value:,}" for name, value in check.limits.items())
     console.print(f"limits: {escape(limits)}", soft_wrap=True)
+    for line in check.too_long:
+        console.print(f"[bold]problem[/bold]  {escape(line)}", soft_wrap=True)
     if check.left_out:
         names = ", ".join(check.left_out)
         console.print(f"not looked at, since published tasks need --data: {escape(names)}", soft_wrap=True)

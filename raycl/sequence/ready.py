@@ -12,7 +12,7 @@ from torch import nn
 from raycl.adapters.branches import refusal
 from raycl.adapters.carriers import carries_branch
 from raycl.adapters.targets import matches
-from raycl.errors import SpecError, one_message
+from raycl.errors import DataError, SpecError, one_message
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
 from raycl.tasks.code import require_code
@@ -32,11 +32,10 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
     if not problems:
         problems += _targets(loaded, spec.method)
         problems += _quantised(spec, len(tasks))
-        chats = [task.name for task in tasks if task.in_chat]
-        if chats and (why := why_not(loaded.tokenizer)):
-            problems.append(f"task {chats[0]}: chat: {why}")
-            tasks = [task for task in tasks if not task.in_chat]
-        problems += [line for task in tasks if task.labels for line in label_problems(encoder, task)]
+        reasons = {task.name: why_not(loaded.tokenizer, chain(task.train, task.test)) for task in tasks if task.in_chat}
+        problems += [f"task {name}: chat: {why}" for name, why in reasons.items() if why]
+        tasks = [task for task in tasks if not reasons.get(task.name)]
+        problems += [line for task in tasks for line in answer_problems(encoder, task)]
         problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
         raise SpecError(one_message(f"the model {loaded.name}", problems, HINT))
@@ -103,7 +102,26 @@ def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
 # --- answers --------------------------------------------------------------------------------------------------------------
 
 
-def label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
+def answer_problems(encoder: Encoder, task: Task) -> Iterator[str]:
+    """Why a task's answers could not be scored: its metrics are tried before a stage has been trained for them."""
+    failures = list(_failing(task))
+    yield from failures
+    if task.labels and not failures:
+        yield from _label_problems(encoder, task)
+
+
+def _failing(task: Task) -> Iterator[str]:
+    """Functions of the user's that fail on the first test example answered rightly, or answered with nothing."""
+    first = task.test[:1]
+    for metric in task.code if first else ():
+        try:
+            for said in (first[0].answers[0], ""):
+                score(metric, [said], [first[0]], task.code)
+        except DataError as error:
+            yield f"task {task.name}: {error}"
+
+
+def _label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
     """Labels that the model can never answer: cut by the limit, or not written by its tokenizer."""
     labels = task.closed or ()
     lengths = {label: encoder.answer_length(label, task.in_chat) for label in labels}
@@ -117,7 +135,7 @@ def label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
         )
     for label in labels:
         written = encoder.read_back(label, task.in_chat)
-        if not score(task.metric, [written], [Example("", "", "", "", (label,))]):
+        if not score(task.metric, [written], [Example("", "", "", "", (label,))], task.code):
             yield (
                 f"task {task.name}: the label {label!r} can never be answered: the tokenizer writes it as {written!r}, "
                 f"which {task.metric} does not count; use another label word, or a model whose tokenizer knows it"
@@ -142,14 +160,15 @@ def _warn_of_cut_answers(encoder: Encoder, task: Task) -> None:
 
 
 def _positions(loaded: LoadedModel, encoder: Encoder, tasks: Sequence[Task], soft: int) -> Iterator[str]:
-    """Inputs that, with `soft` tokens of soft prompts, are longer than the model has positions for.
+    """Inputs that, with `soft` tokens of soft prompts, are longer than the model has positions for."""
+    yield from position_problems(loaded.positions, encoder, tasks, soft)
 
-    Texts are only measured where the limits alone do not settle it.
-    """
-    limit = loaded.positions
+
+def position_problems(limit: int | None, encoder: Encoder, tasks: Sequence[Task], soft: int = 0) -> Iterator[str]:
+    """The same for a model of `limit` positions. Texts are only measured where the limits alone do not settle it."""
     if limit is None or encoder.longest + soft <= limit:
         return
-    longest = max(_longest(encoder, task) for task in tasks) + soft
+    longest = max((_longest(encoder, task) for task in tasks), default=0) + soft
     if longest > limit:
         with_soft = f" with {soft} of the method's soft prompts" if soft else ""
         yield (

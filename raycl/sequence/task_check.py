@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from raycl.models.load import load_tokenizer
-from raycl.sequence.ready import label_problems
+from raycl.sequence.ready import answer_problems, position_problems
 from raycl.spec import DataSpec, ModelSpec, RunSpec
 from raycl.tasks.catalogue import Catalogue, is_published
 from raycl.tasks.duplicates import Place, find_twins
@@ -30,7 +31,9 @@ def check_tasks(names: Sequence[str], known: Catalogue, spec: RunSpec) -> Stream
     limits = {"data.max_source_tokens": encoder.max_source, "data.max_target_tokens": encoder.max_target}
     limits |= {"positions of the model": positions} if positions else {}
     checks = tuple(_check(task, encoder) for task in tasks)
-    return StreamCheck(checks, tuple(find_twins(_texts(tasks))), limits, tuple(without))
+    readable = [task for task, one in zip(tasks, checks, strict=True) if one.prompt_tokens]
+    too_long = tuple(position_problems(positions, encoder, readable))
+    return StreamCheck(checks, tuple(find_twins(_texts(tasks))), limits, tuple(without), too_long)
 
 
 def text_side(model: ModelSpec, data: DataSpec) -> tuple[Encoder, int | None]:
@@ -66,7 +69,7 @@ def _sample(example: Example, encoder: Encoder) -> Sample:
 def _check(task: Task, encoder: Encoder) -> TaskCheck:
     rows = {"train": task.train, "test": task.test}
     looked = [example for split in rows.values() for example in _spread(split)]
-    why = why_not(encoder.tokenizer) if task.in_chat else None
+    why = why_not(encoder.tokenizer, chain(task.train, task.test)) if task.in_chat else None
     if why:
         facts = ((), (), 0.0, ())
         return TaskCheck(task.name, _metrics(task), _counts(task), _labels(task), *facts, problems=(f"chat: {why}",))
@@ -82,7 +85,7 @@ def _check(task: Task, encoder: Encoder) -> TaskCheck:
         sum(length > encoder.max_source for length in lengths) / len(lengths),
         samples(task, encoder),
         tuple(_warnings(task, encoder, answers)),
-        tuple(label_problems(encoder, task) if task.labels else ()),
+        tuple(answer_problems(encoder, task)),
     )
 
 
@@ -119,6 +122,12 @@ def _warnings(task: Task, encoder: Encoder, answers: Sequence[int]) -> Iterator[
         yield f"never trained: {', '.join(never)}"
     if never := [label for label, (_, test) in labels.items() if test == 0]:
         yield f"never tested: {', '.join(never)}"
+    long = (example for example in _spread(task.train) if encoder.prompt_length(example) > encoder.max_source)
+    if bare := sum(one.body is not None and one.body[0] == one.body[1] for one in encoder.encode(long)):
+        yield (
+            f"{bare:,} training prompts have nothing left of their text: what stands around it takes all of "
+            f"data.max_source_tokens={encoder.max_source}"
+        )
     limit = task.answer_tokens or encoder.max_target
     if not labels and (cut := sum(length > limit for length in answers)):
         yield f"{cut / len(answers):.1%} of the answers are longer than {limit} tokens and are cut"

@@ -3,6 +3,7 @@ before any path is built from it, so a name can never lead out of a data folder.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -105,15 +106,16 @@ def open_catalogue(stream: str | None = None) -> Catalogue:
 
 def read_stream(path: Path) -> Stream:
     """The stream in a file, its paths made absolute. Raises SpecError with all that is wrong with it."""
+    path = path.expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
         raise SpecError(f"--stream {path}: cannot be read ({why}); give a YAML file, see docs/streams.md") from None
     stream = parse_stream(text, str(path), _built_in().tasks)
-    if stream.stream in BUILT_IN:
-        raise SpecError(f"{path}: stream: {stream.stream!r} is a built-in stream; give yours another name")
-    folder = path.expanduser().resolve().parent
+    if stream.stream in (*BUILT_IN, *_built_in().orders):
+        raise SpecError(f"{path}: stream: {stream.stream!r} is a built-in stream or order; give yours another name")
+    folder = path.resolve().parent
     moved = [entry.model_copy(update={"data": entry.data.below(folder)}) for entry in stream.tasks]
     return stream.model_copy(update={"tasks": moved})
 
@@ -126,14 +128,31 @@ def parse_stream(text: str, where: str, others: Mapping[str, TaskEntry] | None =
         raise SpecError(f"{where}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(value, dict):
         raise SpecError(f"{where}: expected a mapping with `stream` and `tasks`; docs/streams.md has the form")
+    known = others or {}
+    lines = [*_misplaced(value), *_wrong_uses(value, known)]
     try:
-        stream = Stream.model_validate(_expanded(value, others or {}))
+        stream = Stream.model_validate(_expanded(value, known))
     except ValidationError as error:
-        lines = problems(error, lambda place: _named(place, value))
+        lines += problems(error, lambda place: _named(place, value))
         raise SpecError(one_message(where, lines, HINT)) from None
-    if lines := [*_repeated(stream), *_unknown_in_orders(stream)]:
+    if lines := lines or [*_repeated(stream), *_unknown_in_orders(stream), *_taken(stream, known)]:
         raise SpecError(one_message(where, lines, HINT))
     return stream
+
+
+def _misplaced(value: Json) -> Iterable[str]:
+    """Defaults in a form that would give no task anything."""
+    for name in ("defaults", "categories"):
+        if not isinstance(value.get(name) or {}, dict):
+            yield f"{name}: expected a mapping (got {value[name]!r})"
+    categories, tasks = value.get("categories"), value.get("tasks")
+    if isinstance(categories, dict) and isinstance(tasks, list):
+        used = [task.get("category") for task in tasks if isinstance(task, dict)]
+        for name, fields in categories.items():
+            if not isinstance(fields, dict):
+                yield f"categories.{name}: expected a mapping of fields (got {fields!r})"
+            elif name not in used:
+                yield f"categories.{name}: no task has this category; write `category: {name}` in those that it is for"
 
 
 def _expanded(value: Json, others: Mapping[str, TaskEntry]) -> Json:
@@ -152,24 +171,45 @@ def _task(value: Json, task: Any, others: Mapping[str, TaskEntry]) -> Any:
     if "use" in task:
         return _used(task, others)
     defaults, categories = value.get("defaults") or {}, value.get("categories") or {}
-    of_kind = categories.get(task.get("category")) if isinstance(categories, dict) else None
+    category = task.get("category")
+    of_kind = categories.get(category) if isinstance(categories, dict) and isinstance(category, str) else None
     layers = [layer for layer in (defaults, of_kind or {}, task) if isinstance(layer, dict)]
     return {name: part for layer in layers for name, part in layer.items()}
 
 
+_SETTABLE = ("max_answer_tokens", "run", "test_examples", "train_examples")
+"""Fields that a stream may set on a built-in task."""
+
+
 def _used(task: Json, others: Mapping[str, TaskEntry]) -> Any:
-    """A built-in task, with the few fields that a stream may set on it."""
-    known = others.get(str(task["use"]))
-    if known is None:
-        names = ", ".join(others)
-        raise SpecError(f"tasks: use: {task['use']!r} is no built-in task; allowed: {names}")
-    allowed = {"use", "run", "train_examples", "test_examples", "max_answer_tokens"}
-    if strangers := sorted(set(task) - allowed):
-        raise SpecError(
-            f"tasks: use: {task['use']}: {strangers[0]!r} cannot be set on a built-in task; "
-            f"allowed: {', '.join(sorted(allowed))}"
-        )
-    return known.model_copy(update={name: part for name, part in task.items() if name != "use"})
+    """A built-in task with the fields that a stream sets on it. What `_wrong_uses` names is left out."""
+    name = str(task["use"])
+    known = others.get(name) or next(iter(others.values()))
+    said = {field: task[field] for field in _SETTABLE if field in task}
+    base = {field: getattr(known, field) for field in known.model_fields_set}
+    return base | said
+
+
+def _wrong_uses(value: Json, others: Mapping[str, TaskEntry]) -> Iterable[str]:
+    """Uses of tasks that are not built in, and of fields that cannot be set on those that are."""
+    tasks = value.get("tasks")
+    for task in tasks if isinstance(tasks, list) else ():
+        if not isinstance(task, dict) or "use" not in task:
+            continue
+        name = str(task["use"])
+        if name not in others:
+            close = difflib.get_close_matches(name, others, n=1)
+            guess = f" (nearest: {close[0]!r})" if close else ""
+            yield f"tasks: use: {task['use']!r} is no built-in task{guess}; `raycl tasks list` shows those there are"
+        for stranger in sorted(map(str, set(task) - {"use", *_SETTABLE})):
+            yield f"tasks: use: {name}: {stranger!r} cannot be set on a built-in task; allowed: {', '.join(_SETTABLE)}"
+
+
+def _taken(stream: Stream, others: Mapping[str, TaskEntry]) -> Iterable[str]:
+    """Own tasks that would stand in the place of built-in ones, in published orders too."""
+    for entry in stream.tasks:
+        if entry.name in others and not isinstance(entry.data, Published | Demo):
+            yield f"task {entry.name!r}: is a built-in task; give yours another name, or take that one with `use`"
 
 
 def _named(place: str, value: Json) -> str:
@@ -179,7 +219,7 @@ def _named(place: str, value: Json) -> str:
     if not match or not isinstance(tasks, list) or int(match[1]) >= len(tasks):
         return place
     task = tasks[int(match[1])]
-    name = task.get("name") if isinstance(task, dict) else None
+    name = task.get("name", task.get("use")) if isinstance(task, dict) else None
     return f"task {name!r}{f': {match[2]}' if match[2] else ''}" if name else place
 
 

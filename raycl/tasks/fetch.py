@@ -15,7 +15,7 @@ from raycl.errors import DataError
 from raycl.files import Json, write_json, write_text, write_whole
 from raycl.tasks.hub import load_hub, rows_of_hub
 from raycl.tasks.rows import gather
-from raycl.tasks.stream import Hub, Published, TaskEntry
+from raycl.tasks.stream import Files, Hub, Published, Saved, TaskEntry
 
 MANIFEST = "manifest.json"
 Done = Callable[[str, Json], None]
@@ -99,14 +99,20 @@ def _inside(folder: Path, task: str) -> Path:
     return made
 
 
-def local_stream(path: Path, entries: Sequence[TaskEntry], folder: Path) -> Path:
-    """Write a copy of the stream at `path` into `folder` whose hub tasks read the copies there. Raises DataError."""
+def local_stream(path: Path, entries: Sequence[TaskEntry], fetched: Sequence[str], folder: Path) -> Path:
+    """Write a copy of the stream at `path` into `folder` whose hub tasks of these names read the copies there.
+
+    `entries` are the stream's own; files that they name are found from the copy too. Raises DataError.
+    """
     value: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    fetched = {entry.name: entry.data for entry in entries if isinstance(entry.data, Hub)}
+    own = {entry.name: entry.data for entry in entries}
     for task in value["tasks"]:
-        data = fetched.get(task.get("name"))
-        if data is not None:
-            task["data"] = {split: f"{task['name']}/{split}.jsonl" for split in data.splits()}
+        name = task.get("name")
+        data = own.get(name)
+        if isinstance(data, Hub) and name in fetched:
+            task["data"] = {split: f"{name}/{split}.jsonl" for split in data.splits()}
+        elif isinstance(data, Files | Saved):
+            task["data"] = data.model_dump(exclude_none=True)  # of paths that hold wherever the stream's file is
     target = folder / path.name
     if target.resolve() == path.resolve():
         raise DataError(f"--to {folder}: holds the stream's own file; next step: give another folder")

@@ -57,8 +57,10 @@ class StreamCheck:
     """The run's limits, and the model's positions if it has a limit."""
     left_out: tuple[str, ...] = field(default=())
     """Published tasks, whose place was not given."""
+    too_long: tuple[str, ...] = ()
+    """Inputs that the model has no positions for."""
 
     @property
     def problems(self) -> list[str]:
         """All that a run would be refused for."""
-        return [line for task in self.tasks for line in task.problems]
+        return [*(line for task in self.tasks for line in task.problems), *self.too_long]

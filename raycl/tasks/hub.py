@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from raycl.errors import DataError
 from raycl.tasks.mapping import Mapper
-from raycl.tasks.rows import RawTask, Split, collect, complaint, shorten
+from raycl.tasks.rows import HubUnreachable, RawTask, Split, collect, complaint, shorten
 from raycl.tasks.sampling import draw, draw_per_class
 from raycl.tasks.stream import Hub, HubTable, Published, TaskEntry
 from raycl.tasks.tables import Rows, rows_of_dataset
@@ -23,10 +22,6 @@ _PARQUET = "refs/convert/parquet"
 
 LoadDataset = Callable[..., Any]
 """Stands in for the function of that name in `datasets`: (id, config, split=..., revision=...)."""
-
-
-class HubUnreachable(DataError):
-    """The hub did not answer at all, so no other task can be had from it either."""
 
 
 def rows_of_hub(data: Hub, split: str, load_dataset: LoadDataset | None = None) -> Rows:

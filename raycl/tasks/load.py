@@ -14,10 +14,10 @@ from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.code import Code, find_code, is_code
 from raycl.tasks.demo import load_demo
 from raycl.tasks.folder import load_folder
-from raycl.tasks.hub import HubUnreachable, load_hub
+from raycl.tasks.hub import load_hub
 from raycl.tasks.own import is_chat, load_own
 from raycl.tasks.prompts import Renderer
-from raycl.tasks.rows import RawTask, Row, Split
+from raycl.tasks.rows import HubUnreachable, RawTask, Row, Split
 from raycl.tasks.sampling import draw
 from raycl.tasks.scoring import label_metric, text_metric
 from raycl.tasks.stored import Picked, held
@@ -45,7 +45,7 @@ def load_tasks(names: Sequence[str], data: DataSpec) -> list[Task]:
                 )
             tasks.append(build_task(entries[name], source, data))
         except HubUnreachable as error:
-            problems.append(str(error))
+            problems += str(error).split("\n")
             break  # the other tasks would only wait for the same time-out
         except DataError as error:
             problems += str(error).split("\n")
@@ -91,11 +91,11 @@ def build_task(entry: TaskEntry, source: Source, data: DataSpec) -> Task:
         test = draw.examples("validation", raw.validation, sizes[1])
     else:
         test = draw.left_out(train, sizes)
-    metric = _metric(entry, raw)
+    metric, *further = _metrics(entry, raw)
     record = _record(raw, train, test, draw) | {"metric": metric}
-    further = tuple(entry.metric[1:])
     aliases = tuple(word for words in entry.aliases.values() for word in words)
-    return Task(entry.name, entry.category, metric, raw.labels, train, test, record, further, aliases, code)
+    own = raw.layout == "stream"
+    return Task(entry.name, entry.category, metric, raw.labels, train, test, record, tuple(further), aliases, code, own)
 
 
 def _least(*counts: int | None) -> int | None:
@@ -103,19 +103,24 @@ def _least(*counts: int | None) -> int | None:
     return min((count for count in counts if count is not None), default=None)
 
 
-def _metric(entry: TaskEntry, raw: RawTask) -> Metric:
-    """The task's metric: of labels what tells them apart, of free text what sees its words.
+def _metrics(entry: TaskEntry, raw: RawTask) -> list[Metric]:
+    """The task's metrics, each once. Raises DataError where nothing tells the labels apart."""
+    wanted = entry.metric or ["exact_match" if raw.labels else "rouge_l"]
+    return list(dict.fromkeys(_metric(one, entry, raw) for one in wanted))
+
+
+def _metric(wanted: Metric, entry: TaskEntry, raw: RawTask) -> Metric:
+    """A metric as it counts for this task: of labels what tells them apart, of free text what sees its words.
 
     Raises DataError where nothing tells the labels apart.
     """
-    wanted = entry.metric[0] if entry.metric else "exact_match" if raw.labels else "rouge_l"
     if wanted == "rouge_l":
         splits = (raw.train, raw.test)
         return text_metric(answer for split in splits for row in split.rows for answer in row.answers)
     if raw.labels is None or wanted != "exact_match":
         return wanted
     try:
-        return label_metric([*raw.labels, *(word for words in entry.aliases.values() for word in words)])
+        return label_metric(raw.labels, entry.aliases)
     except ValueError as error:
         raise DataError(f"task {entry.name}: {error}; allowed: different labels; next step: rename them") from None
 
@@ -133,7 +138,10 @@ def _code(entry: TaskEntry, data: DataSpec) -> dict[str, Code]:
 
 @dataclass(frozen=True)
 class _Make:
-    """Makes a row the example of a split; an id holds the row's index among the usable rows of its split."""
+    """Makes a row the example of a split; an id holds the row's index among the usable rows of its split.
+
+    Aliases come in here and not in the row, whose content says on which side of a split it is.
+    """
 
     entry: TaskEntry
     split: str
@@ -143,7 +151,9 @@ class _Make:
         entry = self.entry
         chat = row.chat if is_chat(entry) else None
         name = f"{entry.name}/{self.split}/{index}"
-        return Example(name, *self.render(row), row.answers, chat, entry.max_answer_tokens, row.weight)
+        aliases = (alias for answer in row.answers for alias in entry.aliases.get(answer, ()))
+        answers = tuple(dict.fromkeys([*row.answers, *aliases])) if entry.aliases else row.answers
+        return Example(name, *self.render(row), answers, chat, entry.max_answer_tokens, row.weight)
 
 
 @dataclass(frozen=True)

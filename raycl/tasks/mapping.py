@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from raycl.errors import DataError
 from raycl.tasks.rows import Row, Skip, checked_label, checked_text, complaint, left_out, shorten
 from raycl.tasks.stream import TaskEntry, is_template
 from raycl.tasks.task import Turns
-from raycl.tasks.templates import render
+from raycl.tasks.templates import as_text, render
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 """Roles of a message, by the words in use."""
@@ -31,7 +32,6 @@ class Mapper:
     """What an answer must be; none = any text."""
     values: Mapping[str, str] = field(default_factory=dict)
     """Label for a raw value."""
-    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     drop: frozenset[str] = frozenset()
     weight: float | str = 1.0
 
@@ -49,13 +49,20 @@ class Mapper:
 
     def _row(self, text: str, answers: list[str], weight: float, where: str, chat: Turns = ()) -> Row | Skip:
         """The row, if its answers are ones that the task has."""
-        if skipped := left_out(answers, self.drop):
-            return skipped
         mapped = [self.values.get(answer, answer) for answer in answers]
-        for answer in mapped if self.labels else ():
-            checked_label(answer, self.labels or (), where)
-        further = [alias for answer in mapped for alias in self.aliases.get(answer, ())]
-        return Row(text, tuple(dict.fromkeys([*mapped, *further])), "", weight, chat)
+        if skipped := left_out(answers, self.drop) or left_out(mapped, self.drop):
+            return skipped
+        for raw, answer in zip(answers, mapped, strict=True) if self.labels else ():
+            if raw in self.values or not self._doubtful:
+                checked_label(answer, self.labels or (), where)
+            else:
+                checked_label(raw, tuple(self.values), where)
+        return Row(text, tuple(dict.fromkeys(mapped)), "", weight, chat)
+
+    @functools.cached_property
+    def _doubtful(self) -> bool:
+        """Whether a label may also be a raw value of another one (`{0: 1, 1: 2}`): then only raw values are allowed."""
+        return any(self.values.get(label, label) != label for label in self.values.values())
 
     def _text(self, item: Mapping[str, Any], where: str) -> str:
         name = self.input or ""
@@ -119,16 +126,7 @@ def mapper_of(entry: TaskEntry) -> Mapper:
     answers = tuple(entry.answers or ([entry.answer] if entry.answer else []))
     labels = tuple(entry.labels) if entry.labels else None
     drop = frozenset(entry.drop)
-    return Mapper(entry.input, answers, entry.messages, labels, entry.values, entry.aliases, drop, entry.weight)
-
-
-def as_text(value: Any) -> Any:
-    """A value of a table as text: numbers and truth values as Python writes them; all else as it is."""
-    if isinstance(value, (bool, int)):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else repr(value)
-    return value
+    return Mapper(entry.input, answers, entry.messages, labels, entry.values, drop, entry.weight)
 
 
 def _column(item: Mapping[str, Any], name: str, where: str) -> Any:

@@ -32,9 +32,11 @@ def resolve_order(text: str | None, stream: str | None = None) -> tuple[str, tup
     unknown.
     """
     known = open_catalogue(stream)
-    wanted = (text if text is not None else known.own.stream if known.own else DEFAULT_ORDER).strip()
+    if text is None and known.own:
+        return known.own.stream, known.orders[known.own.stream]
+    wanted = (DEFAULT_ORDER if text is None else text).strip()
     prefixed = f"{known.own.stream}/{wanted}" if known.own else wanted
-    for order in (wanted, prefixed, NUMBERED.get(wanted, wanted.casefold())):
+    for order in (prefixed, wanted, NUMBERED.get(wanted, wanted.casefold())):
         if order in known.orders:
             return order, known.orders[order]
     names = [part.strip() for part in order_words(wanted).split(",")]

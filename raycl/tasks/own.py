@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from raycl.errors import DataError
 from raycl.tasks.hub import rows_of_hub
-from raycl.tasks.mapping import as_text, mapper_of
+from raycl.tasks.mapping import mapper_of
 from raycl.tasks.rows import RawTask, Row, Skip, Split, collect, complaint, gather
 from raycl.tasks.stored import Picked, held
 from raycl.tasks.stream import Files, Hub, Saved, TaskEntry
 from raycl.tasks.stream import Split as Shares
 from raycl.tasks.tables import Rows, hashes_of, rows_of_files, rows_of_saved
+from raycl.tasks.templates import as_text
 
 SIDES = ("train", "test", "validation")
 
@@ -106,10 +109,27 @@ def _side(shares: Shares, row: Row) -> str:
 
 
 def _labels(entry: TaskEntry, found: Mapping[str, Split]) -> tuple[str, ...] | None:
-    """The label set: as the stream lists it, or what the answers are, sorted. Raises DataError for fewer than two."""
+    """The label set: as the stream lists it, or what the answers are, sorted. Raises DataError for fewer than two, and for
+    aliases that do not go with them."""
     if not entry.labels_from_data:
         return tuple(entry.labels) if entry.labels else None
     labels = tuple(sorted({row.answers[0] for split in found.values() for row in split.rows}))
     if len(labels) < 2:
         raise DataError(f"task {entry.name}: labels: from_data finds only {list(labels)}; next step: list the labels")
+    forms = Counter(unicodedata.normalize("NFC", label) for label in labels)
+    if alike := [label for label in labels if forms[unicodedata.normalize("NFC", label)] > 1]:
+        raise complaint(
+            f"task {entry.name}, labels: from_data", f"{', '.join(map(ascii, alike))} are one text in two Unicode forms",
+            "each label in one form", "bring the column into one form, or map one to the other with `labels: {raw: label}`",
+        )  # fmt: skip
+    if strangers := [label for label in entry.aliases if label not in labels]:
+        raise complaint(
+            f"task {entry.name}", f"aliases of {strangers[0]!r}, which is no answer in the data", ", ".join(labels),
+            "correct `aliases`",
+        )  # fmt: skip
+    if twice := [word for words in entry.aliases.values() for word in words if word in labels]:
+        raise complaint(
+            f"task {entry.name}", f"the alias {twice[0]!r} is itself a label", "words that are no label",
+            "correct `aliases`, or map one label to the other with `labels: {raw: label}`",
+        )  # fmt: skip
     return labels

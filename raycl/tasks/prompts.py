@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raycl.tasks.rows import Row
-from raycl.tasks.stream import PromptParts, Published, Style, TaskEntry
+from raycl.tasks.rows import Row, complaint
+from raycl.tasks.stream import Demo, PromptParts, Published, Style, TaskEntry
 from raycl.tasks.templates import render
 
 Parts = tuple[str, str, str]
@@ -39,7 +39,7 @@ LAYOUTS: dict[Style, PromptParts] = {
 
 @dataclass
 class Renderer:
-    """Turns a task's rows into prompts. `labels` are the options in order."""
+    """Turns a task's rows into prompts. `labels` are the options in order. Raises DataError for a template that fails."""
 
     entry: TaskEntry
     layout: Style | PromptParts
@@ -52,13 +52,18 @@ class Renderer:
     def __call__(self, row: Row) -> Parts:
         """The prompt as (head, body, tail): the tail starts at the last `cue` (the question after a passage), else at the
         text's end."""
-        definition = row.definition.strip()
+        definition = row.definition.strip() or self._stated
         if self._last is None or self._last[0] != definition:
             self._last = (definition, *self._around(definition))
         _, head, end = self._last
         cue = self.entry.cue
         start = row.text.rfind(cue) if cue else -1
         return (head, row.text, end) if start <= 0 else (head, row.text[:start], row.text[start:] + end)
+
+    @property
+    def _stated(self) -> str:
+        """The definition of a task of one's own: the layouts that ask for one would else leave its instruction out."""
+        return "" if isinstance(self.entry.data, Published | Demo) else self.entry.instruction
 
     def _around(self, definition: str) -> tuple[str, str]:
         """What stands before and after the text."""
@@ -73,4 +78,12 @@ class Renderer:
             "dataset": entry.data.published if isinstance(entry.data, Published) else entry.name,
             "reveal": self.reveal_task,
         }
-        return render(parts.head, values), render(parts.tail, values)
+        try:
+            return render(parts.head, values), render(parts.tail, values)
+        except ValueError as error:
+            raise complaint(
+                f"task {entry.name}, prompt",
+                f"a template fails ({error})",
+                ", ".join(values),
+                "correct `head` or `tail`",
+            ) from None

@@ -63,6 +63,10 @@ class RawTask:
     """Rows to choose settings on, where the source has any."""
 
 
+class HubUnreachable(DataError):
+    """The hub did not answer at all, so no other task can be had from it either."""
+
+
 def complaint(where: str, got: str, allowed: str, step: str) -> DataError:
     """A DataError whose text names the place, what was found, what is allowed and the next step."""
     return DataError(f"{where}: {got}; allowed: {allowed}; next step: {step}")
@@ -123,8 +127,16 @@ def collect(items: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Row | 
     dropped: Counter[str] = Counter()
     problems: list[str] = []
 
+    def readable() -> Iterator[tuple[str, Any]]:
+        try:
+            yield from items
+        except DataError as error:  # nothing can be read after it
+            if not problems:
+                raise
+            problems.insert(0, str(error))
+
     def good() -> Iterator[Row]:
-        for where, item in items:
+        for where, item in readable():
             try:
                 parsed = parse(item, where)
             except DataError as error:
@@ -146,14 +158,20 @@ def collect(items: Iterable[tuple[str, Any]], parse: Callable[[Any, str], Row | 
 
 
 def gather(steps: Iterable[Callable[[], T]]) -> list[T]:
-    """The results of all steps; if any fail, one DataError with the problems of all of them."""
+    """The results of all steps; if any fail, one DataError with the problems of all of them. Its kind is the last one's:
+    after a `HubUnreachable` no further step is tried, which would only wait for the same time-out."""
     results: list[T] = []
     problems: list[str] = []
+    kind = DataError
     for step in steps:
         try:
             results.append(step())
+        except HubUnreachable as error:
+            problems.append(str(error))
+            kind = HubUnreachable
+            break
         except DataError as error:
             problems.append(str(error))
     if problems:
-        raise DataError("\n".join(problems))
+        raise kind("\n".join(problems))
     return results

@@ -18,11 +18,11 @@ import functools
 import math
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from raycl.tasks.code import is_code, own_measure
+from raycl.tasks.code import Code, is_code, own_measure
 from raycl.tasks.task import Example, Metric
 from raycl.tasks.words import WORDS, Words
 
@@ -50,21 +50,27 @@ def raw_match(prediction: str, answers: Sequence[str]) -> float:
     return float(prediction.strip() in {answer.strip() for answer in answers})
 
 
-def label_metric(labels: Sequence[str]) -> Metric:
+def label_metric(labels: Sequence[str], aliases: Mapping[str, Sequence[str]] | None = None) -> Metric:
     """What tells the labels of a set apart: `exact_match`, or, where normalising makes two alike or leaves nothing of one
-    (`-1` and `1`, `+` and `-`), `raw_match`. Raises ValueError naming labels that only white space tells apart."""
-    if _distinct([normalise(label) for label in labels]):
+    (`-1` and `1`, `+` and `-`), `raw_match`. `aliases` of one label may be alike (`yes` and `Yes`), not those of two.
+
+    Raises ValueError naming labels that only white space tells apart.
+    """
+    words = {label: [label, *(aliases or {}).get(label, ())] for label in labels}
+    if _distinct(words, normalise):
         return "exact_match"
-    if _distinct([label.strip() for label in labels]):
+    if _distinct(words, str.strip):
         return "raw_match"
-    stripped = Counter(label.strip() for label in labels)
-    twins = [label for label in labels if stripped[label.strip()] > 1 or not label.strip()]
+    every = [word for group in words.values() for word in group]
+    stripped = Counter(word.strip() for word in every)
+    twins = [word for word in every if stripped[word.strip()] > 1 or not word.strip()]
     raise ValueError(f"the labels {', '.join(map(repr, twins))} differ in white space only")
 
 
-def _distinct(forms: Sequence[str]) -> bool:
-    """Whether none is empty and no two are equal."""
-    return all(forms) and len(set(forms)) == len(forms)
+def _distinct(words: Mapping[str, Sequence[str]], form: Callable[[str], str]) -> bool:
+    """Whether no word's form is empty and none is that of a word for another label."""
+    forms = [{form(word) for word in group} for group in words.values()]
+    return all(map(all, forms)) and len(set().union(*forms)) == sum(map(len, forms))
 
 
 def text_metric(answers: Iterable[str]) -> Metric:
@@ -99,9 +105,11 @@ def _rouge(scorer: Any, prediction: str, answers: Sequence[str]) -> float:
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """Highest F-measure over the answers of the words that a prediction has in common with one, each as often as in both.
 
-    Words are what `normalise` leaves, in scripts without spaces each letter; 1.0 where both have none.
+    Words are what `normalise` leaves, in scripts without spaces each letter. An answer that has none (`+`) is compared as
+    it is.
     """
-    return max(_f1(_words(prediction), _words(answer)) for answer in answers)
+    given = _words(prediction)
+    return max(_f1(given, bare) if (bare := _words(one)) else raw_match(prediction, [one]) for one in answers)
 
 
 def _words(text: str) -> Counter[str]:
@@ -109,8 +117,7 @@ def _words(text: str) -> Counter[str]:
 
 
 def _f1(one: Counter[str], other: Counter[str]) -> float:
-    sizes = one.total() + other.total()
-    return 2 * (one & other).total() / sizes if sizes else 1.0
+    return 2 * (one & other).total() / (one.total() + other.total())
 
 
 def _bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
@@ -152,9 +159,12 @@ def known_metric(metric: str) -> str:
     raise ValueError(f"metric {metric!r}; allowed: {', '.join(METRICS)}, or a function `module:name`")
 
 
-def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example]) -> float:
+def score(
+    metric: Metric, predictions: Sequence[str], examples: Sequence[Example], code: Mapping[Metric, Code] | None = None
+) -> float:
     """The score of the predictions, 0 to 100: the mean over the examples, or a metric of all of them together.
 
+    `code` says where a function of the user's is found (`Task.code`).
     Raises ValueError for an unknown metric, no examples, or unequal numbers of predictions and examples, DataError for a
     function of the user's that fails or gives something else than a number from 0 to 1.
     """
@@ -164,7 +174,9 @@ def score(metric: Metric, predictions: Sequence[str], examples: Sequence[Example
     answers = [example.answers for example in examples]
     if metric in CORPUS:
         return float(CORPUS[metric](predictions, answers))
-    measure = MEASURES.get(metric) or own_measure(metric)
+    if is_code(metric) and metric not in (code or {}):
+        raise ValueError(f"metric {metric!r} is a function: give the task's `code`, which says where it is")
+    measure = MEASURES.get(metric) or own_measure(metric, (code or {})[metric])
     return 100 * math.fsum(map(measure, predictions, answers)) / len(examples)
 
 

@@ -214,7 +214,10 @@ class TaskEntry(Strict):
         if labels == FROM_DATA:
             value = value | {"labels": None, "labels_from_data": True}
         elif isinstance(labels, dict):
-            value = value | {"labels": list(dict.fromkeys(labels.values())), "values": labels}
+            plain = [label for label in as_texts(labels).values() if isinstance(label, str)]
+            if len(plain) < len(labels):
+                raise ValueError("labels: a mapping holds one label, a text, for each raw value")
+            value = value | {"labels": list(dict.fromkeys(plain)), "values": labels}
         if isinstance(value.get("metric"), str):
             value = value | {"metric": [value["metric"]]}
         return value
@@ -231,12 +234,12 @@ class TaskEntry(Strict):
         """The form is told by the key that only it has, so that a message speaks of one form and not of five."""
         if isinstance(value, (str, list)):
             return Files.model_validate({"train": value})
-        if not isinstance(value, dict):
-            return value
-        for key, kind in _KINDS.items():
+        for key, kind in _KINDS.items() if isinstance(value, dict) else ():
             if key in value:
                 return kind.model_validate(value)
-        raise ValueError(f"expected one of the keys {', '.join(_KINDS)}")
+        if isinstance(value, Strict):
+            return value
+        raise ValueError("expected a path, {train: ..., test: ...}, {hub: owner/name} or {saved: folder}")
 
     @field_validator("metric")
     @classmethod

@@ -11,13 +11,14 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any
 
 import fsspec
 
 from raycl.errors import first_line
-from raycl.tasks.rows import complaint
+from raycl.tasks.rows import complaint, gather
 from raycl.tasks.stream import Files, Format, Saved
 
 Rows = Iterator[tuple[str, Any]]
@@ -69,6 +70,11 @@ def rows_of_saved(data: Saved, split: str) -> Rows:
                 data.saved, f"has no split {name!r}", ", ".join(map(str, found)), "correct the split's name"
             )
         found = found[name]
+    elif set(data.splits().values()) != {"train"}:
+        raise complaint(
+            data.saved, "holds one table without splits", "`{saved: folder}` with `split: {test: 0.2}`",
+            "leave the names of splits out, or save a DatasetDict",
+        )  # fmt: skip
     assert isinstance(found, Dataset)
     return rows_of_dataset(found, f"{data.saved}, {name}")
 
@@ -86,17 +92,28 @@ def rows_of_dataset(table: Any, source: str) -> Rows:
 
 
 def _matching(patterns: list[str]) -> list[str]:
-    """The files that paths and globs name, sorted within each; URIs stay as they are. Raises DataError for none."""
-    found: list[str] = []
-    for pattern in patterns:
+    """The files that paths and globs name, each once, sorted within each glob; URIs stay as they are.
+
+    Raises DataError with all that name none.
+    """
+    found = gather([partial(_matches, pattern) for pattern in patterns])
+    return list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a path or a glob names. Raises DataError for none, and for a place that cannot be looked at."""
+    try:
         system, path = fsspec.core.url_to_fs(pattern)
-        several = (
-            sorted(system.glob(path)) if any(mark in path for mark in "*?[") and not system.exists(path) else [path]
-        )
-        if not several or not system.isfile(several[0]):
-            raise complaint(pattern, "there is no such file", "a file, or a glob that matches some", "correct the path")
-        found += [system.unstrip_protocol(one) if "://" in pattern else one for one in several]
-    return found
+        globbed = any(mark in path for mark in "*?[") and not system.exists(path)
+        several = [one for one in (sorted(system.glob(path)) if globbed else [path]) if system.isfile(one)]
+        named = [system.unstrip_protocol(one) if "://" in pattern else one for one in several]
+    except Exception as error:  # every file system raises its own
+        allowed = "a path, or a URI that fsspec knows"
+        step = "correct it, or install what the message asks for"
+        raise complaint(pattern, f"cannot be looked at ({first_line(error)[:200]})", allowed, step) from None
+    if not named:
+        raise complaint(pattern, "there is no such file", "a file, or a glob that matches some", "correct the path")
+    return named
 
 
 def _format(data: Files, path: str) -> Format:
@@ -140,7 +157,9 @@ def _separated(path: str, data: Files, default: str) -> Rows:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(_lines(path), delimiter=data.delimiter or default, strict=True)
     try:
-        header = next(reader, [])
+        header = next(reader, None)
+        if header is None:
+            raise complaint(path, "is empty", "a header line and rows", _RESTORE)
         if not header or len(set(header)) != len(header):
             raise complaint(f"{path}, line 1", f"the header is {header!r}", "different names, one per column", _RESTORE)
         for values in reader:
@@ -205,7 +224,7 @@ def _parquet(path: str, data: Files) -> Rows:
         try:
             batches = pq.ParquetFile(file).iter_batches(AT_ONCE)
             yield from _numbered((row for batch in batches for row in batch.to_pylist()), path)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        except (OSError, ValueError, NotImplementedError) as error:  # of these are pyarrow's own
             raise complaint(
                 path, f"is no Parquet file ({first_line(error)[:150]})", "a Parquet file", _RESTORE
             ) from None
@@ -225,7 +244,7 @@ def _arrow(path: str, data: Files) -> Rows:
             else:
                 batches = iter(pa.ipc.open_stream(file))
             yield from _numbered((row for batch in batches for row in batch.to_pylist()), path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             raise complaint(path, f"is no Arrow file ({first_line(error)[:150]})", "an Arrow file", _RESTORE) from None
 
 

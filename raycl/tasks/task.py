@@ -77,16 +77,19 @@ class Task:
     """Further words that count as one of the labels."""
     code: Mapping[str, Code] = field(default_factory=dict, repr=False)
     """The metrics that are functions of the user's, and their source."""
+    own: bool = False
+    """Whether a stream of the user's describes it. Its fingerprints then hold where a prompt may be cut, which the stream
+    says; for a built-in task the package does."""
 
     @cached_property
     def train_fingerprint(self) -> str:
         """SHA-256 of the training examples in order: enters the stage key."""
-        return fingerprint(self.train)
+        return fingerprint(self.train, self.own)
 
     @cached_property
     def test_fingerprint(self) -> str:
         """SHA-256 of the test examples in order: enters the key of a row of scores."""
-        return fingerprint(self.test)
+        return fingerprint(self.test, self.own)
 
     @property
     def closed(self) -> tuple[str, ...] | None:
@@ -108,15 +111,17 @@ def union(tasks: Sequence[Task]) -> Task:
     """All tasks as one: the training examples of each, in order. It has no test split; scores stay apart by task."""
     train = held(Joined(*(task.train for task in tasks)))
     name = "+".join(task.name for task in tasks)
-    return Task(name, "union", tasks[0].metric, None, train, (), {"tasks": [task.name for task in tasks]})
+    own = any(task.own for task in tasks)
+    return Task(name, "union", tasks[0].metric, None, train, (), {"tasks": [task.name for task in tasks]}, own=own)
 
 
-def fingerprint(examples: Iterable[Example]) -> str:
+def fingerprint(examples: Iterable[Example], parts: bool = False) -> str:
     """SHA-256 over the canonical JSON of the examples' ids, prompts and answers, in order, with what is not the default of
-    their further fields."""
+    their further fields. With `parts` a prompt counts as its three parts and not as one text."""
     digest = hashlib.sha256()
     for example in examples:
-        content = [example.id, example.prompt, example.answers, *([example.further] if example.further else [])]
+        prompt = [example.head, example.body, example.tail] if parts else example.prompt
+        content = [example.id, prompt, example.answers, *([example.further] if example.further else [])]
         digest.update(json.dumps(content, ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()

@@ -6,6 +6,7 @@ So what a template writes is bounded by the row and by its own length.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,7 @@ FORBIDDEN = (
     nodes.Import,
     nodes.Include,
     nodes.Macro,
+    nodes.With,
 )
 """Statements that could make a text grow, or read something else than the row."""
 
@@ -90,12 +92,25 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+def as_text(value: Any) -> Any:
+    """A value of a table as text: numbers and truth values as Python writes them; no number as none; all else as it is."""
+    if isinstance(value, (bool, int)):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _written(value: Any) -> Any:
+    """What a template writes of a value: the same as a column's text, of none nothing."""
+    text = as_text(value)
+    return "" if text is None else text
+
+
 @functools.lru_cache(maxsize=1)
 def _environment() -> _Environment:
     """The one environment: an absent value is an error, and none is an empty text."""
-    made = _Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, finalize=lambda value: "" if value is None else value
-    )
+    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
     made.filters = {name: how for name, how in made.filters.items() if name in FILTERS}
     made.globals = {}
     return made
@@ -117,6 +132,8 @@ def check_template(text: str) -> str:
         raise ValueError(
             f"the template {text[:60]!r} has a statement that is not allowed here ({type(found).__name__.lower()})"
         )
+    if any(name.name == "self" for name in tree.find_all(nodes.Name)):
+        raise ValueError(f"the template {text[:60]!r} uses `self`, which is a word of Jinja's; write row['self']")
     for call in tree.find_all(nodes.Call):
         name = call.node.attr if isinstance(call.node, nodes.Getattr) else "?"
         if name not in METHODS:
@@ -129,7 +146,7 @@ def render(text: str, values: Mapping[str, Any]) -> str:
     parts: list[str] = []
     size = 0
     try:
-        for part in _compiled(text).generate(**{str(name): value for name, value in values.items()}):
+        for part in _compiled(text).generate({str(name): value for name, value in values.items()}):
             size += len(part)
             if size > LONGEST:
                 raise ValueError(f"the text is longer than {LONGEST:,} characters")

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from raycl.errors import DataError, first_line
-from raycl.tasks.task import Turns
+from raycl.tasks.task import Example, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TODAY = datetime(2024, 7, 26)
+"""What a template that writes the date takes for it (Llama 3's own default): prompts must not change from day to day."""
 MARK = "\u2402"
 """Stands for the message while the template is asked; templates strip spaces, but no visible character."""
 
 
-def why_not(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Why a tokenizer cannot write chats; none if it can."""
+def why_not(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> str | None:
+    """Why a tokenizer cannot write the chats of a task's examples; none if it can.
+
+    Of the messages before a prompt it is their roles that a template refuses, so each succession of roles is tried once.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return "its tokenizer has no chat template; take a chat model, or leave `chat` out of the stream"
     try:
@@ -24,6 +32,19 @@ def why_not(tokenizer: PreTrainedTokenizerBase) -> str | None:
         message_end(tokenizer)
     except DataError as error:
         return str(error)
+    tried: set[tuple[str, ...]] = set()
+    for example in examples:
+        earlier = example.chat or ()
+        roles = tuple(role for role, _ in earlier)
+        if roles in tried:
+            continue
+        tried.add(roles)
+        try:
+            around(tokenizer, earlier)
+        except DataError as error:
+            return (
+                f"example {example.id}: {error}; correct or remove such rows, or take a model whose template has them"
+            )
     return None
 
 
@@ -53,7 +74,18 @@ def message_end(tokenizer: PreTrainedTokenizerBase) -> int:
 def _written(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], **how: Any) -> str:
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **how))
+        template = _dated(str(tokenizer.get_chat_template()))
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **how))
     except Exception as error:  # a template may raise whatever it likes
         roles = ", ".join(role for role, _ in turns)
         raise DataError(f"the tokenizer's chat template refuses the messages {roles} ({first_line(error)})") from None
+
+
+def _dated(template: str) -> str:
+    """A chat template in which `strftime_now` writes `TODAY` and not the clock's date."""
+    forms = dict.fromkeys(form for _, form in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template))
+    if not forms:
+        return template
+    dates = "".join(f"{{% if form == {form!r} %}}{TODAY.strftime(form)}{{% endif %}}" for form in forms)
+    # The empty expression keeps Jinja from trimming the template's own first characters.
+    return f"{{% macro strftime_now(form) %}}{dates}{{% endmacro %}}{{{{ '' }}}}{template}"

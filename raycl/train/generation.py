@@ -71,8 +71,8 @@ class Decoder:
             for example, one in zip(task.test, written, strict=True)
         ]
         texts = [one.text for one in written]
-        further = {metric: score(metric, texts, task.test) for metric in task.metrics}
-        return Scored(score(task.metric, texts, task.test), further, rows)
+        further = {metric: score(metric, texts, task.test, task.code) for metric in task.metrics}
+        return Scored(score(task.metric, texts, task.test, task.code), further, rows)
 
     @torch.no_grad()
     def _kept(self, encoded: Sequence[Encoded], earlier: Sequence[Json]) -> dict[int, Written]:

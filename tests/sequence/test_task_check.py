@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,36 @@ def test_what_a_run_would_be_refused_for(model: Path, tmp_path: Path) -> None:
     assert any("no chat template" in line for line in found.problems)
     assert any("longer than 3 tokens and are cut" in line for line in found.tasks[2].warnings)
     assert "a run would be refused" in shown(found)
+
+
+def test_inputs_longer_than_the_model_and_prompts_without_their_text(model: Path, tmp_path: Path) -> None:
+    """A run would be refused for the first; the second trains on nothing but the instruction."""
+    rows = [{"text": "t1w1 " * 400 + f"t1w{i}", "label": ("good", "bad")[i % 2]} for i in range(10)]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    task = {"name": "t", "data": "t.jsonl", "input": "text", "answer": "label", "split": {"test": 0.4, "seed": 1}}
+    positions = checked(tmp_path, model, task).limits["positions of the model"]
+    found = checked(tmp_path, model, task, max_source_tokens=positions, max_target_tokens=positions)
+    (line,) = found.problems
+    assert f"the model has {positions} positions" in line
+    assert "a run would be refused" in shown(found) and "positions; lower it by" in shown(found)
+    bare = checked(tmp_path, model, task | {"instruction": "t1w2 " * 20}, max_source_tokens=9)
+    assert bare.tasks[0].warnings[0].startswith(f"{bare.tasks[0].rows['train']} training prompts have nothing left")
+
+
+def test_a_metric_that_fails_is_known_before_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions are tried on a right answer and on none; the other tasks are looked at all the same."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write_csv(tmp_path / "t.csv")
+    (tmp_path / "own.py").write_text("def none(p, r):\n    return None\ndef first(p, r):\n    return p[0] == r[0][0]\n")
+    names = ("none", "first")
+    tasks = [TEAM | {"name": name, "data": "t.csv", "metric": ["exact_match", f"own:{name}"]} for name in names]
+    found = checked(tmp_path, model, *tasks, {"use": "snippets", "test_examples": 4}, allow_code=True)
+    assert [one.name for one in found.tasks] == ["none", "first", "snippets"]
+    none, first = (" ".join(one.problems) for one in found.tasks[:2])
+    assert "task none: metric 'own:none': fails on the prediction 'billing'" in none and "TypeError" in none
+    assert "task first: metric 'own:first': fails on the prediction ''" in first and "IndexError" in first
 
 
 def test_published_tasks_need_a_place(model: Path, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def test_own_and_published_tasks_are_copied_and_read_from_the_copy(tmp_path: Pat
     films = [{"text": f"film {i}", "label": i % 2} for i in range(6)]
     for split in ("train", "test"):
         write_jsonl(root / f"stanfordnlp/imdb/{split}.jsonl", films)
-    stream = write_stream(tmp_path, TEAM | {"data": {"hub": "me/tickets", "revision": COMMIT}}, {"use": "imdb"})
+    write_csv(tmp_path / "t.csv")
+    here = TEAM | {"name": "here", "data": "t.csv"}
+    stream = write_stream(tmp_path, TEAM | {"data": {"hub": "me/tickets", "revision": COMMIT}}, {"use": "imdb"}, here)
     with hub(root) as address:
         done = fetch(address, tmp_path / "home", "--stream", stream, "--to", str(copies))
     assert done.returncode == 0, done.stderr
@@ -47,8 +49,10 @@ def test_own_and_published_tasks_are_copied_and_read_from_the_copy(tmp_path: Pat
         for name, facts in task["files"].items():
             assert hashlib.sha256((copies / name).read_bytes()).hexdigest() == facts["sha256"]
 
-    write_csv(tmp_path / "t.csv")
-    (from_copy,) = load_tasks(["team"], DataSpec(stream=str(copies / "my.yaml")))
+    from_copy, beside = load_tasks(["team", "here"], DataSpec(stream=str(copies / "my.yaml")))
+    assert [one.prompt for one in beside.train] == [
+        one.prompt for one in from_copy.train
+    ]  # a file that stays where it is
     (from_file,) = load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, TEAM | {"data": "t.csv"})))
     assert from_copy.train_fingerprint == from_file.train_fingerprint
     assert len(from_copy.train) + len(from_copy.test) == len(ROWS)

@@ -11,8 +11,9 @@ from raycl.errors import DataError
 from raycl.spec import DataSpec
 from raycl.tasks import hub
 from raycl.tasks.catalogue import open_catalogue
-from raycl.tasks.hub import HubUnreachable, load_hub
+from raycl.tasks.hub import load_hub
 from raycl.tasks.load import build_task, load_tasks
+from raycl.tasks.rows import HubUnreachable, gather
 from raycl.tasks.stream import Published
 
 PAIR = {"premise": "p", "hypothesis": "h"}
@@ -176,3 +177,16 @@ def test_a_table_of_another_form_is_refused(row: dict[str, Any], expected: str |
 def test_superni_is_not_on_the_hub() -> None:
     with pytest.raises(DataError, match=r"not offered on the hub.*RAYCL_DATA"):
         load_hub(open_catalogue().tasks["task1572_samsum_summary"], 0, fake([]))
+
+
+def test_a_hub_that_does_not_answer_is_asked_once() -> None:
+    """Of the splits of a task too: each would wait for the same time-out. What was wrong before is said beside it."""
+
+    def fails(error: DataError) -> None:
+        raise error
+
+    asked: list[int] = []
+    steps = [lambda: fails(DataError("one")), lambda: fails(HubUnreachable("two")), lambda: asked.append(1)]
+    with pytest.raises(HubUnreachable, match="one\ntwo"):
+        gather(steps)
+    assert not asked

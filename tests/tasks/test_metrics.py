@@ -10,7 +10,7 @@ import pytest
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
-from raycl.tasks.code import Code, require_code
+from raycl.tasks.code import Code, find_code, require_code
 from raycl.tasks.load import load_tasks
 from raycl.tasks.scoring import METRICS, known_metric, score, token_f1
 from raycl.tasks.task import Example
@@ -27,7 +27,7 @@ def test_token_f1_by_hand() -> None:
     assert token_f1("the red car", ["The car, it stops"]) == pytest.approx(4 / 7)
     assert token_f1("a a b", ["a b b"]) == pytest.approx(4 / 6)
     assert token_f1("x", ["y", "x z"]) == pytest.approx(2 / 3)
-    assert token_f1("", ["..."]) == 1.0
+    assert (token_f1("", ["+"]), token_f1("-", ["+"]), token_f1(" +", ["+"])) == (0, 0, 1)  # no words: as they are
     assert token_f1("很好", ["很差"]) == pytest.approx(0.5)
 
 
@@ -66,6 +66,18 @@ def broken(prediction, references):
 """
 
 
+def test_every_metric_tells_the_labels_apart(tmp_path: Path) -> None:
+    """The further ones too: what normalising makes alike is compared as it is. Aliases of one label may be alike."""
+    write_csv(tmp_path / "t.csv")
+    alike = TEAM | {"data": "t.csv", "labels": [*TEAM["labels"], "Sales!"], "metric": ["rouge_l", "exact_match"]}
+    (task,) = load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, alike)))
+    assert (task.metric, task.metrics) == ("rouge_l", ("raw_match",))
+    named = TEAM | {"data": "t.csv", "aliases": {"sales": ["Sales"]}}
+    assert load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, named)))[0].metric == "exact_match"
+    crossed = TEAM | {"data": "t.csv", "aliases": {"sales": ["Billing"]}}
+    assert load_tasks(["team"], DataSpec(stream=write_stream(tmp_path, crossed)))[0].metric == "raw_match"
+
+
 def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found beside the stream's file; its source is known to the task; what fails or gives nonsense is named."""
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -76,12 +88,23 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (task,) = load_tasks(["team"], DataSpec(stream=stream, allow_code=True))
     assert task.metric == names[0]
     assert task.metrics == ("exact_match",)
-    assert score(names[0], ["bolt", "s"], examples(("billing",), ("x", "y"))) == 50
+    assert score(names[0], ["bolt", "s"], examples(("billing",), ("x", "y")), task.code) == 50
     require_code(task.code)
     with pytest.raises(DataError, match="is not the one that the run was planned with"):
         require_code({names[0]: Code(str(tmp_path), "0" * 64)})
+    (tmp_path / "other").mkdir()
+    for folder, value in (
+        (tmp_path / "other", 1),
+        (tmp_path, 0),
+    ):  # another folder's file of that name; one that changed
+        (folder / "scorers_of_this_test.py").write_text(CODE.replace("return float(", f"return {value} and float("))
+        codes = {names[0]: find_code(names[0], str(folder))}
+        assert score(names[0], ["bolt", "s"], examples(("billing",), ("x", "y")), codes) == 50 * value
+        assert codes != task.code
     for name, words in zip(names[1:], ("gives 7.0", "KeyError: 'oh'", "has no function absent"), strict=True):
         with pytest.raises(DataError, match=words):
-            score(name, ["x"], examples(("x",)))
+            score(name, ["x"], examples(("x",)), {name: find_code(name, str(tmp_path))})
     with pytest.raises(DataError, match="cannot be imported"):
-        score("no_such_module_at_all:f", ["x"], examples(("x",)))
+        find_code("no_such_module_at_all:f", str(tmp_path))
+    with pytest.raises(ValueError, match="give the task's `code`"):
+        score(names[0], ["x"], examples(("x",)))

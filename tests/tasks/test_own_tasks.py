@@ -13,8 +13,11 @@ from raycl.errors import DataError
 from raycl.spec import DataSpec
 from raycl.tasks import stored
 from raycl.tasks.load import load_tasks
-from raycl.tasks.task import Task
+from raycl.tasks.task import Task, union
 from tests.kit.streams import ROWS, TEAM, WRITERS, write_csv, write_jsonl, write_stream
+
+HEAD = "{{ instruction }}\nOptions: {{ labels | join(', ') }}\n"
+"""The plain layout's beginning, written out."""
 
 
 def load(folder: Path, task: dict[str, Any], **data: Any) -> Task:
@@ -84,6 +87,48 @@ def test_rows_that_are_added_move_no_other(team: Task, tmp_path: Path) -> None:
     assert more.test[: len(team.test)] == team.test
     assert len(more.train) + len(more.test) == 60
     assert load(tmp_path, TEAM | {"data": "t.csv", "split": {"test": 0.3, "seed": 8}}).test != team.test
+
+
+def test_where_a_prompt_may_be_cut_is_part_of_the_task(team: Task, tmp_path: Path) -> None:
+    """Equal prompts that are cut at other places are trained otherwise where they are too long."""
+    found = [team, load(tmp_path, TEAM | {"data": "t.csv", "cue": " "})]
+    found.append(load(tmp_path, TEAM | {"data": "t.csv", "prompt": {"head": HEAD, "tail": "\nAnswer:"}}))
+    assert found[0].train[0].prompt == found[1].train[0].prompt and found[0].train[0].tail != found[1].train[0].tail
+    assert len({task.train_fingerprint for task in found}) == 2
+    assert len({task.test_fingerprint for task in found}) == 2
+    assert len({union([task]).train_fingerprint for task in found}) == 2
+
+
+def test_an_alias_moves_no_row(team: Task, tmp_path: Path) -> None:
+    """The side of a row is told by what stands in the table, and not by what else counts as right."""
+    named = load(tmp_path, TEAM | {"data": "t.csv", "aliases": {"sales": ["shop"]}})
+    assert [one.id for one in named.train] == [one.id for one in team.train]
+    assert [one.prompt for one in named.test] == [one.prompt for one in team.test]
+    assert ("sales", "shop") in {one.answers for one in named.test}
+    assert named.test_fingerprint != team.test_fingerprint
+
+
+def test_labels_from_the_data_differ_in_more_than_their_unicode_form(tmp_path: Path) -> None:
+    """Two that look alike are a mistake of the table: no model could be right on both."""
+    forms = ("caf\u00e9", "cafe\u0301", "tea")
+    write_jsonl(tmp_path / "t.jsonl", [row | {"Team": forms[i % 3]} for i, row in enumerate(ROWS)])
+    message = failure(tmp_path, TEAM | {"data": "t.jsonl", "labels": "from_data"})
+    assert "'cafe\\u0301', 'caf\\xe9' are one text in two Unicode forms" in message
+
+
+def test_layouts_with_a_definition_have_the_instruction(tmp_path: Path, team: Task) -> None:
+    for style in ("superni", "long_sequence"):
+        assert "Which team?\n" in load(tmp_path, TEAM | {"data": "t.csv", "prompt": style}).train[0].head
+
+
+def test_a_label_that_is_a_raw_value_of_another_is_no_raw_value(tmp_path: Path) -> None:
+    """Of {1: 2, 2: 3} a raw 3 is nothing, and neither the label 3."""
+    task = {"name": "t", "data": "t.jsonl", "input": "x", "answer": "y", "split": {"test": 0.4}}
+    write_jsonl(tmp_path / "t.jsonl", [{"x": f"text {i}", "y": i % 3 + 1} for i in range(12)])
+    assert "label '3'" in failure(tmp_path, task | {"labels": {1: 2, 2: 3}})
+    assert "allowed: 1, 2" in failure(tmp_path, task | {"labels": {1: 2, 2: 3}})
+    found = load(tmp_path, task | {"labels": {1: 2, 2: 3}, "drop": [3]})  # as a raw value, and as a label
+    assert {one.answers for one in (*found.train, *found.test)} == {("2",)}
 
 
 def test_a_group_stays_on_one_side_and_validation_has_its_own(tmp_path: Path) -> None:
@@ -172,6 +217,14 @@ BAD = [
     ({"split": {"group": "nobody"}}, "no column 'nobody'"),
     ({"messages": "Reply", "input": None, "answer": None, "labels": None}, "a list of at least two messages"),
     ({"metric": "scorers:right"}, "allow it with --allow-code"),
+    ({"data": "foo://x/t.csv"}, "foo://x/t.csv: cannot be looked at (Protocol not known: foo)"),
+    ({"data": "none.csv"}, "none.csv: is empty; allowed: a header line"),
+    ({"data": "ragged.jsonl"}, "ragged.jsonl, line 3: not JSON"),
+    ({"data": "ragged.jsonl"}, "ragged.jsonl, line 1, column 'Ticket Text': got ''"),
+    ({"data": {"saved": "saved", "train": "train", "test": "test"}}, "saved: holds one table without splits"),
+    ({"prompt": {"head": "{{ Team }}"}}, "task team, prompt: a template fails ('Team' is undefined)"),
+    ({"labels": "from_data", "aliases": {"sales": ["billing"]}}, "the alias 'billing' is itself a label"),
+    ({"labels": "from_data", "aliases": {"shop": ["x"]}}, "aliases of 'shop', which is no answer in the data"),
     ({"data": "gone.csv"}, "gone.csv: there is no such file"),
     ({"data": "my.yaml"}, "the ending '.yaml' says no format"),
 ]
@@ -180,6 +233,12 @@ BAD = [
 @pytest.mark.parametrize(("change", "words"), BAD)
 def test_what_is_wrong_with_the_data_is_named(change: dict[str, Any], words: str, team: Task, tmp_path: Path) -> None:
     """With file, line, column, what is allowed; at most three rows, the others counted."""
+    from datasets import Dataset
+
+    (tmp_path / "none.csv").touch()
+    empty = json.dumps({"Ticket Text": "", "Team": "sales"})
+    (tmp_path / "ragged.jsonl").write_text(f'{empty}\n{empty}\n{{"Ticket Text": \n')
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     message = failure(tmp_path, TEAM | {"data": "t.csv"} | change)
     assert words.replace("line 7, label", "line 7: label") in message
     assert message.count("next step:") <= 4

@@ -75,6 +75,10 @@ def test_orders_of_a_stream(tmp_path: Path) -> None:
     stream = write(tmp_path, *tasks, orders={"default": ["b", "a"], "nightly": ["a", "agnews"]})
     assert resolve_order(None, stream) == ("support", ("b", "a"))
     assert resolve_order("nightly", stream) == resolve_order("support/nightly", stream)
+    (tmp_path / "both").mkdir()
+    both = write(tmp_path / "both", TASK, orders={"demo": ["team"], "1": ["team"], "support": ["team"]})
+    assert [resolve_order(name, both)[0] for name in ("demo", "1")] == ["support/demo", "support/1"]
+    assert resolve_order(None, both)[0] == "support"
     assert resolve_order("nightly", stream) == ("support/nightly", ("a", "agnews"))
     assert resolve_order("a,yelp", stream) == ("custom:a,yelp", ("a", "yelp"))
     assert resolve_order("1", stream)[0] == "std-1"
@@ -102,7 +106,11 @@ def test_orders_of_a_stream(tmp_path: Path) -> None:
         ({"input": "{{ range(9) }}"}, "calls"),
         ({"prompt": {"head": "{% include 'x' %}"}}, "not allowed here"),
         ({"split": {"test": 0.6, "validation": 0.4}}, "nothing to train on"),
-        ({"data": {"files": "x"}}, "one of the keys"),
+        ({"data": {"files": "x"}}, "expected a path, {train"),
+        ({"data": None}, "expected a path, {train"),
+        ({"labels": {0: ["a"], 1: "b"}}, "one label, a text, for each raw value"),
+        ({"category": ["mail"]}, "category"),
+        ({"name": "agnews"}, "is a built-in task"),
         ({"data": {"hub": "tickets"}}, "data"),
         ({"name": "../x"}, "name"),
         ({"weight": -1}, "0 or more"),
@@ -128,6 +136,10 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
         ({"orders": {"x": ["nobody"]}}, "'nobody' is no task of the stream; allowed: team"),
         ({"orders": {"x": ["team", "team"]}}, "each once"),
         ({"stream": "long"}, "built-in stream"),
+        ({"stream": "std-1"}, "built-in stream or order"),
+        ({"defaults": ["metric"]}, "defaults: expected a mapping"),
+        ({"categories": {"mail": {"chat": True}}}, "categories.mail: no task has this category"),
+        ({"categories": {"mail": "chat"}}, "categories.mail: expected a mapping"),
     ],
 )
 def test_orders_and_names_are_checked(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -136,8 +148,11 @@ def test_orders_and_names_are_checked(fields: dict[str, Any], words: str, tmp_pa
 
 
 def test_a_built_in_task_is_used_and_not_changed(tmp_path: Path) -> None:
-    assert "no built-in task" in refused(tmp_path, {"use": "nobody"})
-    assert "'labels' cannot be set" in refused(tmp_path, {"use": "agnews", "labels": ["a", "b"]})
+    wrong = [{"use": "agnews", "labels": ["a", "b"]}, {"use": "yelp", "train_examples": -5}, {"use": "snipets"}]
+    message = refused(tmp_path, *wrong, TASK | {"metric": "x"})
+    assert all(words in message for words in ("my.yaml", "4 problems", "'labels' cannot be set", "'x'; allowed"))
+    assert "task 'yelp': train_examples" in message
+    assert "'snipets' is no built-in task (nearest: 'snippets')" in message
 
 
 @pytest.mark.parametrize("text", ["stream: [", "- a", "stream: a\nstream: b\ntasks: []", ""])

@@ -20,6 +20,12 @@ def test_a_row_is_rendered() -> None:
     assert render("{{ list[0].strip() }}{% if missing is defined %}!{% endif %}", row) == "x"
 
 
+def test_values_are_written_as_those_of_columns() -> None:
+    """Whole numbers without a point and nothing for no number, as the same rows are read from CSV."""
+    row = {"whole": 2.0, "part": 0.5, "gap": float("nan"), "yes": True, "self": "a column of any name"}
+    assert render("{{ whole }}|{{ part }}|{{ gap }}|{{ yes }}", row) == "2|0.5||True"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -29,9 +35,17 @@ def test_a_row_is_rendered() -> None:
             "{% import 'x' as y %}",
             "{% extends 'x' %}",
             "{% set b = a %}",
+            "{% with b = a ~ a %}{{ b }}{% endwith %}",
             "{% macro m() %}{% endmacro %}",
         ),
-        *("{{ range(3) }}", "{{ a.ljust(9) }}", "{{ a.format(1) }}", "{{ cycler(1) }}", "{{ a.__class__() }}"),
+        *(
+            "{{ range(3) }}",
+            "{{ a.ljust(9) }}",
+            "{{ a.format(1) }}",
+            "{{ cycler(1) }}",
+            "{{ a.__class__() }}",
+            "{{ self }}",
+        ),
     ],
 )
 def test_what_is_not_allowed_is_refused_before_it_runs(text: str) -> None:

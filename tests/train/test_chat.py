@@ -37,6 +37,14 @@ def test_what_stands_around_a_message(chatty: Any) -> None:
     assert message_end(chatty) == chatty.eos_token_id
 
 
+def test_a_template_that_writes_the_date_writes_the_same_every_day(chatty: Any) -> None:
+    """Llama 3's does so: the stages of yesterday must be those of today, and what is served like what was trained."""
+    plain = around(chatty, ())
+    chatty.chat_template = "{{ strftime_now('%d %b %Y') }}{{ strftime_now(\"%Y-%m-%d\") }} " + TEMPLATE
+    around.cache_clear()
+    assert around(chatty, ()) == (f"26 Jul 20242024-07-26 {plain[0]}", plain[1])
+
+
 @pytest.mark.parametrize("family", ["llama"], indirect=True)
 def test_training_reads_what_the_template_writes(chatty: Any, family: str) -> None:
     """Token by token, the answer with its end included; too long a text is cut within the message."""
@@ -73,11 +81,18 @@ def test_a_chat_ends_at_the_end_of_its_message(tiny: Any) -> None:
 
 
 def test_a_tokenizer_that_writes_no_chats_says_why(tiny: Any, chatty: Any) -> None:
-    assert "no chat template" in str(why_not(tiny.tokenizer))
-    assert why_not(chatty) is None
+    assert "no chat template" in str(why_not(tiny.tokenizer, ()))
+    first = Example("t/train/1", "", "t1w1", "", ("good",), chat=())
+    begun = replace(first, id="t/train/2", chat=(("assistant", "hello"),))
+    assert why_not(chatty, [first, begun]) is None
+    strict = copy.deepcopy(chatty)
+    strict.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('who?') }}{% endif %}" + TEMPLATE
+    assert why_not(strict, [first]) is None
+    assert "example t/train/2: " in str(why_not(strict, [first, begun]))
+    assert "messages assistant, user (who?)" in str(why_not(strict, [first, begun]))
     cats, roles = copy.deepcopy(chatty), copy.deepcopy(chatty)
     cats.chat_template = "{{ raise_exception('only cats') }}"
-    assert "refuses the messages user (only cats)" in str(why_not(cats))
+    assert "refuses the messages user (only cats)" in str(why_not(cats, ()))
     roles.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(DataError, match="does not write a message"):
         around(roles, ())
