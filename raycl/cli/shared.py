@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from raycl.errors import SpecError
 from raycl.files import Json
 from raycl.presets import merge, parse_override, read_config
 
@@ -111,8 +112,14 @@ def make_layers(config: str | None, sets: list[str] | None, flags: dict[str, Any
     Raises SpecError for a file that cannot be read or an override that is none.
     """
     given = {flag: value for flag, value in flags.items() if value is not None}
+    file = read_config(config) if config else {}
+    data = file.get("data")
+    if isinstance(data, dict) and data.get("allow_code") and not given.get("allow_code"):
+        raise SpecError(
+            f"--config {config}: data.allow_code lets Python code run; say so on the command line: --allow-code"
+        )
     return Layers(
-        file=read_config(config) if config else {},
+        file=file,
         flags=merge(*(_nested(FIELD_OF_FLAG[flag], value) for flag, value in given.items())),
         sets=merge(*map(parse_override, sets or [])),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from raycl.cli.shared import DataFlag, StoreFlag, StreamFlag, TrackingFlag, prepare
+from raycl.cli.shared import CodeFlag, DataFlag, StoreFlag, StreamFlag, TrackingFlag, prepare
 from raycl.errors import SpecError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def evaluate(
     tasks: Tasks = None,
     stream: StreamFlag = None,
     data: DataFlag = None,
+    allow_code: CodeFlag = False,
     store: StoreFlag = None,
     model: Model = None,
     device: Device = None,
@@ -88,7 +89,7 @@ def evaluate(
     from raycl.use.served import load
 
     head = find_head(run, store)
-    said = {"stream": stream, "source": data}
+    said = {"stream": stream, "source": data, "allow_code": allow_code}
     settings = head.spec.data.model_copy(update={name: value for name, value in said.items() if value is not None})
     known = open_catalogue(settings.stream)
     names = [entry.name for entry in known.streams[0].tasks] if stream and not tasks else head.spec.tasks
@@ -153,6 +154,7 @@ def append(
     run: Run,
     task: Annotated[str, typer.Option("--task", help="the task to learn now")],
     stream: StreamFlag = None,
+    allow_code: CodeFlag = False,
     most: Most = None,
     name: NewTag = None,
     store: StoreFlag = None,
@@ -171,7 +173,7 @@ def append(
     from raycl.use.heads import find_head
     from raycl.use.history import tag as name_it
 
-    done = grow(find_head(run, store), task, Options(store, tracking, output=output), stream)
+    done = grow(find_head(run, store, allow_code), task, Options(store, tracking, output=output), stream)
     refused = most is not None and done.forgetting > most
     print_appended(done, most)
     if refused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,21 @@ class Head:
         return str(self.store.manifest(self.last).recipe["model"]["fingerprint"])
 
 
-def find_head(what: str, store: str | None = None) -> Head:
+def find_head(what: str, store: str | None = None, allow_code: bool = False) -> Head:
     """The state that `what` names: a tag, a run's output folder or its name in `~/.raycl/runs`, a stage's key or its start.
+
+    Metrics of its stream that are Python code run only if `allow_code` says so, whatever the run allowed.
 
     `store` is where the stages are, none = where the run put them, or `~/.raycl/store`. Raises SpecError for what is none of
     these, StoreError for stages that are not there.
     """
     if tag_path(what).is_file():
         facts = _read(tag_path(what))
-        return _of_facts(what, facts["spec"], facts, str(tag_path(what)), store)
+        return _allowing(_of_facts(what, facts["spec"], facts, str(tag_path(what)), store), allow_code)
     for folder in (Path(what).expanduser(), home() / "runs" / what):
         if (folder / SPEC).is_file():
-            return _of_facts(what, _read(folder / SPEC), _read(folder / SUMMARY), str(folder / SUMMARY), store)
+            summary = folder / SUMMARY
+            return _allowing(_of_facts(what, _read(folder / SPEC), _read(summary), str(summary), store), allow_code)
     opened = Store(store or str(home() / "store"))
     found = [key for key in opened.stage_keys() if key.startswith(what)] if opened.exists() else []
     if len(what) >= SHORTEST_PREFIX and len(found) == 1:
@@ -86,6 +89,12 @@ def find_head(what: str, store: str | None = None) -> Head:
         f"folder of a run, its name under {home() / 'runs'} (the last ones: {shown}), or a stage's key; next step: see "
         "`raycl store ls`"
     )
+
+
+def _allowing(head: Head, code: bool) -> Head:
+    """The same, and whether code of its stream may run: a run's folder may come from somebody else."""
+    data = head.spec.data.model_copy(update={"allow_code": code})
+    return replace(head, spec=head.spec.model_copy(update={"data": data}))
 
 
 def tag_path(name: str) -> Path:

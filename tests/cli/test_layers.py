@@ -11,6 +11,7 @@ import yaml
 
 from raycl.cli.shared import make_layers
 from raycl.comparison.grid import grid_of, make_grid
+from raycl.errors import SpecError
 from raycl.presets import PRESETS
 from raycl.sequence import job
 from raycl.sequence import resolve as resolving
@@ -126,3 +127,12 @@ def test_in_a_comparison_set_wins_over_a_methods_own_settings_and_those_over_the
 
     assert ranks([]) == [(4, 9), (3, 9)]
     assert ranks(["method.rank=5"]) == [(5, 9), (5, 9)]
+
+
+def test_a_file_alone_does_not_let_code_run(tmp_path: Path) -> None:
+    """Whoever wrote the file: `--allow-code` must stand on the command line."""
+    (tmp_path / "best.yaml").write_text("data: {allow_code: true}\n")
+    with pytest.raises(SpecError, match="--allow-code"):
+        make_layers(str(tmp_path / "best.yaml"), None, {})
+    layers = make_layers(str(tmp_path / "best.yaml"), None, {"allow_code": True})
+    assert layers.said("data") == {"allow_code": True}
