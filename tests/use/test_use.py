@@ -123,6 +123,7 @@ def test_what_names_a_state(trained: Trained, tmp_path: Path) -> None:
     assert first.spec.model.name == head.spec.model.name
     with load(head.last, head.store.uri) as by_key, load(str(folder)) as by_run:
         assert by_key.generate(["a film"], 6) == by_run.generate(["a film"], 6)
+    assert not head.spec.data.allow_code and find_head(str(folder), allow_code=True).spec.data.allow_code
     with pytest.raises(SpecError, match="no run and no stage of that name"):
         find_head("nothing", str(tmp_path / "none"))
     with pytest.raises(StoreError, match="has no stage"):
