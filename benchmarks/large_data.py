@@ -35,7 +35,7 @@ def write_table(path: Path, rows: int) -> None:
     draw = random.Random(0)
     with path.open("w") as file:
         for row in range(rows):
-            text = f"{row} " + " ".join(draw.choices(WORDS, k=TOKENS - 20))
+            text = f"{row} " + " ".join(draw.choices(WORDS, k=TOKENS - 22))
             file.write(json.dumps({"text": text, "label": ("billing", "support")[row % 2]}) + "\n")
 
 
@@ -72,7 +72,7 @@ def prepared(folder: Path, rows: int) -> list[str]:
         "labels": ["billing", "support"],
     }
     (folder / "long.yaml").write_text(yaml.safe_dump({"stream": "long-table", "tasks": [task]}))
-    sets = {"data.max_source_tokens": TOKENS, "data.max_target_tokens": 8, "train.batch_size": 128}
+    sets = {"data.max_source_tokens": TOKENS + 56, "data.max_target_tokens": 8, "train.batch_size": 128}
     sets |= {"train.log_every": 100, "model.precision": "fp32", "train.lr": 0.001}
     flags = [
         "--stream",
