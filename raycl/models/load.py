@@ -13,7 +13,7 @@ from raycl.models.faults import find_faults, heal_end_token
 from raycl.models.fingerprint import fingerprint
 from raycl.models.options import loading_options, require_options
 from raycl.models.packaged import converted
-from raycl.models.places import place
+from raycl.models.places import locate, place
 from raycl.models.probe import regions, set_dropout
 from raycl.models.targets import query_and_value
 from raycl.spec import ModelSpec
@@ -134,6 +134,14 @@ def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copy the few positions that reach the output layer: on a strided slice, torch would copy the vocabulary matrix once
     per example instead (measured on CPU: more than half of a forward pass of 50 prompts)."""
     return (inputs[0].contiguous(), *inputs[1:])
+
+
+def base_place(spec: ModelSpec) -> str:
+    """What other programs load a base model by: its folder, the packaged one's copy in raycl's home, or its hub id."""
+    path = locate(spec)
+    if path is None:
+        return spec.name
+    return str(converted(path) if path.is_file() else path)
 
 
 @dataclass(frozen=True)

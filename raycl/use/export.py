@@ -18,7 +18,7 @@ from raycl.adapters.carriers import stored_transposed
 from raycl.errors import SpecError
 from raycl.files import write_whole
 from raycl.methods.registry import method_class
-from raycl.models.load import load_model
+from raycl.models.load import base_place, load_model
 from raycl.sequence.states import States
 from raycl.state.manifest import ADAPTER_CONFIG, ADAPTER_MODEL
 from raycl.state.part_files import encode_part
@@ -58,7 +58,7 @@ def export(head: Head, folder: Path, form: Form = "adapter", task: str | None = 
     folder.mkdir(parents=True, exist_ok=True)
     rank = next((one for one in VLLM_RANKS if one >= branch.rank), None)
     if form == "adapter":
-        config = adapter_config(loaded.backbone, branch, head.spec.model.name)
+        config = adapter_config(loaded.backbone, branch, base_place(head.spec.model))
         contents = encode_part(StagePart("export", branch), config)
         for name in (ADAPTER_CONFIG, ADAPTER_MODEL):
             _write(folder / Path(name).name, contents[name])

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from raycl.models.load import base_place
 from raycl.models.packaged import converted
+from raycl.spec import ModelSpec
 
 
 class Loaded:
@@ -59,3 +61,16 @@ def test_a_file_is_dequantised_once_in_bf16(tmp_path: Path, monkeypatch: pytest.
     gguf.write_bytes(b"others")
     assert converted(gguf) != folder and len(calls) == 4
     assert not [path for path in folder.parent.iterdir() if path.is_dir() and not path.name.startswith("tiny-")]
+
+
+def test_other_programs_find_a_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packaged one by its copy, a folder by its whole path, a hub model by its id: nothing is fetched for it."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("raycl.models.load.locate", lambda spec: places[spec.name])
+    monkeypatch.setattr("raycl.models.load.converted", lambda path: tmp_path / "copy")
+    (tmp_path / "file.gguf").write_text("")
+    places = {"packaged": tmp_path / "file.gguf", "folder": tmp_path / "model", "owner/name": None}
+    wanted = {"packaged": str(tmp_path / "copy"), "folder": str(tmp_path / "model"), "owner/name": "owner/name"}
+    assert {name: base_place(ModelSpec(name=name)) for name in places} == wanted
