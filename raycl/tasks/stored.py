@@ -23,8 +23,8 @@ IN_MEMORY = 20_000
 """Records up to which a sequence stays in memory."""
 AT_ONCE = 2_000
 """Records that are written and read together."""
-LOOKS = 20_000
-"""Records that are looked up in one mapping of a file: each may hold a page of 4 KiB in memory."""
+LOOKS = 2_000
+"""Records that are looked up in one mapping of a file: each may bring 64 KiB of it into memory, as Linux reads around."""
 T = TypeVar("T")
 
 
