@@ -35,6 +35,14 @@ def reach(folders: Iterable[str]) -> None:
             sys.path.append(folder)
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Json:
+    """Nested mappings as one: {"train": {"lr": 1}} is {"train.lr": 1}."""
+    found: Json = {}
+    for name, value in values.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a neighbour with the same suffix, then move it to `path`: a reader meets the old file or the new."""
     partial = path.with_name(f".{uuid4().hex}{path.suffix}")

@@ -49,7 +49,7 @@ def compare(
     model: ModelFlag = None,
     data: DataFlag = None,
     stream: StreamFlag = None,
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     preset: PresetFlag = "auto",
     workers: Workers = None,
     max_concurrent: Most = None,
@@ -68,7 +68,7 @@ def compare(
     layers = make_layers(
         config,
         sets,
-        {"model": model, "data": data, "stream": stream, "allow_code": allow_code or None, "workers": workers},
+        {"model": model, "data": data, "stream": stream, "allow_code": allow_code, "workers": workers},
     )
     prepare()
     from raycl.comparison.driver import HowToRun, run_comparison

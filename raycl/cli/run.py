@@ -42,7 +42,7 @@ def run(
     model: ModelFlag = None,
     data: DataFlag = None,
     stream: StreamFlag = None,
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     preset: PresetFlag = "auto",
     seed: SeedFlag = None,
     workers: Workers = None,
@@ -68,7 +68,7 @@ def run(
         "data": data,
         "seed": seed,
         "stream": stream,
-        "allow_code": allow_code or None,
+        "allow_code": allow_code,
     }
     flags |= {"workers": workers, "groups": groups}
     layers = make_layers(config, sets, flags)

@@ -43,7 +43,7 @@ StreamFlag = Annotated[
     str | None, typer.Option("--stream", help="YAML file of a task stream of your own (docs/streams.md)")
 ]
 CodeFlag = Annotated[
-    bool, typer.Option("--allow-code", help="let the stream name Python functions as metrics; they are run")
+    bool | None, typer.Option("--allow-code", help="let the stream name Python functions as metrics; they are run")
 ]
 PresetFlag = Annotated[
     str,

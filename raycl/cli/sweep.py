@@ -54,7 +54,7 @@ def sweep(
     model: ModelFlag = None,
     data: DataFlag = None,
     stream: StreamFlag = None,
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     preset: PresetFlag = "auto",
     seed: SeedFlag = None,
     workers: Workers = 1,
@@ -81,7 +81,7 @@ def sweep(
         "data": data,
         "seed": seed,
         "stream": stream,
-        "allow_code": allow_code or None,
+        "allow_code": allow_code,
     }
     layers = make_layers(config, sets, flags)
     prepare()

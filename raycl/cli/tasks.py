@@ -40,12 +40,12 @@ def show(
     data: DataFlag = None,
     model: ModelFlag = None,
     preset: PresetFlag = "auto",
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     config: ConfigFlag = None,
     sets: SetFlags = None,
 ) -> None:
     """Show a task as its stream describes it, and three of its examples as the model would read them."""
-    flags = {"data": data, "stream": stream, "model": model, "allow_code": allow_code or None}
+    flags = {"data": data, "stream": stream, "model": model, "allow_code": allow_code}
     spec, known, names = _opened(flags, preset, config, sets, name)
     from raycl.report.task_check import print_entry, print_samples
     from raycl.sequence.task_check import samples, text_side
@@ -62,7 +62,7 @@ def check(
     data: DataFlag = None,
     model: ModelFlag = None,
     preset: PresetFlag = "auto",
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     config: ConfigFlag = None,
     sets: SetFlags = None,
 ) -> None:
@@ -71,7 +71,7 @@ def check(
     Shows counts, labels, lengths in tokens, duplicates and leaks, and three examples of each task, with what trains set off.
     Ends with code 2 if a run would be refused.
     """
-    flags = {"data": data, "stream": file, "model": model, "allow_code": allow_code or None}
+    flags = {"data": data, "stream": file, "model": model, "allow_code": allow_code}
     spec, known, names = _opened(flags, preset, config, sets)
     from raycl.report.task_check import print_check
     from raycl.sequence.task_check import check_tasks

@@ -77,7 +77,7 @@ def evaluate(
     tasks: Tasks = None,
     stream: StreamFlag = None,
     data: DataFlag = None,
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     store: StoreFlag = None,
     model: Model = None,
     device: Device = None,
@@ -86,17 +86,15 @@ def evaluate(
     prepare()
     from raycl.tasks.catalogue import open_catalogue
     from raycl.use.heads import find_head
-    from raycl.use.served import load
+    from raycl.use.served import evaluate as evaluate_tasks
 
     head = find_head(run, store)
-    said = {"stream": stream, "source": data, "allow_code": allow_code}
+    said = {"stream": stream, "source": data, "allow_code": bool(allow_code)}
     settings = head.spec.data.model_copy(update={name: value for name, value in said.items() if value is not None})
     known = open_catalogue(settings.stream)
     names = [entry.name for entry in known.streams[0].tasks] if stream and not tasks else head.spec.tasks
     names = [known.require(name) for name in tasks.split(",")] if tasks else names
-    for name in names:
-        with load(run, store, name if head.needs_task else None, model, device) as served:
-            found = served.evaluate(name, settings)
+    for name, found in evaluate_tasks(head, names, settings, model, device):
         further = "".join(f"  {metric} {value:.1f}" for metric, value in found.further.items())
         print(f"{name}: {found.score:.1f}  ({len(found.predictions)} examples){further}")
 
@@ -123,28 +121,28 @@ def export(
 
 def log(run: Run, store: StoreFlag = None) -> None:
     """Show the stages of a run, newest first: task, key, when, how long, by which raycl."""
+    from raycl.analysis.history import log as stages
     from raycl.report.history import print_log
     from raycl.use.heads import find_head
-    from raycl.use.history import log as stages
 
-    print_log(stages(find_head(run, store)))
+    print_log(stages(find_head(run, store).manifests))
 
 
 def diff(run: Run, other: Run, store: StoreFlag = None) -> None:
     """Show what differs between two runs, stage by stage: settings, data, base model, environment."""
+    from raycl.analysis.history import diff as differences
+    from raycl.analysis.history import shared
     from raycl.report.history import print_diff
     from raycl.use.heads import find_head
-    from raycl.use.history import diff as differences
-    from raycl.use.history import shared
 
-    one, two = find_head(run, store), find_head(other, store)
+    one, two = (find_head(name, store).manifests for name in (run, other))
     print_diff(shared(one, two), differences(one, two))
 
 
 def tag(run: Run, name: Annotated[str, typer.Argument(help="such as production")], store: StoreFlag = None) -> None:
     """Give what a run has learned a name, under which all other verbs find it; a name that is taken is moved."""
     from raycl.use.heads import find_head
-    from raycl.use.history import tag as name_it
+    from raycl.use.heads import tag as name_it
 
     name_it(find_head(run, store), name)
     print(f"{name} is now {run}")
@@ -154,7 +152,7 @@ def append(
     run: Run,
     task: Annotated[str, typer.Option("--task", help="the task to learn now")],
     stream: StreamFlag = None,
-    allow_code: CodeFlag = False,
+    allow_code: CodeFlag = None,
     most: Most = None,
     name: NewTag = None,
     store: StoreFlag = None,
@@ -171,11 +169,13 @@ def append(
     from raycl.sequence.driver import Options
     from raycl.use.growing import append as grow
     from raycl.use.heads import find_head
-    from raycl.use.history import tag as name_it
+    from raycl.use.heads import tag as name_it
 
-    done = grow(find_head(run, store, allow_code), task, Options(store, tracking, output=output), stream)
+    done = grow(find_head(run, store, bool(allow_code)), task, Options(store, tracking, output=output), stream)
     refused = most is not None and done.forgetting > most
-    print_appended(done, most)
+    said = "" if most is None else f", at most {most:g} are allowed: {'refused' if refused else 'accepted'}"
+    verdict = f"earlier tasks lost {done.forgetting:.2f} points on average{said}"
+    print_appended(done.before, done.after, verdict)
     if refused:
         raise typer.Exit(2)
     if name:
@@ -196,7 +196,7 @@ def forget(
     prepare()
     from raycl.use.growing import forget as without
     from raycl.use.heads import find_head
-    from raycl.use.history import tag as name_it
+    from raycl.use.heads import tag as name_it
 
     left = without(find_head(run, store), task)
     name_it(left, name)

@@ -62,9 +62,8 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     if spec.precision == "auto":
         raise ValueError("model.precision is still 'auto': resolve the run spec before its model is loaded")
     require_options(spec, device)
-    path = place(spec)
     mark = fingerprint(spec)
-    folder = converted(path) if path.is_file() else path
+    folder = _folder(place(spec))
     try:
         files = _read(folder, spec, device)
     except Exception as error:  # the loaders raise types of several libraries
@@ -136,12 +135,15 @@ def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].contiguous(), *inputs[1:])
 
 
+def _folder(place: Path) -> Path:
+    """What transformers loads: the folder of a model, or the packaged file's copy as one."""
+    return converted(place) if place.is_file() else place
+
+
 def base_place(spec: ModelSpec) -> str:
     """What other programs load a base model by: its folder, the packaged one's copy in raycl's home, or its hub id."""
     path = locate(spec)
-    if path is None:
-        return spec.name
-    return str(converted(path) if path.is_file() else path)
+    return spec.name if path is None else str(_folder(path))
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,7 @@ def load_tokenizer(spec: ModelSpec) -> TextSide:
     """A model's tokenizer and what its configuration says of lengths. Raises SpecError as `load_model`."""
     from transformers import AutoConfig, AutoTokenizer
 
-    path = place(spec)
-    folder = converted(path) if path.is_file() else path
+    folder = _folder(place(spec))
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raycl.errors import SpecError, one_message
-from raycl.files import Json
+from raycl.files import Json, dotted
 from raycl.methods.registry import method_params
 from raycl.spec import TrainSpec, at_stage, per_stage_fields
 from raycl.tasks.catalogue import open_catalogue
@@ -21,7 +21,7 @@ def task_layer(values: Json, base: Json, stream: str | None, tasks: Sequence[str
     user says for the whole run lies above this layer. Raises SpecError for fields that may not differ by stage.
     """
     entries = open_catalogue(stream).tasks
-    said = [dict(_flat(entries[name].run)) for name in tasks]
+    said = [dotted(entries[name].run) for name in tasks]
     if not any(said):
         return {}
     allowed = _allowed(values)
@@ -40,13 +40,6 @@ def task_layer(values: Json, base: Json, stream: str | None, tasks: Sequence[str
         column = [fields.get(field, at_stage(usual, stage)) for stage, fields in enumerate(said, start=1)]
         layer.setdefault(section, {})[name] = column
     return layer
-
-
-def _flat(run: Json) -> Iterator[tuple[str, Any]]:
-    """{"train": {"lr": 1}} as ("train.lr", 1)."""
-    for section, fields in run.items():
-        for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
-            yield f"{section}.{name}" if name else section, value
 
 
 def _allowed(values: Json) -> dict[str, Callable[[], Any]]:

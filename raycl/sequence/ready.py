@@ -36,7 +36,7 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
         problems += [f"task {name}: chat: {why}" for name, why in reasons.items() if why]
         tasks = [task for task in tasks if not reasons.get(task.name)]
         problems += [line for task in tasks for line in answer_problems(encoder, task)]
-        problems += _positions(loaded, encoder, tasks, spec.method.soft_tokens(len(tasks)))
+        problems += position_problems(loaded.positions, encoder, tasks, spec.method.soft_tokens(len(tasks)))
     if problems:
         raise SpecError(one_message(f"the model {loaded.name}", problems, HINT))
     for task in tasks:
@@ -159,13 +159,11 @@ def _warn_of_cut_answers(encoder: Encoder, task: Task) -> None:
 # --- lengths --------------------------------------------------------------------------------------------------------------
 
 
-def _positions(loaded: LoadedModel, encoder: Encoder, tasks: Sequence[Task], soft: int) -> Iterator[str]:
-    """Inputs that, with `soft` tokens of soft prompts, are longer than the model has positions for."""
-    yield from position_problems(loaded.positions, encoder, tasks, soft)
-
-
 def position_problems(limit: int | None, encoder: Encoder, tasks: Sequence[Task], soft: int = 0) -> Iterator[str]:
-    """The same for a model of `limit` positions. Texts are only measured where the limits alone do not settle it."""
+    """Inputs that, with `soft` tokens of soft prompts, are longer than a model of `limit` positions has any for.
+
+    Texts are only measured where the limits alone do not settle it.
+    """
     if limit is None or encoder.longest + soft <= limit:
         return
     longest = max((_longest(encoder, task) for task in tasks), default=0) + soft

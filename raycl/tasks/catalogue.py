@@ -208,7 +208,7 @@ def _wrong_uses(value: Json, others: Mapping[str, TaskEntry]) -> Iterable[str]:
 def _taken(stream: Stream, others: Mapping[str, TaskEntry]) -> Iterable[str]:
     """Own tasks that would stand in the place of built-in ones, in published orders too."""
     for entry in stream.tasks:
-        if entry.name in others and not isinstance(entry.data, Published | Demo):
+        if entry.name in others and is_own(entry):
             yield f"task {entry.name!r}: is a built-in task; give yours another name, or take that one with `use`"
 
 
@@ -268,6 +268,6 @@ def is_published(entry: TaskEntry) -> bool:
     return isinstance(entry.data, Published)
 
 
-def is_demo(entry: TaskEntry) -> bool:
-    """Whether a task comes from a package."""
-    return isinstance(entry.data, Demo)
+def is_own(entry: TaskEntry) -> bool:
+    """Whether a stream says itself where a task's data lie, as users' streams do."""
+    return not isinstance(entry.data, Published | Demo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,8 @@ def _write(task: str, splits: Mapping[str, Iterable[Json]], folder: Path) -> Jso
 
         write_whole(path, write)
         with path.open("rb") as file:
-            digest = sha256()
-            for piece in iter(lambda: file.read(1 << 20), b""):
-                digest.update(piece)
-        files[f"{task}/{split}.jsonl"] = {"rows": count, "sha256": digest.hexdigest(), "bytes": os.path.getsize(path)}
+            digest = file_digest(file, "sha256").hexdigest()
+        files[f"{task}/{split}.jsonl"] = {"rows": count, "sha256": digest, "bytes": os.path.getsize(path)}
     return files
 
 

@@ -56,25 +56,16 @@ class Reader:
 
     def json(self, path: Path) -> Any:
         """The value in a JSON file. Raises DataError."""
-        return _parse(self.text(path), str(path))
+        return parse_json(self.text(path), str(path))
 
     def content(self, path: Path) -> Any:
         """What a file of rows holds, whatever its name ends in: `Lines`, or the one JSON value in it. Raises DataError.
 
         More than one value makes JSON lines; a file named so is one JSON value only where it opens as a list.
         """
-        text, named_lines = self.text(path), ".jsonl" in path.suffixes
-        if named_lines and not text.lstrip().startswith("["):
-            return _lines(text, path)
-        try:
-            value = json.loads(text)
-        except (RecursionError, ValueError) as error:
-            several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-            if several and not named_lines:
-                self.read_as[self.name(path)] = "JSON lines"
-            return _lines(text, path) if several or named_lines else _parse(text, str(path))
-        if named_lines:
-            self.read_as[self.name(path)] = "one JSON list"
+        value, other = content_of(self.text(path), str(path), ".jsonl" in path.suffixes)
+        if other:
+            self.read_as[self.name(path)] = other
         return value
 
     def labels(self, path: Path) -> tuple[str, ...]:
@@ -88,14 +79,31 @@ class Reader:
         return labels
 
 
-def _lines(text: str, path: Path) -> Lines:
+def content_of(text: str, where: str, named_lines: bool) -> tuple[Any, str]:
+    """What a text of rows holds, `Lines` or one JSON value; and the form that it was read as, if its name says another.
+
+    `named_lines` = the name says JSON lines. Raises DataError that names the place below `where`.
+    """
+    if named_lines and not text.lstrip().startswith("["):
+        return _lines(text, where), ""
+    try:
+        value = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        several = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        if named_lines or several:
+            return _lines(text, where), "" if named_lines else "JSON lines"
+        return parse_json(text, where), ""
+    return value, "one JSON list" if named_lines else ""
+
+
+def _lines(text: str, path: str) -> Lines:
     """Each line that is not blank, with its place. Raises DataError at the first one that is not JSON."""
     # Not splitlines(): JSON texts may hold U+2028 and other characters that Python takes for line ends.
     numbered = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1))
-    return Lines([(where, _parse(line, where)) for where, line in numbered if line.strip()])
+    return Lines([(where, parse_json(line, where)) for where, line in numbered if line.strip()])
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """The JSON value in `text`. Raises DataError."""
     try:
         return json.loads(text)

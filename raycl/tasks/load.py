@@ -10,7 +10,7 @@ from typing import Any
 
 from raycl.errors import DataError
 from raycl.spec import DataSpec
-from raycl.tasks.catalogue import open_catalogue
+from raycl.tasks.catalogue import is_own, open_catalogue
 from raycl.tasks.code import Code, find_code, is_code
 from raycl.tasks.demo import load_demo
 from raycl.tasks.folder import load_folder
@@ -94,7 +94,7 @@ def build_task(entry: TaskEntry, source: Source, data: DataSpec) -> Task:
     metric, *further = _metrics(entry, raw)
     record = _record(raw, train, test, draw) | {"metric": metric}
     aliases = tuple(word for words in entry.aliases.values() for word in words)
-    own = raw.layout == "stream"
+    own = is_own(entry)
     return Task(entry.name, entry.category, metric, raw.labels, train, test, record, tuple(further), aliases, code, own)
 
 
@@ -137,7 +137,7 @@ def _code(entry: TaskEntry, data: DataSpec) -> dict[str, Code]:
 
 
 @dataclass(frozen=True)
-class _Make:
+class Make:
     """Makes a row the example of a split; an id holds the row's index among the usable rows of its split.
 
     Aliases come in here and not in the row, whose content says on which side of a split it is.
@@ -148,6 +148,7 @@ class _Make:
     render: Renderer
 
     def __call__(self, index: int, row: Row) -> Example:
+        """The example of the row at this index."""
         entry = self.entry
         chat = row.chat if is_chat(entry) else None
         name = f"{entry.name}/{self.split}/{index}"
@@ -175,7 +176,7 @@ class _Draw:
             classes = [row.answers[0] for row in rows.rows] if self.raw.labels else [""] * total
             chosen = draw(classes, count, f"{self.data.seed}:{self.entry.name}:{split}")
         render = Renderer(self.entry, self.raw.style, self.raw.labels, self.data.reveal_task)
-        return Picked(rows.rows, chosen, _Make(self.entry, split, render))
+        return Picked(rows.rows, chosen, Make(self.entry, split, render))
 
     def left_out(self, train: Sequence[Example], sizes: tuple[int | None, int | None]) -> Sequence[Example]:
         """Train rows that the training set leaves out: a larger draw, of which the training set is a part, without it."""

@@ -27,10 +27,10 @@ def load_own(entry: TaskEntry) -> RawTask:
     """Read one task of a user's stream. Raises DataError with the problems of all its splits."""
     data = entry.data
     assert isinstance(data, Files | Hub | Saved), entry.name
-    named = [split for split in SIDES if split in data.splits()]
-    found = dict(zip(named, gather([partial(_split, entry, split) for split in named]), strict=True))
-    if "test" not in found:
-        found |= _parted(entry, found["train"])
+    parted = "test" not in data.splits()
+    steps = [partial(_split, entry, split) for split in data.splits() if not (parted and split == "train")]
+    steps += [partial(_parted, entry, entry.split or Shares())] if parted else []
+    found = {side: rows for part in gather(steps) for side, rows in part.items()}
     labels = _labels(entry, found)
     style = entry.prompt or ("chat" if is_chat(entry) else "plain")
     files = hashes_of(data) if isinstance(data, Files) else {}
@@ -54,55 +54,49 @@ def _rows(entry: TaskEntry, split: str) -> Rows:
     return rows_of_hub(data, split)
 
 
-def _split(entry: TaskEntry, split: str) -> Split:
-    """The mapped rows of a split. Raises DataError."""
-    parse = mapper_of(entry)
-    if "test" in entry.data.splits():  # pyright: ignore[reportAttributeAccessIssue]  not of a published task
-        return collect(_rows(entry, split), parse, f"task {entry.name}, {split}")
-    assert entry.split is not None
-    group = entry.split.group
-
-    def with_group(item: Any, where: str) -> Row | Skip:
-        """The row; its group travels in the place of a definition, which tasks of one's own do not have."""
-        row = parse(item, where)
-        if isinstance(row, Skip) or group is None:
-            return row
-        if group not in item:
-            raise complaint(where, f"there is no column {group!r}", ", ".join(map(str, item)), "correct split.group")
-        return Row(row.text, row.answers, json.dumps(as_text(item[group]), default=str), row.weight, row.chat)
-
-    return collect(_rows(entry, split), with_group, f"task {entry.name}")
+def _split(entry: TaskEntry, split: str) -> Mapping[str, Split]:
+    """The mapped rows of a split that the data have themselves. Raises DataError."""
+    return {split: collect(_rows(entry, split), mapper_of(entry), f"task {entry.name}, {split}")}
 
 
-def _parted(entry: TaskEntry, whole: Split) -> Mapping[str, Split]:
+def _parted(entry: TaskEntry, shares: Shares) -> Mapping[str, Split]:
     """The rows of each side, told by their content or their group: rows that are added move no other.
 
-    Raises DataError where a side that is asked for gets none.
+    Raises DataError for bad rows, and where a side that is asked for gets none.
     """
-    shares = entry.split or Shares()
-    places: dict[str, list[int]] = {side: [] for side in SIDES}
-    for place, row in enumerate(whole.rows):
-        places[_side(shares, row)].append(place)
+    parse, sides = mapper_of(entry), list[str]()
+
+    def noting_its_side(item: Any, where: str) -> Row | Skip:
+        row = parse(item, where)
+        if isinstance(row, Row):
+            sides.append(_side(shares, _group(item, shares.group, where) if shares.group else _content(row)))
+        return row
+
+    whole = collect(_rows(entry, "train"), noting_its_side, f"task {entry.name}")
+    places = {name: [place for place, side in enumerate(sides) if side == name] for name in SIDES}
     wanted = [side for side in SIDES if side != "validation" or shares.validation]
     if empty := [side for side in wanted if not places[side]]:
         raise DataError(
             f"task {entry.name}: split: leaves no rows for {empty[0]} of the {len(whole.rows)} there are; next step: change "
             "the shares or `seed`, or give more rows"
         )
-    return {side: Split(_without_group(whole, places[side], shares), whole.dropped) for side in wanted}
+    return {side: Split(held(Picked(whole.rows, places[side])), whole.dropped) for side in wanted}
 
 
-def _without_group(whole: Split, places: list[int], shares: Shares) -> Any:
-    return held(Picked(whole.rows, places, _ungrouped if shares.group else None))
+def _group(item: Any, column: str, where: str) -> str:
+    """What tells a row's group. Raises DataError where its column is missing."""
+    if column not in item:
+        raise complaint(where, f"there is no column {column!r}", ", ".join(map(str, item)), "correct split.group")
+    return json.dumps(as_text(item[column]), default=str)
 
 
-def _ungrouped(place: int, row: Row) -> Row:
-    return Row(row.text, row.answers, "", row.weight, row.chat)
+def _content(row: Row) -> str:
+    """What tells a row from others."""
+    return json.dumps([row.text, row.answers, row.chat], ensure_ascii=False)
 
 
-def _side(shares: Shares, row: Row) -> str:
-    """Which side a row is on: its hash as a number from 0 to 1, against the shares."""
-    content = row.definition if shares.group else json.dumps([row.text, row.answers, row.chat], ensure_ascii=False)
+def _side(shares: Shares, content: str) -> str:
+    """Which side a row with this content, or of this group, is on: its hash as a number from 0 to 1, against the shares."""
     digest = hashlib.sha256(f"{shares.seed}:{content}".encode("utf-8", "surrogatepass")).digest()
     point = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if point < shares.test else "validation" if point < shares.test + shares.validation else "train"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -49,7 +50,23 @@ def _drained(first: list[T], rest: Iterator[T]) -> Iterator[T]:
     yield from rest
 
 
-class Stored(Sequence[T], Generic[T]):
+class Lazy(Sequence[T], Generic[T]):
+    """A sequence that makes its items when they are asked for; a slice of it is one too."""
+
+    @abstractmethod
+    def _at(self, place: int) -> T:
+        """The item at a place from 0 on."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        places = range(len(self))[index]
+        return Picked(self, places) if isinstance(places, range) else self._at(places)
+
+
+class Stored(Lazy[T]):
     """Records in an Arrow file. It travels to other processes as the path of its file."""
 
     def __init__(self, path: Path, kind: type[T], length: int) -> None:
@@ -62,16 +79,6 @@ class Stored(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return self.length
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Picked(self, range(*index.indices(self.length)))
-        place = range(self.length)[index]
-        return self._made(self._table[place])
-
     def __iter__(self) -> Iterator[T]:
         """From first to last, read in pieces that do not stay in memory."""
         import pyarrow as pa
@@ -83,15 +90,14 @@ class Stored(Sequence[T], Generic[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         return Stored, (self.path, self.kind, self.length)
 
-    @property
-    def _table(self) -> Any:
-        """The file for random access, mapped into memory; anew after so many looks, which lets go of the pages they read."""
+    def _at(self, place: int) -> T:
+        """From the file, mapped into memory; anew after so many looks, which lets go of the pages they read."""
         if self._looks % LOOKS == 0:
             from datasets import Dataset
 
             self._mapped = Dataset.from_file(str(self._there()))
         self._looks += 1
-        return self._mapped
+        return self._made(self._mapped[place])
 
     def _there(self) -> Path:
         if not self.path.is_file():
@@ -105,7 +111,7 @@ class Stored(Sequence[T], Generic[T]):
         return self.kind(**{name: _tuples(value) for name, value in row.items()})
 
 
-class Picked(Sequence[T], Generic[T]):
+class Picked(Lazy[T]):
     """Some records of a sequence, in an order of their own; `make` turns each into what is wanted, when it is wanted."""
 
     def __init__(
@@ -118,32 +124,21 @@ class Picked(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Picked(self.records, self.places[index], self.make)
-        place = self.places[index]
-        return self._made(place, self.records[place])
-
     def __iter__(self) -> Iterator[T]:
         if isinstance(self.places, range) and self.places == range(len(self.records)):
-            yield from (self._made(place, record) for place, record in enumerate(self.records))
+            yield from map(self._made, self.places, self.records)  # from first to last, which a file is read best in
         else:
-            yield from (self._made(place, self.records[place]) for place in self.places)
+            yield from map(self._at, range(len(self.places)))
+
+    def _at(self, place: int) -> T:
+        place = self.places[place]
+        return self._made(place, self.records[place])
 
     def _made(self, place: int, record: Any) -> T:
         return record if self.make is None else self.make(place, record)
 
 
-def held(records: Sequence[T]) -> Sequence[T]:
-    """The records as a tuple where they are few, and else as they are."""
-    return tuple(records) if len(records) <= IN_MEMORY else records
-
-
-class Joined(Sequence[T], Generic[T]):
+class Joined(Lazy[T]):
     """Several sequences, one after another."""
 
     def __init__(self, *parts: Sequence[T]) -> None:
@@ -152,22 +147,20 @@ class Joined(Sequence[T], Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Picked(self, range(*index.indices(len(self))))
-        place = range(len(self))[index]
+    def __iter__(self) -> Iterator[T]:
+        return itertools.chain(*self.parts)
+
+    def _at(self, place: int) -> T:
         for part in self.parts:
             if place < len(part):
                 return part[place]
             place -= len(part)
-        raise IndexError(index)
+        raise IndexError(place)
 
-    def __iter__(self) -> Iterator[T]:
-        return itertools.chain(*self.parts)
+
+def held(records: Sequence[T]) -> Sequence[T]:
+    """The records as a tuple where they are few, and else as they are."""
+    return tuple(records) if len(records) <= IN_MEMORY else records
 
 
 def _write(records: Iterable[T], kind: type[T], lasting: bool) -> Stored[T]:
@@ -184,7 +177,8 @@ def _write(records: Iterable[T], kind: type[T], lasting: bool) -> Stored[T]:
     try:
         with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, _schema(kind)) as writer:
             while piece := list(map(values_of, itertools.islice(records, AT_ONCE))):
-                digest.update(repr(piece).encode("utf-8", "surrogatepass"))
+                if lasting:
+                    digest.update(repr(piece).encode("utf-8", "surrogatepass"))
                 length += len(piece)
                 rows = [dict(zip(names, values, strict=True)) for values in piece]
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=_schema(kind)))

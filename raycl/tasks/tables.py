@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +17,7 @@ from typing import IO, Any
 import fsspec
 
 from raycl.errors import first_line
+from raycl.tasks.files import Lines, content_of, parse_json
 from raycl.tasks.rows import complaint, gather
 from raycl.tasks.stream import Files, Format, Saved
 
@@ -45,11 +45,8 @@ def hashes_of(data: Files) -> dict[str, str]:
     found = {}
     for paths in data.splits().values():
         for path in _matching(paths):
-            digest = hashlib.sha256()
             with _opened(path, packed=False) as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            found[path] = digest.hexdigest()
+                found[path] = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     return found
 
 
@@ -185,71 +182,51 @@ def _json_lines(path: str, data: Files) -> Rows:
             yield from _json_list(path, data)
             return
         if line.strip():
-            yield (where := f"{path}, line {number}"), _parsed(line, where)
+            yield (where := f"{path}, line {number}"), parse_json(line, where)
 
 
 def _json_list(path: str, data: Files) -> Rows:
     """A JSON list of rows, an object with one list of them, or JSON lines under this name."""
-    text = "".join(_lines(path))
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise complaint(path, f"not JSON ({error})", "a list of rows", _RESTORE) from None
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield (where := f"{path}, line {number}"), _parsed(line, where)
-        return
-    except (RecursionError, ValueError) as error:
-        raise complaint(path, f"not JSON ({error})", "a list of rows", _RESTORE) from None
+    value, _ = content_of("".join(_lines(path)), path, named_lines=False)
+    if isinstance(value, Lines):
+        return iter(value.rows)
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
         raise complaint(path, "holds no list of rows", "a JSON list, or an object with one list", _RESTORE)
-    yield from ((f"{path}, index {index}", item) for index, item in enumerate(value))
+    return ((f"{path}, index {index}", item) for index, item in enumerate(value))
 
 
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (RecursionError, ValueError) as error:
-        raise complaint(where, f"not JSON ({error})", "one JSON value per line", _RESTORE) from None
-
-
-def _parquet(path: str, data: Files) -> Rows:
-    import pyarrow.parquet as pq
-
-    with _opened(path, packed=False) as file:
-        try:
-            batches = pq.ParquetFile(file).iter_batches(AT_ONCE)
-            yield from _numbered((row for batch in batches for row in batch.to_pylist()), path)
-        except (OSError, ValueError, NotImplementedError) as error:  # of these are pyarrow's own
-            raise complaint(
-                path, f"is no Parquet file ({first_line(error)[:150]})", "a Parquet file", _RESTORE
-            ) from None
-
-
-def _arrow(path: str, data: Files) -> Rows:
-    """Arrow's stream form, which `datasets` writes, and its file form (Feather)."""
+def _columnar(path: str, form: str, batches_of: Callable[[Any], Iterator[Any]]) -> Rows:
+    """The rows of a file of columns; `batches_of` gives its record batches. Raises DataError for a file of another form."""
     import pyarrow as pa
 
     with _opened(path, packed=False) as file:
-        magic = file.read(6)
-        file.seek(0)
         try:
-            if magic == b"ARROW1":
-                reader: Any = pa.ipc.open_file(file)
-                batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
-            else:
-                batches = iter(pa.ipc.open_stream(file))
-            yield from _numbered((row for batch in batches for row in batch.to_pylist()), path)
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise complaint(path, f"is no Arrow file ({first_line(error)[:150]})", "an Arrow file", _RESTORE) from None
+            rows = (row for batch in batches_of(file) for row in batch.to_pylist())
+            yield from ((f"{path}, row {index}", row) for index, row in enumerate(rows))
+        except (OSError, pa.ArrowException) as error:
+            why = first_line(error)[:150]
+            raise complaint(path, f"is no {form} file ({why})", f"{form} in a whole file", _RESTORE) from None
 
 
-def _numbered(rows: Iterator[Any], path: str) -> Rows:
-    return ((f"{path}, row {index}", row) for index, row in enumerate(rows))
+def _parquet_batches(file: IO[bytes]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(file).iter_batches(AT_ONCE)
+
+
+def _arrow_batches(file: IO[bytes]) -> Iterator[Any]:
+    """Of Arrow's stream form, which `datasets` writes, and of its file form (Feather)."""
+    import pyarrow as pa
+
+    magic = file.read(6)
+    file.seek(0)
+    if magic != b"ARROW1":
+        return iter(pa.ipc.open_stream(file))
+    reader: Any = pa.ipc.open_file(file)
+    return (reader.get_batch(place) for place in range(reader.num_record_batches))
 
 
 _READERS: dict[Format, Callable[[str, Files], Rows]] = {
@@ -257,6 +234,6 @@ _READERS: dict[Format, Callable[[str, Files], Rows]] = {
     "tsv": lambda path, data: _separated(path, data, "\t"),
     "json": _json_list,
     "jsonl": _json_lines,
-    "parquet": _parquet,
-    "arrow": _arrow,
+    "parquet": lambda path, data: _columnar(path, "Parquet", _parquet_batches),
+    "arrow": lambda path, data: _columnar(path, "Arrow", _arrow_batches),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raycl.events import StageEvent
     from raycl.methods.common.base import Method
     from raycl.models.load import LoadedModel
+    from raycl.spec import MethodParams, RunSpec
     from raycl.state.stage_state import StagePart, StageState
     from raycl.tasks.task import Task
 
@@ -71,15 +72,54 @@ def run_stage_in_memory(
     `method` is the method's parameters, or a ready method object; `train` overrides fields of TrainSpec.
     `probe(stage module, encoder)` runs in eval mode, just before and right after the training.
     """
-    import torch
-
     from raycl.methods.common.base import StageInfo
     from raycl.methods.registry import build, method_class, method_params
-    from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
     from raycl.state.stage_state import StageState
     from raycl.train.batches import Encoder
-    from raycl.train.stage import StageRun
     from raycl.train.workers import Workers
+
+    state = state or StageState()
+    task = tasks[state.stage]
+    if isinstance(method, dict):
+        params = method_params(method["name"]).model_validate(method)
+        alone = method_class(method["name"]).alone(params)
+        method = build(params, StageInfo(state.stage + 1, len(tasks), task.name, seed, alone))
+    spec = toy_spec(model, method.params, tasks, seed, train)
+    encoder = Encoder(model.tokenizer, model.backbone.encoder_decoder, 64, 8)
+    events: list[StageEvent] = []
+    run = watched_run(probe)(model, method, state, task, spec, encoder, Workers(), events.append)
+    part = run.run()
+    seen = run.trainable_names, run.before, run.after, run.probes
+    return StageResult(part, state.append(part), method, in_json(run.log), in_json(events), *seen)
+
+
+def toy_spec(
+    model: LoadedModel, params: MethodParams, tasks: Sequence[Task], seed: int, train: Mapping[str, Any]
+) -> RunSpec:
+    """The run spec of a stage in memory; `train` overrides fields of TrainSpec."""
+    import torch
+
+    from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
+
+    settings = {"lr": 1e-2, "epochs": 4, "batch_size": 8, "log_every": 1} | dict(train)
+    bf16 = model.backbone.model.dtype == torch.bfloat16
+    return RunSpec(
+        order="toy",
+        tasks=[one.name for one in tasks],
+        model=ModelSpec(name=model.name, precision="bf16" if bf16 else "fp32"),
+        method=params,
+        train=TrainSpec.model_validate(settings),
+        eval=EvalSpec(batch_size=8),
+        seed=seed,
+        workers=0,
+    )
+
+
+def watched_run(probe: Callable[[Any, Any], Any] | None) -> Any:
+    """A `StageRun` that notes what its training begins and ends with; `probe` as in `run_stage_in_memory`."""
+    import torch
+
+    from raycl.train.stage import StageRun
 
     class WatchedRun(StageRun):
         def train(self, module: Any, train: Any, held_out: Any) -> None:
@@ -96,41 +136,7 @@ def run_stage_in_memory(
                 with torch.no_grad():
                     self.probes.append(probe(module.eval(), self.encoder))
 
-    state = state or StageState()
-    stage = state.stage + 1
-    task = tasks[state.stage]
-    if isinstance(method, dict):
-        params = method_params(method["name"]).model_validate(method)
-        method = build(
-            params, StageInfo(stage, len(tasks), task.name, seed, method_class(method["name"]).alone(params))
-        )
-    settings = {"lr": 1e-2, "epochs": 4, "batch_size": 8, "log_every": 1} | train
-    bf16 = model.backbone.model.dtype == torch.bfloat16
-    spec = RunSpec(
-        order="toy",
-        tasks=[one.name for one in tasks],
-        model=ModelSpec(name=model.name, precision="bf16" if bf16 else "fp32"),
-        method=method.params,
-        train=TrainSpec(**settings),
-        eval=EvalSpec(batch_size=8),
-        seed=seed,
-        workers=0,
-    )
-    encoder = Encoder(model.tokenizer, model.backbone.encoder_decoder, 64, 8)
-    events: list[StageEvent] = []
-    run = WatchedRun(model, method, state, task, spec, encoder, Workers(), events.append)
-    part = run.run()
-    return StageResult(
-        part,
-        state.append(part),
-        method,
-        in_json(run.log),
-        in_json(events),
-        run.trainable_names,
-        run.before,
-        run.after,
-        run.probes,
-    )
+    return WatchedRun
 
 
 def run_sequence_in_memory(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raycl.events import PlannedStage, SequenceStart, StageEnd, Step
-from raycl.files import Json
+from raycl.files import Json, dotted
 from raycl.spec import at_stage
 
 LONGEST_PARAM = 500
@@ -102,15 +102,13 @@ def as_name(text: str) -> str:
     return re.sub(r"[^\w\-. ]", "_", text)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings as `outer.inner` -> text; lists as JSON; what is longer than `LONGEST_PARAM` as its hash."""
-    params: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            params |= flat(value, f"{prefix}{name}.")
-            continue
-        text = value if isinstance(value, str) else json.dumps(value)
-        if len(text) > LONGEST_PARAM:
-            text = f"sha256:{hashlib.sha256(text.encode()).hexdigest()} ({len(text)} characters)"
-        params[f"{prefix}{name}"] = text
-    return params
+    return {name: _param(value) for name, value in dotted(values).items()}
+
+
+def _param(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) <= LONGEST_PARAM:
+        return text
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()} ({len(text)} characters)"

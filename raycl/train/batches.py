@@ -92,9 +92,13 @@ class Encoder:
         return max(both) if self.encoder_decoder else sum(both)
 
     def generated(self, task: Task) -> int:
-        """Tokens after which generation stops: the longest label or alias with its end token, or the limit for free text."""
-        words = task.closed
-        return self.longest_answer(words, task.in_chat) if words else task.answer_tokens or self.max_target
+        """Tokens after which generation of a task's answers stops: see `limit`."""
+        return self.limit(task.closed, task.answer_tokens, task.in_chat)
+
+    def limit(self, words: Sequence[str] | None, tokens: int | None = None, chat: bool = False) -> int:
+        """Tokens after which an answer ends: the longest of all words that may be one, with its end token; of free text
+        (none) the task's own limit `tokens`, or the run's."""
+        return self.longest_answer(words, chat) if words else tokens or self.max_target
 
     def ends(self, chat: bool) -> list[int]:
         """The tokens that end an answer; in a chat also the one that ends a message there."""

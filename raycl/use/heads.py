@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raycl.errors import SpecError, StoreError
-from raycl.files import Json, home
+from raycl.files import Json, home, write_json
 from raycl.methods.registry import method_class, method_params
 from raycl.sequence.plan import state_keys
 from raycl.spec import RunSpec, parse
+from raycl.state.manifest import Manifest
 from raycl.state.store import Store
+from raycl.tasks.stream import NAME
 
 SPEC, SUMMARY = "spec.json", "summary.json"
 SHORTEST_PREFIX = 4
@@ -37,6 +40,11 @@ class Head:
     def last(self) -> str:
         """The key of the newest stage."""
         return self.stages[-1]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of the stages, first to last."""
+        return [self.store.manifest(key) for key in self.stages]
 
     @property
     def needs_task(self) -> bool:
@@ -140,3 +148,13 @@ def _read(path: Path) -> Any:
     except (OSError, ValueError) as error:
         why = type(error).__name__
         raise SpecError(f"{path}: cannot be read ({why}); next step: give the folder of a finished run") from None
+
+
+def tag(head: Head, name: str) -> None:
+    """Give a state a name, such as `production`; a name that is taken is moved. Raises SpecError for an odd name."""
+    if not re.fullmatch(NAME, name) or (home() / "runs" / name).exists():
+        raise SpecError(f"tag {name!r}: is the name of a run, or no name; allowed: letters, digits, `_`, `.` and `-`")
+    path = tag_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spec = head.spec.model_dump(mode="json")
+    write_json(path, {"spec": spec, "stage_keys": list(head.stages), "store": head.store.uri, "data": head.records})

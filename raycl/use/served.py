@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from raycl.errors import SpecError
 from raycl.methods.common.base import Method, Route, StageInfo
-from raycl.methods.registry import build
+from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.states import States
 from raycl.spec import DataSpec
 from raycl.tasks.catalogue import open_catalogue
-from raycl.tasks.load import load_tasks
+from raycl.tasks.load import Make, load_tasks
 from raycl.tasks.own import is_chat
 from raycl.tasks.prompts import Renderer
 from raycl.tasks.rows import Row
@@ -23,7 +23,7 @@ from raycl.tasks.task import Example
 from raycl.train.batches import Encoder
 from raycl.train.generation import Decoder, Scored
 from raycl.train.workers import Workers, local_device
-from raycl.use.explain import Strengths, strengths
+from raycl.use.explain import Strengths
 from raycl.use.heads import Head, find_head
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Served:
         state = States(head.store, head.spec).of(head.keys(task))
         self.branches = tuple(part.task for part in state.parts)
         """The task of each branch, in the order of their strengths."""
-        info = StageInfo(state.stage, len(head.stages), state.newest.task, head.spec.seed)
+        alone = method_class(head.spec.method.name).alone(head.spec.method)
+        info = StageInfo(state.stage, len(head.stages), state.newest.task, head.spec.seed, alone)
         self._method: Method = build(head.spec.method, info)
         self._method.serve(loaded.backbone, state)
 
@@ -97,8 +98,8 @@ class Served:
     def _limit(self, task: str, encoder: Encoder) -> int:
         """Tokens after which an answer to a task ends, as when it was scored."""
         entry, labels = self._entry(task), self._labels(task)
-        words = (*labels, *(word for words in entry.aliases.values() for word in words)) if labels else ()
-        return encoder.longest_answer(words, is_chat(entry)) if words else entry.max_answer_tokens or encoder.max_target
+        words = (*labels, *(word for words in entry.aliases.values() for word in words)) if labels else None
+        return encoder.limit(words, entry.max_answer_tokens, is_chat(entry))
 
     def _strengths(self, encoder: Encoder, example: Example) -> Strengths | None:
         backbone = self._loaded.backbone
@@ -111,7 +112,7 @@ class Served:
         style = self._record(task).get("prompt") or entry.prompt or ("chat" if is_chat(entry) else "plain")
         layout: Any = style if isinstance(style, str | PromptParts) else PromptParts.model_validate(style)
         render = Renderer(entry, layout, self._labels(task), self.head.spec.data.reveal_task)
-        return Example("", *render(Row(text, ("",))), ("",), () if is_chat(entry) else None, entry.max_answer_tokens)
+        return Make(entry, "use", render)(0, Row(text, ("",)))
 
     def _entry(self, task: str) -> TaskEntry:
         """What the run's stream, or a built-in one, says of a task. Raises SpecError for an unknown one."""
@@ -167,8 +168,31 @@ def load(
     """
     head = find_head(what, store)
     head.keys(task)  # before the model is loaded, which takes time
+    return Served(head, _base(head, model, device), task)
+
+
+def evaluate(
+    head: Head, tasks: Sequence[str], data: DataSpec, model: str | None = None, device: str | None = None
+) -> Iterator[tuple[str, Scored]]:
+    """Score a state on tasks of the stream that `data` names; each with its name. The base model is loaded once.
+
+    `model` and `device` as in `load`. Raises UserError as `load`, and for tasks whose data cannot be read.
+    """
+    loaded = _base(head, model, device)
+    if head.needs_task:
+        for task in tasks:
+            with Served(head, loaded, task) as served:
+                yield task, served.evaluate(task, data)
+        return
+    with Served(head, loaded) as served:
+        for task in tasks:
+            yield task, served.evaluate(task, data)
+
+
+def _base(head: Head, model: str | None, device: str | None) -> LoadedModel:
+    """The base model of a state. Raises SpecError for one that cannot be used."""
     spec = head.spec.model if model is None else head.spec.model.model_copy(update={"name": model})
     loaded = load_model(spec, device or local_device())
     if loaded.faults:
         raise SpecError("\n".join(loaded.faults))
-    return Served(head, loaded, task)
+    return loaded

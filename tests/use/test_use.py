@@ -14,12 +14,13 @@ import torch
 
 from raycl import Options, SpecError, StoreError, find_head, load, resolve, run_sequence
 from raycl.adapters.stacked_lora import StackedLora
+from raycl.analysis.history import diff, log, shared
 from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.sequence.job import make_job
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
 from raycl.use.export import added, export, served_branch
-from raycl.use.history import diff, log, shared, tag
+from raycl.use.heads import tag
 
 ORDER = ("roget", "snippets")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -206,15 +207,17 @@ def test_the_sum_of_branches_by_hand(trained: Trained) -> None:
 def test_a_history_and_what_differs(trained: Trained) -> None:
     """The same run has no difference; another method's stages differ in their settings, and a shorter one lacks a stage."""
     head, other = find_head(str(trained("inc_lora"))), find_head(str(trained("o_lora")))
-    assert [(one.stage, one.task, one.key) for one in log(head)] == [
+    assert [(one.stage, one.task, one.key) for one in log(head.manifests)] == [
         (place, task, key) for place, (task, key) in enumerate(zip(ORDER, head.stages, strict=True), start=1)
     ]
-    assert diff(head, head) == [] and shared(head, head) == 2
-    changed = {(one.stage, one.field): (one.one, one.other) for one in diff(head, other)}
-    assert changed[1, "method.name"] == ("inc_lora", "o_lora") and shared(head, other) == 0
+    assert diff(head.manifests, head.manifests) == [] and shared(head.manifests, head.manifests) == 2
+    changed = {(one.stage, one.field): (one.one, one.other) for one in diff(head.manifests, other.manifests)}
+    assert changed[1, "method.name"] == ("inc_lora", "o_lora") and shared(head.manifests, other.manifests) == 0
     first = find_head(head.stages[0], head.store.uri)
-    assert [(one.stage, one.field, one.other) for one in diff(head, first)] == [(2, "stage", "there is none")]
-    assert shared(head, first) == 1
+    assert [(one.stage, one.field, one.other) for one in diff(head.manifests, first.manifests)] == [
+        (2, "stage", "there is none")
+    ]
+    assert shared(head.manifests, first.manifests) == 1
 
 
 def test_a_tag_names_a_state_and_moves(trained: Trained) -> None:
