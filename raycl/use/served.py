@@ -23,7 +23,7 @@ from raycl.tasks.task import Example
 from raycl.train.batches import Encoder
 from raycl.train.generation import Decoder, Scored
 from raycl.train.workers import Workers, local_device
-from raycl.use.explain import Strengths
+from raycl.use.explain import Strengths, strengths
 from raycl.use.heads import Head, find_head
 
 if TYPE_CHECKING:
