@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 # Tests that share something costly stay on one process (tests/kit/groups.py).
 PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup demo check test test-fast mutants mutants-some cards reproduce-smoke lock check-tools clean
+.PHONY: help setup demo check test test-fast mutants mutants-some audit cards docs reproduce-smoke lock check-tools clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -47,15 +47,21 @@ mutants: setup   ## change raycl in small ways and see whether the tests notice 
 mutants-some: setup  ## a random dozen of them
 	$(BIN)/python benchmarks/mutants.py --some 12
 
+audit: setup     ## known vulnerabilities of the locked dependencies (needs a connection to the package index)
+	$(BIN)/python benchmarks/audit.py
+
 cards: setup     ## the pages about the methods, from code and measurements
 	$(BIN)/raycl cards
+
+docs: setup      ## the documentation as a site in _site/docs/index.html; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs/site . _site
 
 reproduce-smoke: setup  ## every published table with a tiny random model, and the page that says what was run
 	$(BIN)/raycl reproduce all --scale smoke --output benchmarks/results/reproductions
 	$(BIN)/raycl reproductions
 
 lock: setup      ## pin the dependencies of pyproject.toml anew
-	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --group demo --group dev --group docs --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements.lock
 
 clean:           ## remove the virtual environment

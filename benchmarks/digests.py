@@ -3,6 +3,8 @@
     python benchmarks/digests.py before.json     on one commit
     python benchmarks/digests.py after.json      on another one, on the same machine; then compare the files
 
+`--engine deepspeed` and `--engine torch` on one commit show that both take the same steps.
+
 Three stages of every case in `tests/kit/cases.py` are trained on the tiny Llama and the tiny T5, in fp32 and one thread,
 which takes about a minute.
 """
@@ -39,7 +41,7 @@ def digest(part: StagePart) -> str:
     return found.hexdigest()
 
 
-def digests() -> dict[str, list[str]]:
+def digests(engine: str) -> dict[str, list[str]]:
     """`family/case` -> the digests of its three stages."""
     torch.set_num_threads(1)
     tasks = [make_toy_task(number, spread=3) for number in (1, 2, 3)]
@@ -50,7 +52,7 @@ def digests() -> dict[str, list[str]]:
             model = load_tiny(Path(folder, family), "fp32")
             for name, case in CASES.items():
                 torch.manual_seed(0)
-                results = run_sequence_in_memory(model, case.params, tasks, **case.train)
+                results = run_sequence_in_memory(model, case.params, tasks, **case.train | {"engine": engine})
                 found[f"{family}/{name}"] = [digest(result.part) for result in results]
                 print(f"{family}/{name}  {found[f'{family}/{name}'][-1][:12]}", flush=True)
     return found
@@ -59,5 +61,6 @@ def digests() -> dict[str, list[str]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", help="JSON file to write")
+    parser.add_argument("--engine", choices=["deepspeed", "torch"], default="deepspeed", help="as train.engine")
     arguments = parser.parse_args()
-    Path(arguments.output).write_text(json.dumps(digests(), indent=1) + "\n")
+    Path(arguments.output).write_text(json.dumps(digests(arguments.engine), indent=1) + "\n")

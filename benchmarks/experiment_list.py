@@ -6,12 +6,14 @@ Learning rates are those that `benchmarks/quality.py` chose where they differ fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from quality import BRANCH, SHARED, VALIDATION
 
 from raycl.comparison.grid import GridSpec
 from raycl.files import Json
+from raycl.presets import merge
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Experiment:
     """Pairs of labels: the difference first minus second is taken order by order and seed by seed."""
     rates: tuple[str, ...] = ()
     """Arms that differ in the learning rate alone: scored on validation rows too, and one is chosen there."""
+    orders: tuple[str, ...] = ("std-1", "std-2")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    settings: Json = field(default_factory=dict)
+    """Run-spec fields in place of the common budget's."""
 
 
 def _layers(method: str, name: str, rate: str) -> dict[str, str]:
@@ -45,6 +51,12 @@ def _against(name: str) -> tuple[tuple[str, str], ...]:
 
 INF, GAIN = "inf_lora", "gain over inf_lora"
 RATES = ("3e-4", "1e-3", "3e-3")
+ONE_INSTRUCTION = str(Path(__file__).with_name("one_instruction.yaml"))
+"""A stream whose tasks share their instruction."""
+SIMILAR = "custom:imdb,mnli,yelp,agnews,cb,sst2,rte,amazon"
+"""Eight tasks, several with the same label words: sentiment in two and in five steps, inference three times, one topic."""
+ROUTED: Json = {"train": {"lr": 3e-3}}
+"""The rate that `benchmarks/quality.py` chose for separate branches."""
 EXPERIMENTS = {
     "A": Experiment(
         "How much of the layer inputs' energy should a basis hold, and how is it measured?",
@@ -87,6 +99,73 @@ EXPERIMENTS = {
         },
         (("slao", "slao, alpha 32"), ("slao, preserve_function", "slao"), ("slao, no merging", "slao")),
     ),
+    "H": Experiment(
+        "Does a router of the bare model's features end where separate models with the task id end?",
+        {"per_task": "per_task", "route_lora": "route_lora", "route_lora, hidden": "route_lora:features=hidden"},
+        (("route_lora", "per_task"), ("route_lora, hidden", "per_task")),
+        settings=ROUTED,
+    ),
+    "I": Experiment(
+        "The same where all tasks share one instruction and only the text tells them apart?",
+        {
+            "per_task": "per_task",
+            "route_lora, text": "route_lora:region=text",
+            "route_lora, text, hidden": "route_lora:region=text,features=hidden",
+        },
+        (("route_lora, text", "per_task"), ("route_lora, text, hidden", "per_task")),
+        orders=("one-instruction/one-instruction",),
+        settings=ROUTED | {"data": {"stream": ONE_INSTRUCTION}},
+    ),
+    "J": Experiment(
+        "And on all 15 tasks, with twice the steps?",
+        {
+            "per_task": "per_task:train.lr=3e-3",
+            "route_lora": "route_lora:train.lr=3e-3",
+            "route_lora, text": "route_lora:region=text,train.lr=3e-3",
+        },
+        (("route_lora", "per_task"), ("route_lora, text", "per_task")),
+        orders=("long-6",),
+        settings={"data": {"train_examples": 400}},
+    ),
+    "K": Experiment(
+        "Which methods stand apart where tasks are many and alike, with 50 steps a task?",
+        {
+            "sin_lora": "sin_lora",
+            "inc_lora": "inc_lora",
+            "o_lora": "o_lora",
+            "inf_lora": "inf_lora",
+            "gain_lora over o_lora": "gain_lora:over=o_lora",
+            "gain_lora over inf_lora": "gain_lora:over=inf_lora",
+            "am_lora": "am_lora",
+            "slao": "slao:alpha=16.0",
+            "replay, 2 %": "replay:share=0.02",
+            "replay, 10 %": "replay:share=0.1",
+            "route_lora": "route_lora",
+            "per_task": "per_task",
+            "mtl": "mtl",
+        },
+        (
+            ("o_lora", "sin_lora"),
+            ("gain_lora over o_lora", "o_lora"),
+            ("gain_lora over o_lora", "sin_lora"),
+            ("gain_lora over inf_lora", "inf_lora"),
+            ("am_lora", "sin_lora"),
+            ("am_lora", "o_lora"),
+            ("slao", "sin_lora"),
+            ("slao", "o_lora"),
+            ("route_lora", "per_task"),
+            ("route_lora", "o_lora"),
+        ),
+        orders=(SIMILAR,),
+        settings={"data": {"train_examples": 400}},
+    ),
+    "L": Experiment(
+        "Does a new branch of route_lora learn more if it starts from the nearest task's?",
+        {"route_lora": "route_lora", "route_lora, nearest": "route_lora:init=nearest"},
+        (("route_lora, nearest", "route_lora"),),
+        orders=("custom:mnli,cb,rte", "custom:imdb,sst2,copa"),
+        settings=ROUTED,
+    ),
 }
 DILUTED = "E"
 """The experiment whose first stages experiment D adds zero branches to."""
@@ -94,11 +173,18 @@ COMPARISON = ["sin_lora", "o_lora", "gain_lora:over=o_lora", "slao"]
 """The methods of benchmarks/results/comparison, whose predictions experiment G resamples."""
 
 
-def grid_of(methods: list[str], orders: list[str], seeds: list[int], data: str, validation: bool = False) -> GridSpec:
-    """A comparison under the common budget; with `validation` scored on train rows that training does not use."""
-    settings: Json = SHARED | {"method": BRANCH}
+def grid_of(
+    methods: list[str],
+    orders: list[str],
+    seeds: list[int],
+    data: str,
+    own: Json | None = None,
+    validation: bool = False,
+) -> GridSpec:
+    """A comparison under the common budget and settings of its `own`; with `validation` scored on train rows that training
+    does not use."""
     split = {"test_split": "validation", "test_examples": VALIDATION} if validation else {}
-    settings |= {"data": settings["data"] | {"source": data} | split}
+    settings = merge(SHARED, {"method": BRANCH}, own or {}, {"data": {"source": data} | split})
     shared: Json = {"bounds": False, "preset": "laptop", "settings": settings, "overrides": {}}
     return GridSpec(methods=methods, orders=orders, seeds=seeds, **shared)
 

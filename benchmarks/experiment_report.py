@@ -12,6 +12,7 @@ from raycl.analysis.stats import sign_flip_p, spread
 from raycl.comparison.grid import GridCell
 from raycl.report.cards import markdown_table
 from raycl.sequence.history import stored_matrix
+from raycl.sequence.job import SequenceJob
 
 MEASURES = ("LA", "FT", "AP")
 Figures = dict[str, Any]
@@ -26,11 +27,20 @@ sign-flip test's (from 5 pairs on, uncorrected; the least that 6 pairs can give 
 """
 
 
-def figures(cells: Sequence[GridCell]) -> list[Figures]:
-    """The finished sequences among the cells, read from the store."""
+def keys_of(cell: GridCell) -> list[str]:
+    """What names a sequence's stages; empty for one that cannot run."""
+    return [stage.key for stage in cell.job.plan.stages] if cell.job else []
+
+
+def figures(cells: Sequence[GridCell], known: Sequence[Figures] = ()) -> list[Figures]:
+    """The finished sequences among the cells: as `known` has them under the same stage keys, whatever machine made them, or
+    else read from the store. What is known stays what it was, so that pairs made on one machine stay pairs."""
     found = []
     for cell in cells:
-        if cell.job is None or cell.missing():
+        same = (cell.entry.label, cell.order, cell.seed, keys_of(cell))
+        kept = [row for row in known if (row["label"], row["order"], row["seed"], row["stage_keys"]) == same]
+        if kept or cell.job is None or cell.missing():
+            found += kept[:1]
             continue
         matrix = stored_matrix(cell.job.store, cell.job.plan, cell.job.spec.tasks)
         values = (matrix.learning_accuracy(), matrix.forgetting(), matrix.ap())
@@ -42,10 +52,18 @@ def figures(cells: Sequence[GridCell]) -> list[Figures]:
                 **dict(zip(MEASURES, values, strict=True)),
                 "AP after two": matrix.ap(2),
                 "matrix": matrix.to_json(),
-                "stage_keys": [stage.key for stage in cell.job.plan.stages],
+                "stage_keys": keys_of(cell),
+                "made on": made_on(cell.job),
             }
         )
     return found
+
+
+def made_on(job: SequenceJob) -> str:
+    """Device and torch of a sequence's last stage."""
+    manifest = job.store.manifest(job.plan.stages[-1].key)
+    name = manifest.runtime.get("device_name") or manifest.runtime["device"]
+    return f"{name}, torch {manifest.environment['libraries']['torch']}"
 
 
 def differences(rows: Sequence[Figures], against: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -101,7 +119,8 @@ COMMANDS = [
     "",
     "```sh",
     "python benchmarks/experiments.py --data DIR --plan     # DIR: the 15-task benchmark",
-    "python benchmarks/experiments.py --data DIR --only A,B --orders 1,2 --seeds 0,1,2",
+    "python benchmarks/experiments.py --data DIR --only A,B --seeds 0,1,2",
+    "python benchmarks/experiments.py --data DIR --only C,E,F --processes 12 --seconds 500   # on a GPU",
     "```",
     "",
 ]
@@ -115,6 +134,7 @@ def _experiment(experiment: Experiment, record: dict[str, Any]) -> list[str]:
         means = [_mean_line(label, [row for row in rows if row["label"] == label]) for label in experiment.arms]
         lines += [markdown_table(("arm", "n", *MEASURES), [line for line in means if line]), ""]
         lines += _differences(record["differences"])
+        lines += [f"Made on {'; '.join(sorted({row['made on'] for row in rows}))}.", ""]
     if record.get("choice"):
         found = record["choice"]
         picks = [(order, found["after two"][order], found["after four"][order]) for order in found["after two"]]

@@ -1,12 +1,13 @@
-"""Experiments A to G, which settle what the methods' settings bring: `python benchmarks/experiments.py --data DIR`.
+"""Experiments, which settle what the methods' settings bring: `python benchmarks/experiments.py --data DIR`.
 
-    --plan                                   what would run, and what the store has of it
-    --only A,B --orders 1,2 --seeds 0,1,2    run these (letters: see experiment_list.py; D and G train nothing)
-    --report                                 only write the page from what is finished
+    --plan                         what would run, and what the store has of it
+    --only A,B --seeds 0,1,2       run these (letters: see experiment_list.py; D and G train nothing)
+    --processes 8 --seconds 500    several sequences at once, as a GPU has room for, and an end to it
+    --report                       only write the page from what is finished
 
-Sequences are cells of a comparison, one after another in this process, pairs of order and seed outermost, so that what is
+Sequences are cells of a comparison, letter by letter and in each letter pairs of order and seed outermost, so that what is
 finished first can be compared. All of it goes through the stage store: an interrupted run continues, and experiments share
-stages. benchmarks/results/experiments.json and .md are written after every sequence, from whatever the store has.
+stages. benchmarks/results/experiments.json and .md are written from whatever the store has.
 """
 
 from __future__ import annotations
@@ -21,17 +22,15 @@ from typing import Any
 
 from dilution import dilution
 from experiment_list import COMPARISON, DILUTED, EXPERIMENTS, arms_of, grid_of
-from experiment_report import choice, differences, figures, page
+from experiment_report import Figures, choice, differences, figures, keys_of, page
 from paired_bootstrap import compared, request_of
+from pool import OUT_OF_TIME, run_cells
 from quality import RESULTS
 
 from raycl.comparison.grid import GridCell, make_grid
-from raycl.comparison.runner import CellFailed, CellJob, CellRunner
 from raycl.files import home, write_json, write_text
-from raycl.sequence.job import SentJob
 from raycl.state.store import Store
-from raycl.tasks.orders import resolve_order
-from raycl.train.workers import cores
+from raycl.tasks.orders import order_title
 
 ORDERS, SEEDS = ["std-1", "std-2"], [0, 1, 2]
 LETTERS = (*EXPERIMENTS, "D", "G")
@@ -49,10 +48,8 @@ class Planned:
     """Name of a cell -> why it failed."""
 
     def of(self, letters: list[str]) -> Iterator[GridCell]:
-        """The cells of some experiments, pairs of order and seed outermost."""
-        cells = [cell for letter in letters for cell in (*self.test.get(letter, ()), *self.validation.get(letter, ()))]
-        pairs = dict.fromkeys((cell.order, cell.seed) for cell in cells)
-        return (cell for pair in pairs for cell in cells if (cell.order, cell.seed) == pair)
+        """The cells of some experiments, letter by letter."""
+        return (cell for one in letters for cell in (*self.test.get(one, ()), *self.validation.get(one, ())))
 
 
 def main() -> None:
@@ -61,20 +58,26 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     store = Store(chosen.store or str(home() / "store"))
     planned = plan(chosen, store)
-    wanted = [cell for cell in planned.of(chosen.only) if cell.order in chosen.orders and cell.seed in chosen.seeds]
+    known = known_sequences()
+    wanted = [
+        cell
+        for cell in planned.of(chosen.only)
+        if cell.seed in chosen.seeds and (split_of(cell), *keys_of(cell)) not in known
+    ]
     if chosen.plan:
         show(wanted)
         return
     fresh: dict[str, Any] = {}
     if not chosen.report:
         store.check_usable()
-        for cell in run(wanted, planned.failures):
-            print(f"finished: {name_of(cell)}", flush=True)
-            report(planned, fresh)
+        for cell, failure in run_cells(wanted, chosen.processes, chosen.seconds):
+            print(f"{'failed' if failure else 'finished'}: {name_of(cell)} {failure or ''}".rstrip(), flush=True)
+            if failure and failure != OUT_OF_TIME:
+                planned.failures[cell.name] = failure
         if "D" in chosen.only:
             fresh["D"] = dilution(planned.test[DILUTED], read_known()["D"])
         if "G" in chosen.only:
-            fresh["G"] = compared(comparison_cells(chosen, store))
+            fresh["G"] = compared(planned.test["G"])
     report(planned, fresh)
     print(f"written: {RESULTS / 'experiments.md'}")
 
@@ -84,8 +87,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of the benchmark")
     parser.add_argument("--only", type=letters, default=list(LETTERS), help=f"of {', '.join(LETTERS)}  [default: all]")
-    parser.add_argument("--orders", type=orders, default=ORDERS)
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=SEEDS)
+    parser.add_argument("--processes", type=int, default=1, help="sequences that run at once  [default: %(default)s]")
+    parser.add_argument("--seconds", type=float, default=None, help="begin no stage after so long  [default: no end]")
     parser.add_argument("--plan", action="store_true", help="only show what would run")
     parser.add_argument("--report", action="store_true", help="only write the page from what is finished")
     parser.add_argument("--store", help="stage store  [default: raycl's own]")
@@ -93,11 +97,6 @@ def arguments() -> argparse.Namespace:
         "--comparison", type=Path, help="folder of a comparison whose answers G resamples, with its store"
     )
     return parser.parse_args()
-
-
-def orders(text: str) -> list[str]:
-    """Ids of orders, by id or number. Raises SpecError for an unknown one."""
-    return [resolve_order(one)[0] for one in text.split(",")]
 
 
 def letters(text: str) -> list[str]:
@@ -109,15 +108,14 @@ def letters(text: str) -> list[str]:
 
 
 def plan(chosen: argparse.Namespace, store: Store) -> Planned:
-    """Every cell of every experiment, on the usual pairs and those asked for: the page shows all that is finished."""
-    pairs = list(dict.fromkeys([*ORDERS, *chosen.orders])), list(dict.fromkeys([*SEEDS, *chosen.seeds]))
+    """Every cell of every experiment: the page shows all that is finished."""
     planned = Planned({})
     for letter, experiment in EXPERIMENTS.items():
-        entries = arms_of(experiment)
-        planned.test[letter] = make_grid(grid_of(entries, *pairs, chosen.data), 0, store)
+        what = arms_of(experiment), list(experiment.orders), list(experiment.seeds), chosen.data, experiment.settings
+        planned.test[letter] = make_grid(grid_of(*what), 0, store)
         if experiment.rates:
-            grid = grid_of(entries, *pairs, chosen.data, validation=True)
-            planned.validation[letter] = make_grid(grid, 0, store)
+            planned.validation[letter] = make_grid(grid_of(*what, validation=True), 0, store)
+    planned.test["G"] = comparison_cells(chosen, store)
     return planned
 
 
@@ -147,27 +145,14 @@ def show(cells: list[GridCell]) -> None:
     print(f"{len(cells)} sequences, {len(stages)} stages to train, {len(scores)} scores to make")
 
 
+def split_of(cell: GridCell) -> str:
+    """The rows that a cell is scored on."""
+    return cell.job.spec.data.test_split if cell.job else "test"
+
+
 def name_of(cell: GridCell) -> str:
     """A cell's name, with the rows it is scored on where they are not the test split's."""
-    split = cell.job.spec.data.test_split if cell.job else "test"
-    return cell.name if split == "test" else f"{cell.name}  ({split})"
-
-
-def run(cells: list[GridCell], failures: dict[str, str]) -> Iterator[GridCell]:
-    """Run what the store lacks, cell by cell; each is yielded when it is finished. One that fails costs no other."""
-    runner = CellRunner(cores())
-    for number, cell in enumerate(cells):
-        if cell.job is None or not cell.missing():
-            continue
-        job = CellJob(number, SentJob.of(cell.job))
-        event = runner.advance(job)
-        while not isinstance(event, CellFailed) and not event.finished:
-            event = runner.advance(job)
-        if isinstance(event, CellFailed):
-            failures[cell.name] = event.error
-            print(f"failed: {name_of(cell)}: {event.trace or event.error}", flush=True)
-        else:
-            yield cell
+    return cell.name if split_of(cell) == "test" else f"{cell.name}  ({split_of(cell)})"
 
 
 def read_known() -> dict[str, Any]:
@@ -176,34 +161,48 @@ def read_known() -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"D": [], "G": []}
 
 
+def known_sequences() -> set[tuple[str, ...]]:
+    """Split and stage keys of every sequence that experiments.json has figures of, made on whatever machine."""
+    found = [record for letter, record in read_known().items() if letter in EXPERIMENTS]
+    splits = {"test": "sequences", "validation": "validation"}
+    return {
+        (split, *row["stage_keys"])
+        for record in found
+        for split, rows in splits.items()
+        for row in record.get(rows, ())
+    }
+
+
 def report(planned: Planned, fresh: dict[str, Any]) -> None:
     """Write both files from what is finished; `fresh` is what D and G found in this call."""
     known = read_known() | fresh
     record: dict[str, Any] = {"D": known["D"], "G": known["G"]}
     for letter, experiment in EXPERIMENTS.items():
         cells = planned.test[letter]
-        rows = figures(cells)
+        before = known.get(letter, {})
+        rows = figures(cells, before.get("sequences", ()))
         record[letter] = {
             "question": experiment.question,
             "arms": experiment.arms,
             "sequences": rows,
             "differences": differences(rows, experiment.against),
-            "not run": not_run(cells, planned.failures),
+            "not run": not_run(cells, rows, planned.failures),
         }
-        if experiment.rates and (validated := figures(planned.validation[letter])):
+        if experiment.rates and (validated := figures(planned.validation[letter], before.get("validation", ()))):
             record[letter] |= {"validation": validated, "choice": choice(rows, validated)}
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / "experiments.json", record)
     write_text(RESULTS / "experiments.md", page(record))
 
 
-def not_run(cells: list[GridCell], failures: dict[str, str]) -> list[str]:
+def not_run(cells: list[GridCell], rows: list[Figures], failures: dict[str, str]) -> list[str]:
     """What is not finished, arm by arm; a failed cell with its reason."""
+    finished = {(row["label"], row["order"], row["seed"]) for row in rows}
     left: dict[str, list[str]] = {}
     for cell in cells:
-        if cell.job is None or cell.missing():
+        if (cell.entry.label, cell.order, cell.seed) not in finished:
             reason = cell.error or failures.get(cell.name)
-            words = f"{cell.order} seed {cell.seed}" + (f" ({reason})" if reason else "")
+            words = f"{order_title(cell.order)} seed {cell.seed}" + (f" ({reason})" if reason else "")
             left.setdefault(cell.entry.label, []).append(words)
     return [f"{label}: {', '.join(words)}" for label, words in left.items()]
 

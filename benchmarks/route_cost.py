@@ -15,28 +15,26 @@ import argparse
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from made_up import made_up_branches
+from steps import SIZES, WALL, TrainingStep, batch, in_turn, method_of, twin
 
-from raycl.adapters.backbone import IGNORE, Inputs
-from raycl.adapters.branches import Branches
 from raycl.files import write_text
-from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.common.feature_sums import DISTANCES, FOURTH, MEAN, SCATTER
-from raycl.methods.registry import build, method_params
 from raycl.methods.route_lora import LEVELS, RouteLora, RouteLoraParams
 from raycl.models.load import LoadedModel, load_model
 from raycl.models.precision import native_precision
 from raycl.spec import ModelSpec
-from raycl.state.stage_state import Branch, StagePart, StageState
+from raycl.state.stage_state import StagePart, StageState
 from raycl.train.decoding import GREEDY
-from raycl.train.module import StageModule, feed, precision
+from raycl.train.module import feed, precision
 
 RESULTS = Path(__file__).parent / "results" / "route_cost.md"
-ROWS, TOKENS, ANSWER, NEW = 8, 128, 4, 8
+NEW = 8
+"""Tokens of an answer."""
 EVALUATED = 16
 """Prompts of a batch that is answered."""
 
@@ -73,23 +71,11 @@ def main() -> None:
     write_text(RESULTS, "\n".join(lines) + "\n")
 
 
-def method_of(name: str) -> Method:
-    """A method with its default branch, at the stage after all the tasks."""
-    return build(method_params(name).model_validate({"name": name}), StageInfo(2, 2, "new", 0))
-
-
 def made_up(model: LoadedModel, tasks: int) -> StageState:
     """The state of a routed sequence of so many tasks, in random numbers."""
-    backbone, draw = model.backbone, torch.Generator().manual_seed(0)
-    params = RouteLoraParams()
-    branches = Branches(backbone, params.shape, ())
-    shapes = {path: (layer.down.shape, layer.up.shape) for path, layer in branches.layers.items()}
-    branches.remove()
-    width = backbone.width
+    draw, width = torch.Generator().manual_seed(0), model.backbone.width
     parts = []
-    for index in range(tasks):
-        a = {path: torch.randn(down, generator=draw) / down[1] ** 0.5 for path, (down, _) in shapes.items()}
-        b = {path: 1e-3 * torch.randn(up, generator=draw) for path, (_, up) in shapes.items()}
+    for index, branch in enumerate(made_up_branches(model.backbone, RouteLoraParams().shape, tasks)):
         rows = torch.randn(200, width, generator=draw, dtype=torch.float64) + torch.randn(width, generator=draw)
         away = rows - rows.mean(dim=0)
         tensors = {
@@ -98,45 +84,18 @@ def made_up(model: LoadedModel, tasks: int) -> StageState:
             FOURTH: away.norm(dim=1).pow(4).sum()[None].float(),
             DISTANCES: torch.ones(LEVELS),
         }
-        parts.append(StagePart(f"task{index}", Branch(params.rank, params.alpha, a, b), tensors, {"count": 200}))
+        parts.append(StagePart(f"task{index}", branch, tensors, {"count": 200}))
     return StageState(tuple(parts))
 
 
-def batch(model: LoadedModel, rows: int, answers: bool) -> Inputs:
-    """Random prompts of `TOKENS` tokens, with answers of `ANSWER` tokens after them or alone."""
-    draw = torch.Generator().manual_seed(1)
-    length = TOKENS + ANSWER if answers else TOKENS
-    ids = torch.randint(100, 40_000, (rows, length), generator=draw)
-    prompt = torch.zeros_like(ids)
-    prompt[:, :TOKENS] = 1
-    labels = torch.where(prompt.bool(), IGNORE, ids) if answers else None
-    return Inputs(ids, torch.ones_like(ids), prompt, labels)
-
-
 def steps(model: LoadedModel, state: StageState, repeats: int) -> tuple[float, float]:
-    """Median seconds of a training step of route_lora and of a single LoRA, a few of each in turn."""
-    seconds: dict[str, list[float]] = {"route_lora": [], "sin_lora": []}
-    inputs = batch(model, ROWS, answers=True)
-    turns = 3
-    for _ in range(-(-repeats // turns)):
-        for name, taken in seconds.items():
-            method = method_of(name)
-            method.install(model.backbone, state if name == "route_lora" else StageState())
-            module = StageModule(model.backbone, method).train()
-            trainable = [weight for weight in module.parameters() if weight.requires_grad]
-            optimizer = torch.optim.AdamW(trainable, lr=1e-4)
-
-            def step(module: StageModule = module, optimizer: torch.optim.Optimizer = optimizer) -> None:
-                with precision(model.backbone):
-                    loss, *_ = module(inputs)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            step()
-            taken += [timed(step) for _ in range(turns)]
-            method.remove()
-    return statistics.median(seconds["route_lora"]), statistics.median(seconds["sin_lora"])
+    """Median seconds of a training step of route_lora and of a single LoRA, in turn."""
+    states, inputs = {"route_lora": state, "sin_lora": StageState()}, batch(model.backbone, SIZES)
+    taken = in_turn(
+        {name: TrainingStep(twin(model.backbone), method_of(name), one, inputs) for name, one in states.items()},
+        repeats,
+    )
+    return statistics.median(taken["route_lora"]), statistics.median(taken["sin_lora"])
 
 
 @torch.no_grad()
@@ -145,7 +104,8 @@ def routing(model: LoadedModel, state: StageState, repeats: int) -> tuple[float,
     method = method_of("route_lora")
     assert isinstance(method, RouteLora)
     method.serve(model.backbone, state)
-    backbone, inputs = model.backbone, batch(model, EVALUATED, answers=False)
+    backbone = model.backbone
+    inputs = batch(backbone, replace(SIZES, rows=EVALUATED), answers=False)
     backbone.model.eval()
     how = GREEDY | {"pad_token_id": model.tokenizer.pad_token_id, "eos_token_id": None}
     how |= {"max_new_tokens": NEW, "min_new_tokens": NEW}
@@ -158,17 +118,10 @@ def routing(model: LoadedModel, state: StageState, repeats: int) -> tuple[float,
 
     method.condition(inputs)
     answer()
-    routed = [timed(lambda: method.condition(inputs)) for _ in range(repeats)]
-    answered = [timed(answer) for _ in range(max(3, repeats // 3))]
+    routed = [WALL(lambda: method.condition(inputs)) for _ in range(repeats)]
+    answered = [WALL(answer) for _ in range(max(3, repeats // 3))]
     method.remove()
     return statistics.median(routed), statistics.median(answered)
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycl.errors import SetupError
+
+CONNECT_SECONDS = 5.0
+"""Longest wait for a connection to a cluster."""
 
 
 def attach() -> bool:
@@ -18,10 +23,9 @@ def attach() -> bool:
     A cluster that another program started for itself is left alone: it ends with that program. Raises SetupError if
     RAY_ADDRESS names a cluster that does not answer.
     """
-    if ray.is_initialized():
+    if joined():
         return True
-    named = os.environ.get("RAY_ADDRESS")
-    address = named or started_here()
+    named, address = os.environ.get("RAY_ADDRESS"), address_at_hand()
     if not address:
         return False
     try:
@@ -44,6 +48,65 @@ def started_here() -> str | None:
     from ray._private.services import find_bootstrap_address
 
     return find_bootstrap_address(None)
+
+
+def joined() -> bool:
+    """Whether this process is connected to a cluster."""
+    return ray.is_initialized()
+
+
+def address_at_hand() -> str | None:
+    """The address of the cluster that a run would join; none where it would start one."""
+    return os.environ.get("RAY_ADDRESS") or started_here()
+
+
+def answers(address: str) -> bool:
+    """Whether somebody takes a connection at an address of Ray's, `host:port` or `ray://host:port`; who, is not asked.
+
+    Ray itself gives up after a minute or more. An address without a port (`auto`) is taken to answer.
+    """
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def token_mode() -> str:
+    """How this process would show that it may use a cluster, in words."""
+    said = os.environ.get("RAY_AUTH_MODE")
+    if said is not None:
+        return f"RAY_AUTH_MODE={said}"
+    return "tokens as Ray's default is (RAY_AUTH_MODE is not set)"
+
+
+def beside_driver() -> dict[str, object]:
+    """Options of an actor that lives as long as this process: without a CPU, on its node. On another one it would end with
+    that node, and take the run along."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
+def on_each_node(call: Callable[[], object], seconds: float) -> dict[str, object]:
+    """What `call`, which must be importable on every node, gives on each node of the cluster at hand, or the error there."""
+    found = {}
+    task = ray.remote(num_cpus=0, max_retries=0)(lambda: call())
+    asked = {
+        f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})": task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for node, answer in asked.items():
+        try:
+            found[node] = ray.get(answer, timeout=seconds)
+        except Exception as error:  # a task's own error, or Ray's for a node that is gone
+            found[node] = error
+    return found
 
 
 def cluster_gpus() -> int:

@@ -84,7 +84,8 @@ class Step:
     """Tokens run per second over all workers, padding included."""
     terms: Mapping[str, Term] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
-    """What the method measures about itself."""
+    """What the method measures about itself; and `grad_norm`, the length of the last step's gradient over all that trains,
+    before it was clipped."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class StageEnd:
     gauges: Mapping[str, float]
     log: tuple[Step, ...] = ()
     """Of a stage that nobody reported live: its steps, from the manifest. No part of the JSON form."""
+    health: tuple[str, ...] = ()
+    """Signs that its training went wrong, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class Scored:
     """Whether the task had been trained by then."""
     further: Mapping[str, float] = field(default_factory=dict)
     """The task's further metrics, 0 to 100 each."""
+    health: tuple[str, ...] = ()
+    """Signs that the stage did not learn what the score seems to say, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,8 @@ def to_json(event: StageEvent) -> Json:
     """The event as plain data, with its name under `event`."""
     values = asdict(event)
     values.pop("log", None)
+    if not values.get("health", True):
+        del values["health"]
     return {"event": NAMES[type(event)], **values}
 
 
@@ -273,6 +280,8 @@ def from_json(values: Mapping[str, Any]) -> StageEvent:
         raise ValueError(f"unknown event {values.get('event')!r}; known: {', '.join(kinds)}")
     if kind is Step:
         fields["terms"] = {name: Term(**term) for name, term in fields.get("terms", {}).items()}
+    if "health" in fields:
+        fields["health"] = tuple(fields["health"])
     return kind(**fields)
 
 

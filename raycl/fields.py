@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -83,6 +84,24 @@ def _marked(info: FieldInfo, mark: type) -> bool:
 def per_stage_fields(model: type[Strict]) -> list[str]:
     """The names of a spec model's fields that are marked `PerStage`."""
     return [name for name, info in model.model_fields.items() if _marked(info, PerStage)]
+
+
+def fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """The fields of the spec model at a place in `model`: names of fields, and indices, which stand for nothing."""
+    models = [model]
+    for part in place:
+        if isinstance(part, str):
+            infos = [one.model_fields[part] for one in models if part in one.model_fields]
+            models = [found for info in infos for found in _models_in(info.annotation)]
+    return [name for one in models for name in one.model_fields]
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names: itself, the one in a list, those of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _in_key(info: FieldInfo, value: Any, stage: int) -> Any:

@@ -28,6 +28,16 @@ def checkout() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; no path that is too long to be one is. Raises PermissionError where nobody may look."""
+    try:
+        return path.is_dir()
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return False
+
+
 def reach(folders: Iterable[str]) -> None:
     """Let modules in these folders be imported, after all that can be imported already."""
     for folder in folders:

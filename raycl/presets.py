@@ -4,12 +4,12 @@ file, the command line's flags, `--set` overrides. Every layer is a nested mappi
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 from raycl.files import Json
+from raycl.reading import YAML, parse_yaml, read_text
 
 LAPTOP: Json = {
     "model": {"name": "packaged", "precision": "auto"},
@@ -66,11 +66,11 @@ def parse_override(text: str) -> Json:
     path, equals, value = text.partition("=")
     names = path.strip().split(".")
     if not equals or not all(names):
-        raise SpecError(f"--set {text!r}: expected field=value, for example --set method.rank=8")
+        raise SpecError(f"--set {shown(text)}: expected field=value, for example --set method.rank=8")
     try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {text!r}: the value is not valid YAML ({error.__class__.__name__})") from None
+        nested: Any = parse_yaml(value)
+    except ValueError as error:
+        raise SpecError(f"--set {shown(text)}: the value is {error}; quote it for the shell, or correct it") from None
     for name in reversed(names):
         nested = {name: nested}
     return nested
@@ -79,12 +79,11 @@ def parse_override(text: str) -> Json:
 def read_config(path: str) -> Json:
     """A YAML file with run-spec fields. Raises SpecError where it is missing, not YAML, or not a mapping."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            values = yaml.safe_load(stream)
+        values = parse_yaml(read_text(Path(path), YAML))
     except OSError as error:
         raise SpecError(f"--config {path}: cannot be read ({error.strerror}); give an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"--config {path}: not valid YAML ({error}); see docs/configuration.md") from None
+    except ValueError as error:
+        raise SpecError(f"--config {path}: {error}; see docs/configuration.md") from None
     if not isinstance(values, dict):
         raise SpecError(f"--config {path}: expected a mapping of fields, found {type(values).__name__}")
     return values

@@ -7,19 +7,22 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
-from raycl.errors import SpecError, one_message, problems
-from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey, PerStage, Strict, at_stage, per_stage_fields
+from raycl.errors import SpecError, is_name, name_rule, one_message, problems, shown
+from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey, PerStage, Strict, at_stage, fields_at, per_stage_fields
 from raycl.files import Json
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Weight = Annotated[float, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+LONGEST_NAME = 100
+"""Characters of a task's name."""
 FIELDS_HINT = "Run `raycl fields` to list every field with its meaning and allowed values."
 
 
@@ -185,22 +188,44 @@ class TrainSpec(Strict):
     zero_stage: Annotated[Literal[0, 1, 2, 3], NotInKey("says where numbers lie, not what they are")] = Field(
         default=0, description="DeepSpeed ZeRO stage"
     )
+    engine: Annotated[Literal["auto", "deepspeed", "torch"], NotInKey("both take the same steps")] = Field(
+        default="auto",
+        description="what takes the steps: `deepspeed`, or plain `torch`; auto = torch for one process at ZeRO stage 0",
+    )
     checkpoint_every: Annotated[int, NotInKey("a stage that was killed goes on bit for bit")] = Field(
         default=0, ge=0, description="optimizer steps between mid-stage checkpoints; 0 = none"
     )
     log_every: Annotated[PositiveInt, NotInKey("only observes")] = Field(
         default=5, description="optimizer steps between log lines"
     )
+    patience: Annotated[int, NotInKey("a run that was ended goes on bit for bit")] = Field(
+        default=1200,
+        ge=0,
+        exclude_if=lambda seconds: seconds == 1200,
+        description="seconds without any progress (a micro-batch, a batch of answers, an exchange between workers) after "
+        "which a worker is taken to stand still and is ended; 0 = never",
+    )
+    health: Annotated[Literal["fail", "warn", "continue"], NotInKey("only observes")] = Field(
+        default="warn",
+        exclude_if=lambda policy: policy == "warn",
+        description="what follows a sign that a stage went wrong (docs/reliability.md): `fail` = the run ends, `warn` = "
+        "it is said and recorded, `continue` = it is recorded; numbers that are none always end a run",
+    )
+
+    def keyed(self, stage: int) -> Json:
+        """As everywhere; where nothing is held out the best epoch is the last one."""
+        values = super().keyed(stage)
+        return values | {"keep": "last"} if self.holdout == 0 else values
 
     def without_effect(self) -> frozenset[str]:
         """A held-out share counts only if it selects something."""
-        return frozenset() if self.keep == "best" else frozenset({"holdout"})
+        return frozenset() if self.keep == "best" and self.holdout else frozenset({"holdout"})
 
 
 class EvalSpec(Strict):
     """Scoring of every task seen so far after each stage, by greedy generation."""
 
-    batch_size: Annotated[PositiveInt, NotInKey("answers do not depend on it")] = Field(
+    batch_size: Annotated[PositiveInt, NotInKey("answers do not depend on it, but for bf16's rounding")] = Field(
         default=32, description="prompts per generation batch and worker"
     )
     forward: Annotated[bool, NotInKey("says which cells there are, not what is in them")] = Field(
@@ -231,6 +256,11 @@ class RunSpec(Strict):
         default=1,
         description="groups of workers that train at once, where stages depend on no other and the cluster has room",
     )
+    imported: Annotated[dict[str, Sha256], NotInKey("the key of the stage that it makes holds it")] = Field(
+        default_factory=dict,
+        exclude_if=lambda keys: not keys,
+        description="task: SHA-256 of an adapter trained elsewhere that is its stage; set by `raycl import-adapter`",
+    )
     preset: Annotated[str, NotInKey("the fields that it set are in the keys")] = Field(
         default="none", description="the preset these values started from"
     )
@@ -250,6 +280,8 @@ class RunSpec(Strict):
     def _distinct(cls, tasks: list[str]) -> list[str]:
         if len(set(tasks)) != len(tasks):
             raise ValueError("a task may stand only once in a sequence")
+        if odd := [task for task in tasks if not is_name(task, LONGEST_NAME)]:
+            raise ValueError(f"{shown(odd[0])} is no name of a task; allowed: {name_rule(LONGEST_NAME)}")
         return tasks
 
     def per_stage_problems(self) -> list[str]:
@@ -273,7 +305,19 @@ def parse(values: Json, method_params: Callable[[str], type[MethodParams]]) -> R
     try:
         spec = RunSpec.model_validate(values, context={"method_params": method_params})
     except ValidationError as error:
-        raise SpecError(one_message("the run spec", problems(error), FIELDS_HINT)) from None
+        lines = problems(error, known=lambda place: _fields_at(place, values, method_params))
+        raise SpecError(one_message("the run spec", lines, FIELDS_HINT)) from None
     if uneven := spec.per_stage_problems():
         raise SpecError(one_message("the run spec", uneven, FIELDS_HINT))
     return spec
+
+
+def _fields_at(place: Sequence[Any], values: Json, method_params: Callable[[str], type[MethodParams]]) -> Sequence[str]:
+    """The fields that there are at a place of the run spec; below `method`, those of the method that `values` name."""
+    above, rest = (place[0], place[1:]) if place else ("", [])
+    if above != "method":
+        return fields_at(RunSpec, place)
+    try:
+        return fields_at(method_params(values["method"]["name"]), rest)
+    except (KeyError, TypeError, ValueError):
+        return []

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -17,18 +14,15 @@ from raycl.sequence.resolve import resolve
 from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.testing.probes import serving
 from tests.kit.cases import SHAPE
-from tests.kit.places import ROOT
+from tests.kit.scripts import script
 
 PARAMS = SHAPE | {"name": "am_lora", "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The modules, imported as they import each other when one is run as a script."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    names = ("experiment_list", "experiment_report", "paired_bootstrap", "dilution")
-    yield {name: import_module(name) for name in names}
-    sys.path.remove(str(ROOT / "benchmarks"))
+def scripts() -> dict[str, ModuleType]:
+    """The modules."""
+    return {name: script(name) for name in ("experiment_list", "experiment_report", "paired_bootstrap", "dilution")}
 
 
 def test_every_arm_is_a_sequence_and_every_difference_has_its_arms(scripts: dict[str, ModuleType]) -> None:

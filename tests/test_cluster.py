@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,6 +80,14 @@ def test_a_named_cluster_that_is_away_is_a_set_up_error(monkeypatch: pytest.Monk
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     with pytest.raises(SetupError, match=r"RAY_ADDRESS=10\.0\.0\.2:6379"):
         cluster.attach()
+
+
+def test_what_must_outlive_other_nodes_is_put_beside_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this process's node and no other, where it takes no worker's CPU."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
+    options: dict[str, Any] = cluster.beside_driver()
+    assert options["num_cpus"] == 0
+    assert (options["scheduling_strategy"].node_id, options["scheduling_strategy"].soft) == ("a" * 56, False)
 
 
 def test_a_slow_start_is_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,7 @@ def test_the_recorded_spec_is_a_config_file_of_the_same_run(tmp_path: Path) -> N
     [
         ({"data": {"source": "demo"}}, "'demo' does not hold dbpedia of the order 'std-1'"),
         ({"train": {"checkpoint_every": 5, "zero_stage": 2}}, "train.checkpoint_every: 5"),
+        ({"train": {"engine": "torch", "zero_stage": 2}}, "train.zero_stage: 2 works with train.engine=deepspeed"),
         ({"train": {"keep": "best", "holdout": 0.1, "zero_stage": 3}}, "train.keep: 'best'"),
     ],
 )

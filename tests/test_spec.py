@@ -36,9 +36,9 @@ FIELDS = [room + name for room, names in ROOMS.items() for name in names]
 FIELDS += [
     "data.test_split",
     "data.max_target_tokens",
-    *(f"train.{name}" for name in ("holdout", "keep", "zero_stage")),
+    *(f"train.{name}" for name in ("holdout", "keep", "zero_stage", "engine")),
 ]
-FIELDS += ["train.checkpoint_every", "train.log_every"]
+FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
 FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
@@ -239,6 +239,7 @@ def test_the_defaults() -> None:
             "holdout": 0.0,
             "keep": "last",
             "zero_stage": 0,
+            "engine": "auto",
             "checkpoint_every": 0,
             "log_every": 5,
         },
@@ -265,6 +266,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.holdout": ([0, 0.5], [-0.1, 0.51]),
     "train.zero_stage": ([0, 1, 2, 3], [-1, 4]),
     "train.checkpoint_every": ([0, 9], [-1]),
+    "train.patience": ([0, 9], [-1]),
     "eval.batch_size": ([1], [0]),
     "method.rank": ([1], [0]),
     "method.lambda1": ([0], [-0.1]),

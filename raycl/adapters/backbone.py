@@ -106,6 +106,8 @@ class Backbone:
     """Width d of the token embeddings."""
     regions: Mapping[str, Region | None] = field(default_factory=dict, repr=False)
     """The linear modules that a forward pass calls, by path, and which tokens they read; none = neither as they stand."""
+    readable: int = 0
+    """Tokens, prompt and answer, up to which a prompt can be read once and continued (`raycl.models.reading`); 0 = not."""
     dtype: torch.dtype = torch.float32
     """What matrix products are computed in: fp32, or bf16 under autocast."""
 

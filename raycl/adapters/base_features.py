@@ -26,13 +26,25 @@ def mean_hidden(backbone: Backbone, inputs: Inputs, mask: Tensor, layer: int | N
     """h (B, d), fp64, after layer `layer` (from 1; none = a third of the depth) of the decoder, or of the encoder where
     there is one. Raises ValueError where the model has no such layer."""
     layers = layers_of(backbone)
+    return pooled(_states_after(backbone, inputs, layers[_place(layers, layer) - 1]), mask)
+
+
+def layer_path(backbone: Backbone, layer: int | None) -> str:
+    """Where in the model the layer stands that `mean_hidden` pools. Raises ValueError as it does."""
+    layers = layers_of(backbone)
+    wanted = layers[_place(layers, layer) - 1]
+    return next(path for path, module in backbone.model.named_modules() if module is wanted)
+
+
+def _place(layers: nn.ModuleList, layer: int | None) -> int:
+    """Which of the layers is meant, from 1."""
     wanted = layer or max(1, len(layers) // 3)
     if wanted > len(layers):
         raise ValueError(
             f"method.layer: {wanted}; the model has {len(layers)} layers. Allowed: 1 to {len(layers)}, or none for a third "
             "of them."
         )
-    return pooled(_states_after(backbone, inputs, layers[wanted - 1]), mask)
+    return wanted
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:

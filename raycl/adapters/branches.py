@@ -78,6 +78,12 @@ class Branches:
                 weight.data = weight.data.to(self.backbone.device, torch.float32)
                 weight.requires_grad_(letter in train)
 
+    def take(self, branch: Branch, shape: LoraShape) -> None:
+        """Make another branch, of at most the rank of `shape`, the current one. Raises ValueError as `fitted`."""
+        sizes = {path: (layer.down.shape[1], layer.up.shape[0]) for path, layer in self.layers.items()}
+        fitting = fitted(branch, shape, sizes)
+        self.start(fitting.a, fitting.b, torch.Generator(), train="")
+
     def set_a(self, a: Mapping[str, Tensor]) -> None:
         """Overwrite the current down-projections, (rank, d_in) each."""
         for path, value in a.items():
@@ -118,6 +124,33 @@ class Branches:
             setattr(self.backbone.model.get_submodule(parent), name, layer.get_base_layer())
         if hasattr(self.backbone.model, "peft_config"):
             del self.backbone.model.peft_config
+
+
+def fitted(branch: Branch, shape: LoraShape, sizes: Mapping[str, tuple[int, int]]) -> Branch:
+    """The same function as a branch of another rank and alpha on more modules: zeros fill up, and B takes over the scale.
+
+    `sizes` has d_in and d_out of every adapted module by path. Raises ValueError for a module that is not among them, for
+    factors of other sizes, and for a higher rank.
+    """
+    from raycl.state.stage_state import Branch
+
+    if extra := sorted(branch.a.keys() - sizes.keys()):
+        raise ValueError(f"it adapts {len(extra)} modules that the method does not, such as {extra[0]}")
+    if branch.rank > shape.rank:
+        raise ValueError(f"its rank is {branch.rank}; allowed: at most method.rank, {shape.rank}")
+    scale = (branch.alpha / branch.rank) / (shape.alpha / shape.rank)
+    lacking = shape.rank - branch.rank
+    a, b = {}, {}
+    for path, (d_in, d_out) in sizes.items():
+        down, up = branch.a.get(path), branch.b.get(path)
+        if down is None or up is None:
+            a[path], b[path] = torch.zeros(shape.rank, d_in), torch.zeros(d_out, shape.rank)
+            continue
+        if (down.shape[1], up.shape[0]) != (d_in, d_out):
+            raise ValueError(f"{path}: is {down.shape[1]} to {up.shape[0]} in it, and {d_in} to {d_out} in the model")
+        a[path] = nn.functional.pad(down, (0, 0, 0, lacking))
+        b[path] = nn.functional.pad(up * scale, (0, lacking))
+    return Branch(shape.rank, shape.alpha, a, b)
 
 
 def refusal(backbone: Backbone, targets: tuple[str, ...] | None) -> str | None:
@@ -162,10 +195,11 @@ def take_layer(config: LoraConfig, layer: type[nn.Module]) -> None:
     register(dict.fromkeys(carriers(), layer))
 
 
-def adapter_config(backbone: Backbone, branch: Branch, base_name: str) -> dict[str, Any]:
+def adapter_config(backbone: Backbone, branch: Branch, base_name: str | None) -> dict[str, Any]:
     """The content of a branch's `adapter_config.json`: plain PEFT, loadable without raycl.
 
-    Rank, alpha and modules are the branch's own, so any method with a branch has one.
+    Rank, alpha and modules are the branch's own, so any method with a branch has one. `base_name` is where the base model
+    is, none in a store, whose content must not depend on that.
     """
     config = lora_config(backbone, LoraShape(branch.rank, branch.alpha, targets=tuple(branch.a)))
     config.base_model_name_or_path = base_name
@@ -174,6 +208,22 @@ def adapter_config(backbone: Backbone, branch: Branch, base_name: str) -> dict[s
     config.init_lora_weights = True
     config.lora_dropout = 0.0
     values = config.to_dict()
+    return {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
+
+
+def prompt_config(backbone: Backbone, length: int, base_name: str) -> dict[str, Any]:
+    """The content of `adapter_config.json` of a soft prompt of `length` vectors in front of the input, as PEFT's prompt
+    tuning has it; of an encoder-decoder on the encoder's side alone."""
+    from peft import PromptTuningConfig
+
+    values = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM" if backbone.encoder_decoder else "CAUSAL_LM",
+        num_virtual_tokens=length,
+        token_dim=backbone.width,
+        num_transformer_submodules=1,
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+    ).to_dict()
     return {key: _plain(value) for key, value in values.items() if not key.startswith("_")}
 
 

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from raycl.events import work_seconds
 from raycl.files import Json, dotted
 from raycl.state.manifest import Manifest
+from raycl.state.stage_state import StagePart
 
 IDENTITY = ("parent", "schema")
 """Fields of a recipe that say nothing of their own: the parent differs because something before it does."""
@@ -25,6 +26,8 @@ class Entry:
     """UTC, ISO 8601."""
     seconds: float
     """What the stage cost, without start-up."""
+    imported: bool
+    """Whether its branch was trained elsewhere, and taken in."""
     commit: str
     """Of raycl's source, with `+` where files differed from it; empty where it was not known."""
 
@@ -40,10 +43,52 @@ class Difference:
     other: str
 
 
+@dataclass(frozen=True)
+class StageFacts:
+    """What one stage holds."""
+
+    entry: Entry
+    parent: str | None
+    """Key of the stage that it goes on from."""
+    examples: str
+    """SHA-256 of the training examples."""
+    branch: Json | None
+    """Rank, alpha, and the number of adapted modules; none where it has no branch."""
+    tensors: dict[str, int]
+    """What else it holds (gates, sums, prompts, weights), by the part of the name before a `/` -> numbers in it."""
+    size: int
+    """Bytes of its files."""
+
+
+def facts_of(entry: Entry, manifest: Manifest, part: StagePart) -> StageFacts:
+    """What a stored stage holds, from its manifest and its content."""
+    pair = part.branch
+    tensors: dict[str, int] = {}
+    for name, value in part.tensors.items():
+        kind = name.partition("/")[0]
+        tensors[kind] = tensors.get(kind, 0) + value.numel()
+    return StageFacts(
+        entry,
+        manifest.parent,
+        manifest.recipe["task"]["train"],
+        None if pair is None else {"rank": pair.rank, "alpha": pair.alpha, "modules": len(pair.a)},
+        tensors,
+        sum(record.bytes for record in manifest.files.values()),
+    )
+
+
 def log(stages: Sequence[Manifest]) -> list[Entry]:
     """The stages of a state, first to last."""
     return [
-        Entry(place, one.task, one.key, one.created, work_seconds(one.end.seconds), _commit(one))
+        Entry(
+            place,
+            one.task,
+            one.key,
+            one.created,
+            work_seconds(one.end.seconds),
+            "imported" in one.recipe,
+            _commit(one),
+        )
         for place, one in enumerate(stages, start=1)
     ]
 

@@ -10,15 +10,18 @@ et al. (2018), "Riemannian Walk"; the single-task form of FWT from Zhao et al. (
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from raycl.events import Event, Scored
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 ROUND_OFF = 1e-6
@@ -134,6 +137,8 @@ class AccuracyMatrix:
 
     def curves(self) -> pd.DataFrame:
         """`summary` after every stage: index `stage` 1..T, columns AP, FT, BWT, FWT."""
+        import pandas as pd
+
         stages = range(1, len(self.tasks) + 1)
         return pd.DataFrame([self.summary(t) for t in stages], index=pd.Index(stages, name="stage"))
 
@@ -179,11 +184,18 @@ class AccuracyMatrix:
 
     def to_frame(self) -> pd.DataFrame:
         """Index `stage` 0..T, one column per task, NaN for a missing cell."""
+        import pandas as pd
+
         return pd.DataFrame(self.cells, columns=list(self.tasks), index=pd.RangeIndex(len(self.cells), name="stage"))
 
-    def to_csv(self, path: Path | None = None) -> str | None:
-        """`to_frame` as CSV with two decimals and empty missing cells: written to `path`, or returned without one."""
-        return self.to_frame().to_csv(path, float_format="%.2f", lineterminator="\n")
+    def to_csv(self) -> str:
+        """`to_frame` as CSV with two decimals and empty missing cells."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["stage", *self.tasks])
+        for stage, row in enumerate(self.cells.tolist()):
+            table.writerow([stage, *("" if math.isnan(score) else f"{score:.2f}" for score in row)])
+        return text.getvalue()
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

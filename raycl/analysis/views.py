@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Step, work_seconds
+from raycl.events import Routing, Step, work_seconds
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SequenceView:
     stages: list[StageView] = field(default_factory=list)
     status: str = "finished"
     """`finished`, or in words how far it went."""
-    scoring: float = 0.0
-    """Seconds in which its cells were scored, wherever and whenever that was."""
+    scoring: Mapping[int, float] = field(default_factory=dict)
+    """Row of the matrix -> seconds in which its cells were scored, wherever and whenever that was."""
     angles: np.ndarray | None = None
     """Mean principal angle in degrees between the branches of two stages, (T, T); none = the method has no branches."""
 
@@ -69,7 +69,7 @@ class SequenceView:
 
         Start-up, builds of ops, waiting for other runs and reading the store are no part of it.
         """
-        return sum(work_seconds(stage.seconds) for stage in self.stages) + self.scoring
+        return sum(work_seconds(stage.seconds) for stage in self.stages) + sum(self.scoring.values())
 
     @property
     def trainable(self) -> int:
@@ -85,6 +85,49 @@ class SequenceView:
     def keys(self) -> list[str]:
         """The keys of its stored stages."""
         return [stage.key for stage in self.stages]
+
+
+@dataclass(frozen=True)
+class Given:
+    """One answer of a cell of the accuracy matrix."""
+
+    number: int
+    """1-based place in the test split."""
+    prompt: str
+    """The whole prompt, uncut."""
+    accepted: tuple[str, ...]
+    prediction: str
+    score: float
+    """0 to 100, by the task's first metric."""
+    route: str | None = None
+    """The task whose weights answered, where the method decides that input by input."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether anything is missing from a full score."""
+        return self.score < 100
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """One test example that was answered better when its task stood best than at the end."""
+
+    task: str
+    best: int
+    """The stage after which the task's score was highest."""
+    before: Given
+    after: Given
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One sequence with all that its page shows."""
+
+    sequence: SequenceView
+    routing: Routing | None
+    """How the last row's inputs were routed; none where the method does not."""
+    forgotten: tuple[Forgotten, ...]
+    """The examples that lost most, worst tasks first."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,26 @@ from typing import NoReturn
 
 import typer
 
-from raycl.cli import compare, data, methods, reproduce, run, show, store, sweep, tasks, use
-from raycl.errors import UserError
+from raycl.cli import (
+    compare,
+    data,
+    doctor,
+    estimate,
+    export,
+    methods,
+    plan,
+    predictions,
+    reproduce,
+    run,
+    serve,
+    show,
+    store,
+    sweep,
+    sync,
+    tasks,
+    use,
+)
+from raycl.errors import UserError, machine_problem
 
 DEFECT = (
     "error: this is a defect of raycl, not of what you gave it. Please open an issue (CONTRIBUTING.md says where) with the "
@@ -31,16 +49,25 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("estimate")(estimate.estimate)
+app.command("doctor")(doctor.doctor)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("generate")(use.generate)
 app.command("evaluate")(use.evaluate)
-app.command("export")(use.export)
+app.command("predictions")(predictions.predictions)
+app.command("serve")(serve.serve)
+app.command("export")(export.export)
+app.command("push")(export.push)
+app.command("import-adapter")(export.import_adapter)
 app.command("append")(use.append)
 app.command("forget")(use.forget)
 app.command("log")(use.log)
+app.command("show")(use.show)
 app.command("diff")(use.diff)
 app.command("tag")(use.tag)
+app.command("sync")(sync.sync)
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(methods.app, name="methods")
 app.command("fields")(show.fields)
@@ -66,10 +93,22 @@ def main(*verb: str) -> None:
         if end.code == INTERRUPT_CODE:
             _end_interrupted()
         raise
+    except OSError as error:
+        _end_refused(error)
     except Exception:
         traceback.print_exc()
         print(DEFECT, file=sys.stderr)
         sys.exit(1)
+
+
+def _end_refused(error: OSError) -> NoReturn:
+    """Say what the operating system refused and what to do, where that is nobody's defect but the place's."""
+    if said := machine_problem(error):
+        print(f"error: {UserError(said)}", file=sys.stderr)
+        sys.exit(2)
+    traceback.print_exc()
+    print(DEFECT, file=sys.stderr)
+    sys.exit(1)
 
 
 def _end_interrupted() -> NoReturn:

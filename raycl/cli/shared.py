@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from inspect import Signature, signature
 from typing import Annotated, Any
 
 import typer
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 from raycl.files import Json
 from raycl.presets import merge, parse_override, read_config
 
@@ -64,7 +67,9 @@ SetFlags = Annotated[
 ]
 TrackingFlag = Annotated[
     str | None,
-    typer.Option("--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI  (default: a file in ~/.raycl)"),
+    typer.Option(
+        "--tracking", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI, or off  (default: a file in ~/.raycl)"
+    ),
 ]
 CHATTY = (
     "DeepSpeed",
@@ -121,8 +126,32 @@ def make_layers(config: str | None, sets: list[str] | None, flags: dict[str, Any
     return Layers(
         file=file,
         flags=merge(*(_nested(FIELD_OF_FLAG[flag], value) for flag, value in given.items())),
-        sets=merge(*map(parse_override, sets or [])),
+        sets=merge(*_overrides(sets or [])),
     )
+
+
+FLAGS_ONLY = {"preset": "give `--preset NAME`", "tasks": "give `--order task,task,...`"}
+"""Fields that --set would set too late, and how they are said."""
+
+
+def _overrides(sets: list[str]) -> list[Json]:
+    """What each --set says. Raises SpecError that lists all that say nothing."""
+    found: list[Json] = []
+    problems: list[str] = []
+    for text in sets:
+        try:
+            found.append(parse_override(text))
+        except SpecError as error:
+            problems.append(str(error))
+            continue
+        problems += [
+            f"--set {shown(text)}: {name} decides what the other fields start from; next step: {step}"
+            for name, step in FLAGS_ONLY.items()
+            if name in found[-1]
+        ]
+    if problems:
+        raise SpecError("\n".join(problems))
+    return found
 
 
 def _nested(field: str, value: Any) -> Json:
@@ -141,6 +170,18 @@ def gpus_at_hand(preset: str) -> int:
     return cluster_gpus()
 
 
+def with_flags_of(verb: Callable[..., None], command: Callable[..., None], without: Collection[str] = ()) -> None:
+    """Let a command take the flags of another verb, but for those `without`, before its own: its `**flags` are their values.
+
+    typer reads a function's signature, and a list of flags stands in one place only.
+    """
+    theirs = [one for name, one in signature(verb, eval_str=True).parameters.items() if name not in without]
+    own = [one for one in signature(command, eval_str=True).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    taken = [*theirs, *own]
+    command.__signature__ = Signature(taken)  # pyright: ignore[reportFunctionMemberAccess] -- what `signature` reads first
+    command.__annotations__ = {one.name: one.annotation for one in taken} | {"return": None}
+
+
 def prepare() -> None:
     """Settle what must stand before torch is imported, and keep the libraries quiet; RAYCL_DEBUG=1 lets them speak.
 
@@ -150,9 +191,10 @@ def prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.environ.get("RAYCL_DEBUG"):
         return
-    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():  # on a terminal the hub's downloads have bars with the time that is left
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.disable(logging.INFO)
     for name in CHATTY:

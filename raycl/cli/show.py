@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from raycl import __version__
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 
 LIBRARIES = ("torch", "ray", "deepspeed", "peft", "transformers", "mlflow", "optuna")
 """Whose versions a report of a defect should name."""
@@ -27,7 +27,7 @@ def fields(
     try:
         print(field_table(method, preset, preset_layer(preset, method) if preset else None))
     except ValueError as error:
-        raise SpecError(f"method {method!r}: {error}") from None
+        raise SpecError(f"method {shown(method)}: {error}") from None
 
 
 def version() -> None:

@@ -1,4 +1,4 @@
-"""A finished state in use: `raycl generate`, `evaluate`, `export`, `log`, `diff` and `tag`."""
+"""A finished state in use: `raycl generate`, `evaluate`, `append`, `forget`, `log`, `diff` and `tag`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from raycl.cli.shared import CodeFlag, DataFlag, StoreFlag, StreamFlag, TrackingFlag, prepare
-from raycl.errors import SpecError
+from raycl.errors import SpecError, first_line
+from raycl.reading import read_text
 
-if TYPE_CHECKING:
-    from raycl.use.served import Answer
-
-Run = Annotated[str, typer.Argument(help="a run's output folder, its name under ~/.raycl/runs, or a stage's key")]
+RUN_HELP = (
+    "a run's output folder, its name under ~/.raycl/runs, a tag, or a stage's key; @N behind it = after its stage N"
+)
+Run = Annotated[
+    str,
+    typer.Argument(help=RUN_HELP),
+]
 Task = Annotated[
     str | None, typer.Option("--task", help="whose prompt the texts are put into; needed where the method must be told")
 ]
@@ -27,9 +31,6 @@ Texts = Annotated[
     list[str] | None, typer.Argument(help="texts to answer  (default: a line each of --file, or of standard input)")
 ]
 Tasks = Annotated[str | None, typer.Option("--tasks", help="task,task,...  (default: the run's, or all of --stream)")]
-Form = Annotated[
-    Literal["adapter", "model"], typer.Option("--form", help="a PEFT adapter, or the base model with it merged in")
-]
 Output = Annotated[str | None, typer.Option(help="folder for matrix, plots and spec  (default: under ~/.raycl/runs)")]
 Most = Annotated[
     float | None, typer.Option("--max-forgetting", help="points that earlier tasks may lose on average  (default: any)")
@@ -50,6 +51,9 @@ def generate(
     tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="longest answer  (default: the run's)")
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="put the branches into the weights first, where the method allows it")
+    ] = False,
     store: StoreFlag = None,
     model: Model = None,
     device: Device = None,
@@ -63,11 +67,12 @@ def generate(
     from raycl.report.answers import print_answers
     from raycl.use.served import load
 
-    with load(run, store, task, model, device) as served:
+    with load(run, store, task, model, device, merge) as served:
         answers = served.generate(wanted, tokens, explain, task)
         if as_json:
             for text, answer in zip(wanted, answers, strict=True):
-                print(json.dumps(_plain(text, answer, served.branches, explain), ensure_ascii=False))
+                found = answer.explained(served.branches) if explain else {}
+                print(json.dumps({"text": text, "answer": answer.text, **found}, ensure_ascii=False))
             return
         print_answers(wanted, answers, served.branches, explain)
 
@@ -99,26 +104,6 @@ def evaluate(
         print(f"{name}: {found.score:.1f}  ({len(found.predictions)} examples){further}")
 
 
-def export(
-    run: Run,
-    to: Annotated[str, typer.Option("--to", help="a new folder")],
-    form: Form = "adapter",
-    task: Task = None,
-    store: StoreFlag = None,
-) -> None:
-    """Write what a run has learned as one PEFT adapter, or as a whole model: exact, and loaded without raycl."""
-    prepare()
-    from raycl.use.export import export as write
-    from raycl.use.heads import find_head
-
-    done = write(find_head(run, store), Path(to), form, task)
-    for path in done.files:
-        print(path)
-    print(f"rank {done.rank}, exact")
-    if form == "adapter" and done.max_lora_rank:
-        print(f"for vLLM: --enable-lora --max-lora-rank {done.max_lora_rank}")
-
-
 def log(run: Run, store: StoreFlag = None) -> None:
     """Show the stages of a run, newest first: task, key, when, how long, by which raycl."""
     from raycl.analysis.history import log as stages
@@ -126,6 +111,33 @@ def log(run: Run, store: StoreFlag = None) -> None:
     from raycl.use.heads import find_head
 
     print_log(stages(find_head(run, store).manifests))
+
+
+def show(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, with the whole spec")] = False,
+    store: StoreFlag = None,
+) -> None:
+    """Show what a run has learned: its stages, what each holds, the scores; with @N behind it, as it was after stage N."""
+    prepare()
+    from raycl.report.history import print_state
+    from raycl.use.heads import find_head
+    from raycl.use.stages import facts, scores_of
+
+    head = find_head(run, store)
+    stages, matrix = facts(head), scores_of(head)
+    if as_json:
+        found = {"name": head.name, "store": head.store.uri, "spec": head.spec.model_dump(mode="json")}
+        scores = None if matrix is None else matrix.to_json()
+        print(json.dumps(found | {"stages": [asdict(one) for one in stages], "scores": scores}, ensure_ascii=False))
+        return
+    about = (
+        ("run   ", head.name),
+        ("model ", head.spec.model.name),
+        ("method", head.spec.method.name),
+        ("store ", head.store.uri),
+    )
+    print_state(about, stages, matrix)
 
 
 def diff(run: Run, other: Run, store: StoreFlag = None) -> None:
@@ -210,23 +222,12 @@ def _texts(texts: list[str] | None, file: str | None) -> list[str]:
     if texts:
         return texts
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines() if file else sys.stdin.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"--file {file}: cannot be read ({type(error).__name__})") from None
+        lines = read_text(Path(file)).splitlines() if file else sys.stdin.read().splitlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        name = f"--file {file}" if file else "standard input"
+        raise SpecError(f"{name}: cannot be read ({why}); give a text file in UTF-8, a prompt per line") from None
     found = [line for line in lines if line.strip()]
     if not found:
         raise SpecError("raycl generate: there is no text; give some, or --file FILE, or lines on standard input")
     return found
-
-
-def _plain(text: str, answer: Answer, branches: tuple[str, ...], explain: bool) -> dict[str, object]:
-    """An answer as JSON."""
-    found: dict[str, object] = {"text": text, "answer": answer.text}
-    if not explain:
-        return found
-    strong = answer.strengths
-    named = None if strong is None else dict(zip(branches, strong.mean, strict=True))
-    layers = (
-        {} if strong is None else {path: dict(zip(branches, one, strict=True)) for path, one in strong.layers.items()}
-    )
-    return found | {"route": asdict(answer.route) if answer.route else None, "branches": named, "layers": layers}

@@ -17,7 +17,14 @@ from raycl.comparison.runner import CellEvent, CellFailed, CellJob, CellRunner, 
 from raycl.errors import SpecError
 from raycl.events import status_of
 from raycl.files import Json
-from raycl.report.comparison import ComparisonTerminal, borrowed_tables, cell_record, leaderboard_rows, write_comparison
+from raycl.report.comparison import (
+    ComparisonTerminal,
+    borrowed_tables,
+    cell_record,
+    difference_rows,
+    leaderboard_rows,
+    write_comparison,
+)
 from raycl.report.plan import aligned, settings_words
 from raycl.report.tables import number
 from raycl.sequence.driver import Options, record_sequence
@@ -114,9 +121,10 @@ class Comparison:
 
     def __post_init__(self) -> None:
         self.memory = RunMemory(self.folder, self.options.tracking)
-        resumed = Resumed(run_id=self.memory.run_id, part_of="comparison")
+        resumed = Resumed(run_id=self.memory.run_id, mark=self.memory.mark, part_of="comparison")
         name = f"comparison of {self._what()} · {self.folder.name}"
-        self.tracker = GroupTracker(self.options.tracking, self.options.experiment, name, resumed)
+        opened = self.memory.remember
+        self.tracker = GroupTracker(self.options.tracking, self.options.experiment, name, resumed, opened)
 
     def _what(self) -> str:
         """What is compared, in words."""
@@ -130,11 +138,12 @@ class Comparison:
         started = time.time()
         missing = {n: lacks for n, cell in enumerate(self.cells) if (lacks := cell.missing())}
         self._announce(missing)
-        self.recording = bool(missing) or self.memory.finished != self._signature()
+        wanted = bool(missing) or self.memory.finished != self._signature()
+        self.recording = wanted and self.memory.claim()
         if self.recording:
             note = f"Comparison of {self._what()}. Output: {self.folder}. Store: {self.store.uri}."
             about = About(note, known_environment())
-            self.memory.remember(self.tracker.start(self.grid.model_dump(mode="json"), about))
+            self.tracker.start(self.grid.model_dump(mode="json"), about)
         try:
             for n, cell in enumerate(self.cells):
                 if n not in missing and cell.error is None:
@@ -242,7 +251,9 @@ class Comparison:
         if self.recording:
             done = sum(cell.error is None for cell in results)
             self.tracker.finish(board.metrics() | {"failed": len(results) - done}, done, list(outputs.values()))
-            self.memory.remember(self.tracker.run_id, self._signature())
+            if self.tracker.recorded:
+                self.memory.remember(self.tracker.run_id, self._signature())
+            self.memory.release()
         self.terminal.leaderboard(board)
         self.terminal.failures(results)
         self.terminal.borrowed(borrowed)
@@ -257,7 +268,8 @@ class Comparison:
         views[:MOST_SEQUENCES] = [with_angles(view, self.store) for view in views[:MOST_SEQUENCES]]
         orders = " and ".join(dict.fromkeys(order_title(cell.order) for cell in self.cells))
         title = f"Comparison of {len(board.lines)} methods on {orders}"
-        return write_html(self.folder / "report.html", title, views, leaderboard_rows(board))
+        rows, differences = leaderboard_rows(board), difference_rows(board)
+        return write_html(self.folder / "report.html", title, views, rows, differences=differences)
 
     def _description(self, results: Sequence[CellResult], seconds: float) -> Json:
         """All that compare.json holds beside the leaderboard."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from raycl.errors import SpecError, UserError, one_message, problems
+from raycl.errors import SpecError, UserError, did_you_mean, is_name, name_rule, one_message, problems, shown
 from raycl.files import Json
 from raycl.methods.registry import is_known, method_params, short_name
 from raycl.presets import merge, parse_override
@@ -30,6 +30,10 @@ BOUNDS = ("per_task", "mtl", "sin_lora")
 """What every table can be read against: a model of its own for each task, all data at once, and no guard at all."""
 OUTSIDE = re.compile(r"(?:(?P<label>[^:]*)=)?(?P<name>[^:=,]+:[^:=,]+)(?:(?P<colon>:)(?P<rest>.*))?", re.DOTALL)
 """An entry whose method is a class: `[LABEL=]package.module:Class[:FIELD=VALUE,...]`."""
+LONGEST_LABEL = 60
+"""Characters of a label: it stands in tables, in file names and in names of MLflow's metrics."""
+LONGEST_DEFAULT = 200
+"""Characters of an entry that is its own label."""
 OUTSIDE_BRACKETS = re.compile(r",(?![^\[{]*[\]}])")
 
 
@@ -123,20 +127,29 @@ def parse_entry(text: str) -> Entry:
     Fields are the method's; `train.lr=1e-3` and other dotted names are the run spec's. Raises SpecError.
     """
     head, colon, rest = text.partition(":")
-    label, _, name = head.rpartition("=")
+    label, labelled, name = head.rpartition("=")
     outside = OUTSIDE.fullmatch(text)
     if outside and not is_known(name.strip()):
         label, name, colon, rest = (outside[part] or "" for part in ("label", "name", "colon", "rest"))
+        labelled = "" if outside["label"] is None else "="
     if not name.strip() or (colon and not rest.strip()):
-        raise SpecError(f"--method {text!r}: expected NAME or NAME:FIELD=VALUE,..., such as gain_lora:over=inf_lora")
+        raise SpecError(
+            f"--method {shown(text)}: expected NAME or NAME:FIELD=VALUE,..., such as gain_lora:over=inf_lora"
+        )
     layers: list[Json] = []
     for part in OUTSIDE_BRACKETS.split(rest) if rest else []:
         place = part.partition("=")[0].strip()
         if "=" not in part or not place:
-            raise SpecError(f"--method {text!r}: {part!r} is not FIELD=VALUE; lists are written [1, 2]")
+            raise SpecError(f"--method {shown(text)}: {shown(part)} is not FIELD=VALUE; lists are written [1, 2]")
         layers.append(parse_override(part.strip() if "." in place else f"method.{part.strip()}"))
     default = f"{short_name(name.strip())}{colon}{rest}".strip()
-    return Entry(label.strip() or default, merge(*layers, {"method": {"name": name.strip()}}))
+    if labelled and not is_name(label.strip(), LONGEST_LABEL):
+        raise SpecError(f"--method {shown(text)}: the label {shown(label)}; allowed: {name_rule(LONGEST_LABEL)}")
+    if not labelled and not is_name(default.replace("/", " "), LONGEST_DEFAULT):
+        raise SpecError(
+            f"--method {shown(text)}: is too long or too odd to be its own name; next step: give it a label, LABEL=NAME:..."
+        )
+    return Entry(label.strip() if labelled else default, merge(*layers, {"method": {"name": name.strip()}}))
 
 
 def make_entries(grid: GridSpec) -> list[Entry]:
@@ -197,16 +210,26 @@ def _shared_settings(settings: Json, entries: Sequence[Entry]) -> dict[str, Json
 
     Raises SpecError for a field that no method knows.
     """
-    method = {name: value for name, value in settings.get("method", {}).items() if name != "name"}
+    said = settings.get("method", {})
+    if not isinstance(said, dict):
+        raise SpecError(
+            f"method: {shown(said)} is no mapping of settings; methods are named by --method NAME, their settings by "
+            "--set method.FIELD=VALUE"
+        )
+    method = {name: value for name, value in said.items() if name != "name"}
     known: dict[str, set[str]] = {}
     for entry in entries:
         try:
             known[entry.label] = set(method_params(entry.method).model_fields)
         except ValueError:
             known[entry.label] = set()  # its cells report the name
-    strange = sorted(set(method) - set().union(*known.values()))
+    strange = sorted(set(map(str, method)) - set().union(*known.values()))
     if strange:
-        raise SpecError(f"method.{', method.'.join(strange)}: no method of the comparison has such a field")
+        near = did_you_mean(strange[0], set().union(*known.values()))
+        raise SpecError(
+            f"method.{', method.'.join(map(str, strange))}: no method of the comparison has such a field{near}; "
+            "`raycl fields METHOD` lists those of a method"
+        )
     rest = {name: value for name, value in settings.items() if name != "method"}
     return {
         label: rest | {"method": {name: value for name, value in method.items() if name in fields}}

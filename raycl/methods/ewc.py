@@ -109,6 +109,11 @@ class Ewc(LoraOrFullMethod[EwcParams]):
         """All weights, with SeqFT's learning rates and TRACE's lambda."""
         return full_settings(family) | {"method": {"trains": "full", "weight": 400.0}}
 
+    @classmethod
+    def passes(cls, params: EwcParams) -> Mapping[When, Observes]:
+        """One after training for the Fisher information."""
+        return {"after": "gradients"} if params.importance == "fisher" else {}
+
     @property
     def follows_gradients(self) -> bool:
         """The history is made of them."""

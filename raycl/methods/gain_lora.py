@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -154,9 +155,21 @@ class GainLora(Wrapping[GainLoraParams, LoraMethod[Any]]):
         return settings
 
     @classmethod
+    def passes(cls, params: GainLoraParams) -> Mapping[When, Observes]:
+        """The inner method's, and one on each side for the gate; before training only where the key is aimed."""
+        observed: Observes = "layers" if params.over == "inf_lora" else "inputs"
+        aimed: tuple[When, ...] = () if params.key_init == "random" else ("before",)
+        return dict.fromkeys((*super().passes(params), *aimed, "after"), observed)
+
+    @classmethod
     def in_peft(cls, params: GainLoraParams) -> InPeft:
         """No branch acts without its gate."""
         return "none"
+
+    @classmethod
+    def takes(cls, params: GainLoraParams) -> bool:
+        """A branch without a trained gate does not act."""
+        return False
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The inner branches, all frozen gates, and a new gate inside its constraints."""

@@ -38,6 +38,11 @@ class IncLora(LoraMethod[IncLoraParams]):
     )
 
     @classmethod
+    def takes(cls, params: IncLoraParams) -> bool:
+        """Stages are branches on their own."""
+        return True
+
+    @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """As SinLoRA."""
         return lora_settings(family, order)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from raycl.adapters.moments import mean_name
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, joined, leading_outside, residual
 from raycl.files import Json
-from raycl.methods.common.base import About, Moments, When
+from raycl.methods.common.base import About, Moments, Observes, When
 from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
 from raycl.methods.common.published import gpm_settings
 from raycl.spec import PositiveInt
@@ -103,6 +104,12 @@ class InfLora(LoraMethod[SubspaceParams]):
     def settings(cls, family: str, order: str) -> Json:
         """GainLoRA's language runs (arXiv 2505.15424)."""
         return gpm_settings(family, order)
+
+    @classmethod
+    def passes(cls, params: SubspaceParams) -> Mapping[When, Observes]:
+        """Both need the layers' inputs; a random design needs none before."""
+        before: tuple[When, ...] = () if params.design == "random_projected" else ("before",)
+        return dict.fromkeys((*before, "after"), "layers")
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """A new branch whose B trains; A is designed by `initialise`, or here for a random design."""

@@ -15,6 +15,7 @@ all picks that earlier stages' training rows make by the plain rule: prompts tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +135,11 @@ class L2p(Method[L2pParams]):
     def carries(cls, params: L2pParams) -> Carries:
         """The last part holds all that is trained on."""
         return "last"
+
+    @classmethod
+    def passes(cls, params: L2pParams) -> Mapping[When, Observes]:
+        """The picks of the training rows, where they count."""
+        return {"after": "inputs"} if params.diversity else {}
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The last pool, or a fresh one."""

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
 from raycl.files import Json
-from raycl.methods.common.base import About, Carries, Method, Moments, Penalty, Row, Sampling, Step, Write
+from raycl.methods.common.base import About, Carries, Method, Moments, Penalty, Sampling, Step, Write
 from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
 from raycl.methods.common.published import is_t5, t5_dropout
+from raycl.methods.common.rows import Row
 from raycl.spec import MethodParams, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.sampling import draw

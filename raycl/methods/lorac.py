@@ -119,8 +119,8 @@ class Lorac(LoraMethod[LoracParams]):
 
     @classmethod
     def in_peft(cls, params: LoracParams) -> InPeft:
-        """Branches have weights of their own in every layer."""
-        return "none"
+        """Branches have weights of their own in every layer, the same for all inputs."""
+        return "fixed"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Frozen branches with their scalars, and a new branch where the module is not critical."""

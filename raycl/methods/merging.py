@@ -127,8 +127,8 @@ class Merging(LoraOrFullMethod[MergingParams]):
 
     @classmethod
     def in_peft(cls, params: MergingParams) -> InPeft:
-        """What is served is merged when it is served."""
-        return "none"
+        """What is served is merged when it is served: into the weights, or into one adapter of `refactor_rank`."""
+        return "weights" if params.trains == "full" or params.refactor_rank is None else "fixed"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Train on from the last weights, or from the backbone."""

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.carriers import over_outputs
@@ -103,8 +105,10 @@ class Migu(Wrapping[MiguParams, Method[Any]]):
     def __init__(self, params: MiguParams, info: StageInfo) -> None:
         super().__init__(params, info)
         self.magnitudes: Magnitudes | None = None
-        self.kept = 1.0
-        """Share of the masked modules' rows that had a gradient in the last step."""
+        self.kept: Tensor | None = None
+        """How many of the masked modules' `rows` had a gradient in the last step; read only where it is logged, since the
+        host waits for it."""
+        self.rows = 0
 
     @classmethod
     def inner_class(cls, params: MiguParams) -> type[Method[Any]]:
@@ -148,16 +152,18 @@ class Migu(Wrapping[MiguParams, Method[Any]]):
             return
         sums = self.magnitudes.take()
         gradients.sum(sums[path] for path in sorted(sums))
-        kept, rows = 0, 0
+        kept: list[Tensor] = []
+        self.rows = 0
         for path in sorted(sums):
             keep = loudest(sums[path], self.params.tau)
-            kept, rows = kept + int(keep.sum()), rows + len(keep)
+            kept.append(keep.sum())
+            self.rows += len(keep)
             module = self.magnitudes.modules[path]
             for parameter in module.parameters(recurse=False):
                 whole = gradients.get(parameter)
                 if whole is not None:
                     gradients.set(parameter, whole * over_outputs(keep.to(whole.device, whole.dtype), whole, module))
-        self.kept = kept / max(1, rows)
+        self.kept = torch.stack(kept).sum() if kept else None
 
     def remove(self) -> None:
         """Take the hooks and the masked method off."""
@@ -167,4 +173,5 @@ class Migu(Wrapping[MiguParams, Method[Any]]):
 
     def measures(self) -> dict[str, float]:
         """The masked method's, and the share of rows with a gradient."""
-        return super().measures() | ({"migu_kept": self.kept} if self.masks else {})
+        share = 1.0 if self.kept is None else int(self.kept) / self.rows
+        return super().measures() | ({"migu_kept": share} if self.masks else {})

@@ -72,6 +72,11 @@ class OLora(LoraMethod[OrthogonalParams]):
     )
 
     @classmethod
+    def takes(cls, params: OrthogonalParams) -> bool:
+        """Stages are branches; one from elsewhere overlaps with earlier ones as it may."""
+        return True
+
+    @classmethod
     def settings(cls, family: str, order: str) -> Json:
         """The released scripts: per-task weights and two epochs of MNLI on order 6; lr 1e-3 first, then 1e-4, on Llama."""
         settings = lora_settings(family, order)

@@ -16,8 +16,8 @@ from raycl.files import Json
 from raycl.methods.common.base import About
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import LoraOrFullMethod
-from raycl.methods.common.weights import TrainedParams
-from raycl.state.stage_state import StageState
+from raycl.methods.common.weights import LoraTrainee, TrainedParams
+from raycl.state.stage_state import Branch, StageState
 
 
 class PerTaskParams(TrainedParams):
@@ -53,6 +53,16 @@ class PerTask(LoraOrFullMethod[PerTaskParams]):
     def alone(cls, params: PerTaskParams) -> bool:
         """A task's model knows of no other task."""
         return True
+
+    @classmethod
+    def takes(cls, params: PerTaskParams) -> bool:
+        """A branch, where branches are trained."""
+        return params.trains == "lora"
+
+    def take(self, branch: Branch) -> None:
+        """As the branch that trains."""
+        if isinstance(self.trainee, LoraTrainee):
+            self.trainee.branches.take(branch, self.params.shape)
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Fresh weights, whatever came before."""

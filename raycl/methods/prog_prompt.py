@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
 from raycl.files import Json
-from raycl.methods.common.base import About, Method, Moments
+from raycl.methods.common.base import About, InPeft, Method, Moments
 from raycl.methods.common.published import is_t5
 from raycl.spec import MethodParams, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
@@ -101,6 +101,11 @@ class ProgPrompt(Method[ProgPromptParams]):
         if not is_t5(family):
             return {"train": train}
         return {"model": {"dropout": 0.1}, "train": train | {"lr": 0.3, "holdout": 0.1, "keep": "best"}}
+
+    @classmethod
+    def in_peft(cls, params: ProgPromptParams) -> InPeft:
+        """All prompts up to the task's own, as one."""
+        return "prompt"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The earlier prompts and a new one."""

@@ -5,11 +5,11 @@ A name is one of this table, the entry point of an installed package, or `packag
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from raycl.errors import did_you_mean
 from raycl.files import Json
 from raycl.methods import outside
 from raycl.methods.outside import Outside
@@ -51,9 +51,9 @@ def method_class(name: str) -> type[Method]:
         return found.method
     if name not in METHODS:
         known = [*METHODS, *outside.installed()]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown method{hint}; allowed: {', '.join(known)}, or package.module:Class")
+        raise ValueError(
+            f"unknown method{did_you_mean(name, known)}; allowed: {', '.join(known)}, or package.module:Class"
+        )
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)
 

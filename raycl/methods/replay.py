@@ -14,9 +14,10 @@ from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
 from raycl.files import Json
-from raycl.methods.common.base import About, Row, Write, own_rows
+from raycl.methods.common.base import About, Write
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import full_settings
+from raycl.methods.common.rows import Row, own_rows
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
 from raycl.spec import Weight

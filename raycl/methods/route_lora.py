@@ -25,8 +25,7 @@ Specification: raycl's own. Routing by base features is in ARIADNE (arXiv 2606.1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -34,11 +33,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
-from raycl.adapters.base_features import mean_embedding, mean_hidden
+from raycl.adapters.base_features import layer_path, mean_embedding, mean_hidden
 from raycl.adapters.chosen import NONE, Groups, choose, grouped
 from raycl.adapters.gaussian_router import GaussianRouter, Shrinkage, TaskSums, packed, posterior, scatter_of
 from raycl.adapters.moments import Mean, Quantiles, add_rows, mean_name
 from raycl.adapters.observe import DownOutputs
+from raycl.adapters.routes import Routed, RoutingRule, rule_tensors
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, Route, When
 from raycl.methods.common.family import FAMILY, GAIN, Family, answering, family_of
@@ -119,20 +119,6 @@ class RouteLoraParams(LoraParams):
         return acting
 
 
-@dataclass(frozen=True)
-class Routed:
-    """Where the inputs of a batch go."""
-
-    order: Tensor
-    """(B, T): the tasks by distance, nearest first."""
-    chances: Tensor
-    """(B, T): p, by task."""
-    known: Tensor
-    """(B,): whether the input is like those of its nearest task."""
-    groups: Groups
-    """The rows by the branch that they take in hard routing."""
-
-
 class RouteLora(LoraMethod[RouteLoraParams]):
     """Branches that know nothing of each other, and a router over them."""
 
@@ -174,9 +160,19 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         return params.init == "random" and params.families == "off"
 
     @classmethod
+    def takes(cls, params: RouteLoraParams) -> bool:
+        """The task's sums come from its data all the same; a family's branch is merged, so it cannot be another one."""
+        return params.families == "off"
+
+    @classmethod
+    def passes(cls, params: RouteLoraParams) -> Mapping[When, Observes]:
+        """The features' moments, then each input's distance; in a family also what the branch does to the layers."""
+        return {"before": "inputs", "after": "layers" if params.families == "merge" else "inputs"}
+
+    @classmethod
     def in_peft(cls, params: RouteLoraParams) -> InPeft:
-        """Branches are chosen input by input."""
-        return "none"
+        """One branch is chosen input by input, or in soft routing all are weighed."""
+        return "each" if params.routing == "hard" else "none"
 
     @property
     def observes(self) -> Observes:
@@ -187,9 +183,8 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         """The new branch alone."""
         super().install(backbone, StageState())
         self._start(backbone)
-        merges = self.params.families == "merge"
-        self.earlier = state.parts if merges or self.params.init == "nearest" else ()
-        self.family = Family(self.info.task) if merges else None
+        self.family = Family(self.info.task) if self.params.families == "merge" else None
+        self.earlier = state.parts if self.family or self.params.init == "nearest" else ()
 
     def serve(self, backbone: Backbone, state: StageState) -> None:
         """All branches behind the router."""
@@ -216,8 +211,7 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         """Before training the features' moments; after it, which needs them, how far each input is from the mean."""
         self.watched: Moments | None = {}
         if when == "after":
-            device = self.backbone.device
-            self.watched |= {FOURTH: Mean(1, device), DISTANCES: Quantiles(device)}
+            self.watched |= {FOURTH: Mean(1, self.backbone.device), DISTANCES: Quantiles(self.backbone.device)}
             if self.family is not None:
                 self.downs = DownOutputs(self.branches)
                 self.downs.watch(self.watched, GAIN)
@@ -259,8 +253,21 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         """The likeliest task of each input and the one after it; none while training."""
         if self.routed is None:
             return None
-        rows = zip(self.routed.order.tolist(), self.routed.chances.tolist(), self.routed.known.tolist(), strict=True)
-        return [self._named(tasks, chances, known) for tasks, chances, known in rows]
+        return self.routed.named(self.names, self.params.routing == "hard" and self.params.families == "off")
+
+    def rule(self) -> RoutingRule | None:
+        """The classifier over the tasks served."""
+        if self.router is None:
+            return None
+        hidden = self.params.features == "hidden"
+        return RoutingRule(
+            tuple(self.names),
+            tuple(self.answers.tolist()),
+            layer_path(self.backbone, self.params.layer) if hidden else None,
+            self.params.region == "prompt",
+            self.temperature,
+            rule_tensors(self.router, self.apart, self.limits if self.apart else None),
+        )
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The branch, merged into its family's, and the task's own sums."""
@@ -340,10 +347,3 @@ class RouteLora(LoraMethod[RouteLoraParams]):
         if self.routed is None:
             raise RuntimeError("a routed model must be conditioned on its inputs before a forward pass")
         return self.routed
-
-    def _named(self, tasks: list[int], chances: list[float], known: bool) -> Route:
-        """One input's route in words, from all tasks, likeliest first, and their probabilities in the order of the tasks."""
-        first = tasks[0]
-        alone = self.params.routing == "hard" and self.params.families == "off"
-        second = [(self.names[index], chances[index]) for index in tasks[1:2]] or [(None, 0.0)]
-        return Route(self.names[first], chances[first], *second[0], known, alone)

@@ -22,7 +22,7 @@ A new softmax entry takes weight from the old ones: a stage does not start from 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,10 +35,11 @@ from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
 from raycl.files import Json
-from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Row, Step, When, Write, own_rows
+from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Step, When, Write
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.memory import keep, records, remembered
 from raycl.methods.common.published import is_short, is_t5, t5_dropout
+from raycl.methods.common.rows import Row, own_rows
 from raycl.spec import PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.stored import Joined
@@ -118,6 +119,11 @@ class SaptLora(LoraMethod[SaptLoraParams]):
     def in_peft(cls, params: SaptLoraParams) -> InPeft:
         """Branches are weighed input by input."""
         return "none"
+
+    @classmethod
+    def passes(cls, params: SaptLoraParams) -> Mapping[When, Observes]:
+        """The attention of the task's own inputs."""
+        return {"after": "inputs"}
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """All branches under the attention, with a new key; open the memory."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from raycl.errors import SpecError
-from raycl.models.places import place
+from raycl.models.places import locate
+from raycl.models.shapes import KNOWN, light_folder
 from raycl.spec import ModelSpec
 
 KEPT = {
@@ -18,9 +19,12 @@ so these stay what the stored stages of such models were trained with."""
 
 def family(spec: ModelSpec) -> str:
     """The `model_type` of a model (t5, llama, qwen2, ...), read from its configuration only."""
-    path = place(spec)
-    if path.is_file():  # the packaged model
+    path = locate(spec)
+    if path is not None and path.is_file():  # the packaged model
         return "llama"
+    path = light_folder(spec)
+    if path is None:
+        return str(KNOWN[spec.name]["model_type"])
     config = path / "config.json"
     try:
         values = json.loads(config.read_text(encoding="utf-8"))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from raycl.errors import first_line
+from raycl.errors import first_line, some
 from raycl.files import Json
 from raycl.models.probe import is_random, padding_effect
 from raycl.spec import ModelSpec
 
 FELT, FELT_ROUNDED = 0.05, 0.2
 """Effects of padding from which it counts, in fp32 and where arithmetic is coarser. Rounding alone is below 1e-5 in fp32."""
-SHOWN = 5
-"""Names of tensors or tokens in one message; the rest is counted."""
 
 
 def find_faults(spec: ModelSpec, model: Any, tokenizer: Any, report: Json) -> list[str]:
@@ -53,12 +51,12 @@ def _weights(report: Json) -> Iterator[str]:
     mismatched = [entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]]
     if missing := sorted({*report["missing_keys"], *mismatched}):
         yield (
-            f"model: its files have no weights for {_some(missing)}, which would be random; give the complete checkpoint "
+            f"model: its files have no weights for {some(missing)}, which would be random; give the complete checkpoint "
             "of this configuration"
         )
     if extra := sorted(report["unexpected_keys"]):
         yield (
-            f"model: its files hold weights that its configuration has no place for ({_some(extra)}); load it with its own "
+            f"model: its files hold weights that its configuration has no place for ({some(extra)}); load it with its own "
             "configuration, or save it again from the class that config.json names"
         )
 
@@ -75,7 +73,7 @@ def _tokens(model: Any, tokenizer: Any) -> Iterator[str]:
     if outside:
         names = [token for token, _ in sorted(outside.items(), key=lambda pair: pair[1])]
         yield (
-            f"model: the tokenizer knows tokens that the embedding of {rows} rows has no row for ({_some(names)}); call "
+            f"model: the tokenizer knows tokens that the embedding of {rows} rows has no row for ({some(names)}); call "
             "`model.resize_token_embeddings(len(tokenizer))` and save both, or take the added tokens out"
         )
 
@@ -109,9 +107,3 @@ def _padding(spec: ModelSpec, model: Any) -> Iterator[str]:
             f"deviation, so answers would depend on their batch; models of the type {model.config.model_type} do not "
             "heed the attention mask or count positions from the padding; take one of another type"
         )
-
-
-def _some(names: Collection[str]) -> str:
-    """The first few names, and how many there are more."""
-    shown = ", ".join(list(names)[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

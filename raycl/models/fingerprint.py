@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from raycl.files import home, write_json
+from raycl.files import Json, home, write_json
 from raycl.models.places import place, read_files
 from raycl.spec import ModelSpec
 
@@ -33,7 +33,7 @@ def file_hash(file: Path) -> str:
     facts = file.stat()
     memory = home() / "fingerprints.json"
     entry = f"{file.resolve()}|{facts.st_size}|{facts.st_mtime_ns}"
-    known = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
+    known = _remembered(memory)
     if entry not in known:
         with file.open("rb") as stream:
             known[entry] = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -41,3 +41,12 @@ def file_hash(file: Path) -> str:
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, known)
     return known[entry]
+
+
+def _remembered(memory: Path) -> Json:
+    """What the file of hashes holds; nothing where it is damaged, since it can be made again."""
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

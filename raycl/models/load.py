@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raycl.errors import SpecError, first_line
+from raycl.errors import SetupError, SpecError, first_line
 from raycl.files import Json
 from raycl.models.families import KEPT
 from raycl.models.faults import find_faults, heal_end_token
 from raycl.models.fingerprint import fingerprint
 from raycl.models.options import loading_options, require_options
-from raycl.models.packaged import converted
 from raycl.models.places import locate, place
 from raycl.models.probe import regions, set_dropout
+from raycl.models.reading import longest_reading
+from raycl.models.shapes import folder_of, light_folder
 from raycl.models.targets import query_and_value
 from raycl.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raycl.adapters.backbone import Backbone
+    from raycl.adapters.backbone import Backbone, Region
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,11 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
 
     What is wrong with it is in its `faults`. Raises SpecError if the folder cannot be loaded at all.
     """
-    from raycl.adapters.backbone import Backbone
-
     if spec.precision == "auto":
         raise ValueError("model.precision is still 'auto': resolve the run spec before its model is loaded")
     require_options(spec, device)
     mark = fingerprint(spec)
-    folder = _folder(place(spec))
+    folder = model_folder(spec)
     try:
         files = _read(folder, spec, device)
     except Exception as error:  # the loaders raise types of several libraries
@@ -81,22 +81,32 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
     faults = find_faults(spec, model, tokenizer, files.report)
     if spec.gradient_checkpointing and not faults:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if model.get_output_embeddings() is not None:
-        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    called = {} if faults else regions(model)
-    backbone = Backbone(
-        model=model,
-        targets=KEPT.get(config.model_type) or query_and_value(model, called),
-        encoder_decoder=bool(config.is_encoder_decoder),
-        width=model.get_input_embeddings().weight.shape[1],
-        regions=called,
-        dtype=model.dtype,
-    )
+    exact = spec.precision == "fp32" and spec.quantization == "none"
+    called, readable = ({}, 0) if faults else (regions(model), longest_reading(model, exact))
+    backbone = as_backbone(model, called, readable)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     # transformers tells which attention it chose under a private name only; the record does without where it moves.
     attention = getattr(model.config, "_attn_implementation", None)
     record: Json = {"dropout": dict(files.dropout), "attention": attention}
     return LoadedModel(backbone, tokenizer, mark, spec.name, positions, tuple(faults), record)
+
+
+def as_backbone(model: Any, called: Mapping[str, Region | None], readable: int = 0) -> Backbone:
+    """A frozen model as methods see it; `called` are the linear modules that a pass calls (`probe.regions`), `readable` the
+    tokens that can be read once (`reading.longest_reading`)."""
+    from raycl.adapters.backbone import Backbone
+
+    if model.get_output_embeddings() is not None:
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    return Backbone(
+        model=model,
+        targets=KEPT.get(model.config.model_type) or query_and_value(model, called),
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+        width=model.get_input_embeddings().weight.shape[1],
+        regions=called,
+        readable=readable,
+        dtype=model.dtype,
+    )
 
 
 def _read(folder: Path, spec: ModelSpec, device: str) -> _Files:
@@ -135,15 +145,15 @@ def _contiguous(head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0].contiguous(), *inputs[1:])
 
 
-def _folder(place: Path) -> Path:
-    """What transformers loads: the folder of a model, or the packaged file's copy as one."""
-    return converted(place) if place.is_file() else place
+def model_folder(spec: ModelSpec) -> Path:
+    """What transformers loads of a model; a hub model is downloaded if needed. Raises as `place`."""
+    return folder_of(place(spec))
 
 
 def base_place(spec: ModelSpec) -> str:
     """What other programs load a base model by: its folder, the packaged one's copy in raycl's home, or its hub id."""
     path = locate(spec)
-    return spec.name if path is None else str(_folder(path))
+    return spec.name if path is None else str(folder_of(path))
 
 
 @dataclass(frozen=True)
@@ -157,10 +167,18 @@ class TextSide:
 
 
 def load_tokenizer(spec: ModelSpec) -> TextSide:
-    """A model's tokenizer and what its configuration says of lengths. Raises SpecError as `load_model`."""
+    """A model's tokenizer and what its configuration says of lengths; a hub model's weights are not fetched.
+
+    Raises SpecError as `load_model`, SetupError for a hub model whose tokenizer cannot be had.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
-    folder = _folder(place(spec))
+    folder = light_folder(spec)
+    if folder is None:
+        raise SetupError(
+            f"model.name: the tokenizer of {spec.name} could not be fetched from the hub. Check the connection, or give "
+            "--model FOLDER, or --model packaged, which needs no network."
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

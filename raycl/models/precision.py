@@ -6,6 +6,7 @@ for single tokens (measured on 2 AVX2-only cores).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -35,9 +36,28 @@ def cpu_multiplies_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and any(features.get(name) for name in NATIVE_ON_CPU)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine."""
+
+    name: str
+    memory: int
+    """Bytes."""
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that this process may use."""
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [Gpu(properties.name, properties.total_memory) for properties in found]
+
+
+def torch_version() -> str:
+    """torch's version with what it was built for."""
+    return torch.__version__
+
+
 def accelerator() -> str:
     """What this machine computes with, in words: its GPUs, or its CPU; and the precision it is fastest in."""
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return f"{', '.join(names)} ({native_precision()})"
+    if found := gpus():
+        return f"{', '.join(gpu.name for gpu in found)} ({native_precision()})"
     return f"none, CPU {torch.backends.cpu.get_cpu_capability()} ({native_precision()})"

@@ -64,6 +64,11 @@ def probe(model: Any) -> dict[str, Tensor]:
     return fed | ({"decoder_input_ids": ids[:, :PROBE_ANSWER]} if model.config.is_encoder_decoder else {})
 
 
+def positions(mask: Tensor) -> Tensor:
+    """Where each token stands, counted without padding, (B, S); `mask` is 1 on real tokens."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
 @torch.no_grad()
 def padding_effect(model: Any) -> float:
     """How far padding moves the logits of the tokens beside it, padded as in training: the root mean square of the change,
@@ -74,7 +79,7 @@ def padding_effect(model: Any) -> float:
     pair = (lambda pad, own: torch.cat([pad, own], 1)) if decoder else (lambda pad, own: torch.cat([own, pad], 1))
     padded = fed | {"input_ids": pair(filler, ids), "attention_mask": pair(torch.zeros_like(filler), mask)}
     if decoder:
-        padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        padded["position_ids"] = positions(padded["attention_mask"])
     alone, beside = (model.eval()(**one, use_cache=False).logits.float() for one in (fed, padded))
     return float((beside[:, -alone.shape[1] :] - alone).pow(2).mean().sqrt() / alone.std())
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raycl.analysis.views import Given
 from raycl.methods.common.base import Route
 from raycl.report.tables import number, short
 from raycl.report.terminal import standard_output
@@ -54,6 +55,20 @@ def print_answers(
     for text, answer in zip(texts, answers, strict=True):
         table.add_row(Text(short(text, TEXT_SHOWN)), Text(answer.text), Text(_by(answer, branches)))
     console.print(table)
+
+
+def print_predictions(rows: Sequence[Given], of: int, console: Console | None = None) -> None:
+    """Prompt, right answer and prediction of test examples, `of` how many there are in all, with the scores."""
+    console = console or standard_output()
+    for row in rows:
+        console.print(Text(f"{row.number} of {of}  score {number(row.score)}", style="bold"), soft_wrap=True)
+        lines = [("prompt", row.prompt.strip()), ("right", " or ".join(row.accepted)), ("answer", row.prediction)]
+        lines += [] if row.route is None else [("answered by", row.route)]
+        for name, text in lines:
+            first, *rest = text.splitlines() or [""]
+            console.print(Text(f"  {name:12}{first}"), soft_wrap=True)
+            for line in rest:
+                console.print(Text(f"  {'':12}{line}"), soft_wrap=True)
 
 
 def _by(answer: Shown, branches: Sequence[str]) -> str:

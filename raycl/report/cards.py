@@ -23,6 +23,10 @@ SETTINGS = (("t5", "std-1"), ("t5", "long-6"), ("t5", "sni-1"), ("llama", "std-1
 IN_PEFT = {
     "last": '`PeftModel.from_pretrained(base, "<last stage>/adapter")`',
     "sum": "the adapters of all stages loaded and set active together, which adds them up; one alone is another model",
+    "fixed": "as one adapter that `raycl export` writes: the branches' weights are the same for all inputs",
+    "each": "as one adapter per task and a router of one page, which `raycl export` writes",
+    "prompt": "as a PEFT prompt per task, which `raycl export --task` writes; PEFT keeps batches exact without padding only",
+    "weights": "as a whole model, which `raycl export` writes",
     "none": "not possible: serve it with raycl",
 }
 """How a model is loaded without raycl."""
@@ -98,7 +102,7 @@ def line(name: str) -> list[str]:
     return [name, about.title, about.paper, about.trains, about.growth, task_id, about.replays]
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     """A Markdown table."""
     lines = [list(head), ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
@@ -125,7 +129,7 @@ def _facts(method: type[Method]) -> list[tuple[str, str]]:
         ("task id at test", "needed" if method.needs_task_id else "not needed"),
         ("examples of earlier tasks", about.replays),
         ("can be merged into the weights", "yes" if about.mergeable else "no"),
-        ("the model as scored, by PEFT alone", IN_PEFT[method.in_peft(params)]),
+        ("the model as scored, without raycl", IN_PEFT[method.in_peft(params)]),
     ]
 
 

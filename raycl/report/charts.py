@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, TypeGuard
 
 import matplotlib as mpl
@@ -105,18 +106,17 @@ def _beside(names: Iterable[str], width: float) -> int:
 
 
 def ap_chart(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> Chart:
-    """AP after every stage, one line per sequence."""
+    """AP after every stage."""
 
     def draw(axes: Axes) -> None:
-        for one in sequences:
-            _line(axes, ap_points(one.matrix), styles[one.line])
+        _bands(axes, sequences, styles, lambda one: ap_points(one.matrix))
         _stages(axes, 1, len(sequences[0].matrix.tasks))
 
     return Chart("AP after every stage", draw, (4.4, 3.2))
 
 
 def task_charts(sequences: Sequence[SequenceView], styles: Mapping[str, Style]) -> list[Chart]:
-    """For every task its score from its own stage on, one line per sequence."""
+    """For every task its score from its own stage on."""
     tasks = sequences[0].matrix.tasks
     return [_task_chart(i, tasks, sequences, styles) for i in range(len(tasks))]
 
@@ -125,11 +125,10 @@ def _task_chart(
     index: int, tasks: Sequence[str], sequences: Sequence[SequenceView], styles: Mapping[str, Style]
 ) -> Chart:
     """The score of one task."""
+    stages = range(index + 1, len(tasks) + 1)
 
     def draw(axes: Axes) -> None:
-        for one in sequences:
-            stages = range(index + 1, len(tasks) + 1)
-            _line(axes, [(stage, one.matrix.get(stage, tasks[index])) for stage in stages], styles[one.line])
+        _bands(axes, sequences, styles, lambda one: [(stage, one.matrix.get(stage, tasks[index])) for stage in stages])
         _stages(axes, index + 1, len(tasks))
 
     return Chart(f"{index + 1} {short(tasks[index], 32)}", draw)
@@ -244,10 +243,29 @@ class _Scale:
 # --- parts of a chart --------------------------------------------------------------------------------------------
 
 
-def _line(axes: Axes, points: Iterable[tuple[int, float]], style: Style) -> None:
-    """A line through the points that are measured."""
-    if known := measured(points):
-        axes.plot(*zip(*known, strict=True), **style.line)
+def _bands(
+    axes: Axes,
+    sequences: Sequence[SequenceView],
+    styles: Mapping[str, Style],
+    points: Callable[[SequenceView], Iterable[tuple[int, float]]],
+) -> None:
+    """For every line of a report the mean over its sequences, that is seeds, and a band from the least to the most.
+
+    A stage that only some of them reached has the mean of those.
+    """
+    for name, style in styles.items():
+        values: dict[int, list[float]] = {}
+        for one in sequences:
+            if one.line == name:
+                for stage, value in measured(points(one)):
+                    values.setdefault(stage, []).append(value)
+        if not values:
+            continue
+        stages = sorted(values)
+        axes.plot(stages, [fmean(values[stage]) for stage in stages], **style.line)
+        if max(map(len, values.values())) > 1:
+            low, high = ([pick(values[stage]) for stage in stages] for pick in (min, max))
+            axes.fill_between(stages, low, high, color=OKABE_ITO[style.colour], alpha=0.15, lw=0)
 
 
 def _stages(axes: Axes, first: int, last: int) -> None:

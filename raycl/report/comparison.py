@@ -17,7 +17,7 @@ from raycl.analysis.published import TABLES, Borrowed
 from raycl.analysis.stats import Spread
 from raycl.files import Json, finite, write_json, write_text
 from raycl.report.cards import markdown_table
-from raycl.report.tables import in_pieces, number
+from raycl.report.tables import in_markdown, in_pieces, number
 from raycl.report.terminal import standard_output
 
 LEGEND = (
@@ -51,6 +51,23 @@ def leaderboard_rows(board: Leaderboard) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, texts(line), strict=True)) for line in board.lines]
 
 
+def difference_rows(board: Leaderboard) -> list[dict[str, str]]:
+    """Every two ranked methods by column, as text, the largest difference of AP first."""
+    tests = sorted((one for one in board.tests if one.n), key=lambda one: -one.difference)
+    return [
+        {
+            "first": one.first,
+            "second": one.second,
+            "pairs": str(one.n),
+            "AP difference": f"{one.difference:+.2f}",
+            "95 % interval": "-" if math.isnan(one.low) else f"{one.low:.2f} to {one.high:.2f}",
+            "p": "-" if math.isnan(one.corrected) else f"{one.corrected:.3g}",
+            "claimed": "yes" if one.claimed else "no",
+        }
+        for one in tests
+    ]
+
+
 def borrowed_tables(methods: Sequence[str]) -> list[Borrowed]:
     """The papers' tables that have a row for one of these methods, reduced to such rows."""
     found = []
@@ -63,10 +80,12 @@ def borrowed_tables(methods: Sequence[str]) -> list[Borrowed]:
 
 def markdown(board: Leaderboard, cells: Sequence[CellResult], borrowed: Sequence[Borrowed]) -> str:
     """Leaderboard, what it allows to say, what failed; borrowed figures under a heading of their own."""
-    parts = [markdown_table(COLUMNS, map(texts, board.lines)), LEGEND]
-    parts.append("\n".join(f"- {words}" for words in board.words))
+    parts = [markdown_table(COLUMNS, (map(in_markdown, texts(line)) for line in board.lines)), LEGEND]
+    parts.append("\n".join(f"- {in_markdown(words)}" for words in board.words))
     failures = [
-        f"- {cell.label}, {cell.order}, seed {cell.seed}: {_one_line(cell.error)}" for cell in cells if cell.error
+        f"- {in_markdown(f'{cell.label}, {cell.order}, seed {cell.seed}: {_one_line(cell.error)}')}"
+        for cell in cells
+        if cell.error
     ]
     if failures:
         parts += ["## Failed sequences", "\n".join(failures)]
@@ -114,7 +133,7 @@ def cell_record(cell: CellResult, cells: Sequence[CellResult]) -> Json:
     view = cell.finished
     costs: Json = dict.fromkeys(("seconds", "scoring_seconds", "trainable_parameters", "bytes"))
     if view is not None:
-        costs |= {"seconds": view.seconds, "scoring_seconds": view.scoring}
+        costs |= {"seconds": view.seconds, "scoring_seconds": sum(view.scoring.values())}
         costs |= {"trainable_parameters": view.trainable, "bytes": view.bytes}
     place: Json = {
         "label": cell.label,

@@ -93,6 +93,15 @@ def angle_heat(one: SequenceView) -> Heat | None:
     return Heat(one.label, "", "stage", [str(stage.stage) for stage in one.stages], rows)
 
 
+def share_heat(corner: str, note: str, columns: list[str], rows: Sequence[tuple[str, Sequence[float]]]) -> Heat:
+    """Shares in percent, rows numbered as the columns are; what is 0 is empty."""
+    table = [
+        (f"{place} {name}", [_cell(share or math.nan, 100, 0) for share in shares])
+        for place, (name, shares) in enumerate(rows, start=1)
+    ]
+    return Heat("", note, corner, columns, table)
+
+
 def _cell(value: float, top: float, digits: int, faint: bool = False) -> Cell:
     """A cell coloured by its share of `top`; faint ones have no colour."""
     if math.isnan(value):

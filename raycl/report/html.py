@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from raycl.analysis.views import SequenceView, TrialView
 from raycl.report import charts
 from raycl.report.charts import Chart, Style, sheet
-from raycl.report.heat import Heat, accuracy_heat, angle_heat, differing, gauge_heats
-from raycl.report.inline_svg import inline_svg
+from raycl.report.heat import accuracy_heat, angle_heat, differing, gauge_heats
+from raycl.report.page import Section, Table, write_page
 from raycl.report.plots import heat_map, save
 
+PAIRED = (
+    "AP of the first method minus that of the second, on the pairs of order and seed that both finished: mean, 95 % "
+    "interval (BCa bootstrap, from 5 pairs on), p of the exact sign-flip test after Holm's correction for all "
+    "tests of this page."
+)
 MOST_SEQUENCES = 30
 """So many sequences get tables of their own; the list of sequences has them all."""
-DASH = "–"
 
 
 def write_html(
@@ -30,30 +28,35 @@ def write_html(
     sequences: Sequence[SequenceView],
     leaderboard: Sequence[Mapping[str, object]] | None = None,
     sweep: Sequence[TrialView] | None = None,
+    differences: Sequence[Mapping[str, object]] = (),
 ) -> Path:
     """Write the page about `sequences` to `path` and return it; a section for which there is no data is left out.
 
-    `leaderboard` has one row per line, best first: column -> text or number (none = empty), the columns of the first row.
+    `leaderboard` has one row per line, best first: column -> text or number (none = empty), the columns of the first row;
+    `differences` has one row per pair of methods in the same form.
     `sweep` has the trials of a sweep. The charts are also written as PNG and SVG into `<name of the page>-figures`.
     """
     styles = charts.styles_of([one.line for one in sequences])
     sheets = _sheets(sequences, styles, sweep)
-    environment = Environment(
-        loader=PackageLoader("raycl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"value": _value, "measures": charts.measures, "breakable": _breakable}
-    text = environment.get_template("report.html").render(
-        title=title,
+    drawn = [Section(one.name, one.heading, one.note, one.charts, legend=one.legend) for one in sheets]
+    write_page(
+        path,
+        "report.html",
+        title,
+        [*drawn, *_heat_sections(sequences[:MOST_SEQUENCES])],
+        styles,
         sequences=sequences,
-        leaderboard=leaderboard,
-        trials=sweep,
-        styles=styles,
-        sections=[*_chart_sections(sheets), *_heat_sections(sequences[:MOST_SEQUENCES])],
+        tables=[
+            Table(name, heading, note, rows)
+            for name, heading, note, rows in (
+                ("leaderboard", "Leaderboard", "", leaderboard or ()),
+                ("differences", "Paired differences", PAIRED, differences),
+            )
+            if rows
+        ],
         left_out=max(0, len(sequences) - MOST_SEQUENCES),
         settings=differing(sequences),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
     write_figures(path.with_name(f"{path.stem}-figures"), sheets, sequences[:MOST_SEQUENCES], styles)
     return path
 
@@ -67,18 +70,6 @@ class _Sheet:
     note: str
     charts: list[Chart]
     legend: bool = True
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A part of the page: charts or tables under a heading."""
-
-    id: str
-    heading: str
-    note: str
-    legend: bool
-    svgs: list[Markup]
-    heats: list[Heat]
 
 
 def _sheets(
@@ -98,9 +89,13 @@ def _sheets(
     for place, group in enumerate(orders.values(), start=1):
         of = f", order {group[0].order}" if len(orders) > 1 else ""
         mark = f"-{place}" if len(orders) > 1 else ""
-        note = "AP: the mean score of the tasks trained so far. One line per sequence."
+        seeds = len({one.seed for one in group})
+        lines = (
+            f"Mean over {seeds} seeds, in a band from the least to the most." if seeds > 1 else "One line per method."
+        )
+        note = f"AP: the mean score of the tasks trained so far. {lines}"
         sheets.append(_Sheet(f"ap{mark}", f"Average performance{of}", note, [charts.ap_chart(group, styles)]))
-        note = "The score of each task from its own stage on: a line that falls is forgetting. One line per sequence."
+        note = f"The score of each task from its own stage on: a line that falls is forgetting. {lines}"
         sheets.append(
             _Sheet(f"forgetting{mark}", f"Forgetting, task by task{of}", note, charts.task_charts(group, styles))
         )
@@ -114,22 +109,7 @@ def _sheets(
     return sheets
 
 
-def _chart_sections(sheets: Sequence[_Sheet]) -> list[_Section]:
-    number = count(1)
-    return [
-        _Section(
-            one.name, one.heading, one.note, one.legend, [_svg(chart, f"f{next(number)}") for chart in one.charts], []
-        )
-        for one in sheets
-    ]
-
-
-def _svg(chart: Chart, name: str) -> Markup:
-    """One chart alone."""
-    return inline_svg(sheet([chart], {}), name, chart.title)
-
-
-def _heat_sections(sequences: Sequence[SequenceView]) -> list[_Section]:
+def _heat_sections(sequences: Sequence[SequenceView]) -> list[Section]:
     """Tables per sequence: accuracy, what the branches weigh, angles between branches."""
     accuracy = "Score (0 to 100) on each task, by number, after each stage. Without colour: tasks not trained yet."
     gauges = "What each method logged of its branches at the end of every stage, on the last rows it trained on."
@@ -143,7 +123,7 @@ def _heat_sections(sequences: Sequence[SequenceView]) -> list[_Section]:
         ("branches", "Weight of the branches", gauges, [heat for one in sequences for heat in gauge_heats(one)]),
         ("angles", "Angles between tasks", angles, [heat for one in sequences if (heat := angle_heat(one))]),
     ]
-    return [_Section(name, heading, note, False, [], heats) for name, heading, note, heats in found if heats]
+    return [Section(name, heading, note, heats=heats) for name, heading, note, heats in found if heats]
 
 
 def write_figures(
@@ -156,17 +136,3 @@ def write_figures(
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             save(figure, folder / f"{name}.{kind}")
-
-
-def _breakable(text: object) -> Markup:
-    """A heading that a narrow column breaks after a dot, an underscore or the like, and never inside a word."""
-    return Markup(re.sub(r"([._,/:=])(?=\S)", r"\1<wbr>", str(escape(str(text)))))
-
-
-def _value(value: object) -> str:
-    """A cell of a table as text."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return DASH
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

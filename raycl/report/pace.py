@@ -48,10 +48,10 @@ class Pace:
         if self._started is None or self.total <= done or done < SHORTEST_SHARE * self.total:
             return ""
         seconds = (self._now() - self._started) / done * (self.total - done)
-        return f", about {_duration(seconds)} left"
+        return f", about {duration(seconds)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds in the unit that people would use."""
     for size, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= 1.5 * size:

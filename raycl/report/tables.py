@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Collection, Sequence
 
@@ -80,8 +81,13 @@ def matrix_markdown(matrix: AccuracyMatrix) -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_markdown(text: str) -> str:
+    """A text of somebody else's in Markdown: on one line, and without HTML of its own."""
+    return html.escape(" ".join(text.splitlines()), quote=False)
+
+
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(in_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def plan_table(stages: Sequence[PlannedStage]) -> Table:

@@ -1,24 +1,25 @@
 """What a sequence shows while it runs: the plan, one bar per stage (or plain lines in a log), the growing matrix.
 
-On a terminal a stage is a live bar with loss and tokens/s, below one over all stages with the time that is left; elsewhere
-it is a few plain lines, so that a log file or `ray job logs` stays readable.
+On a terminal whatever runs (training, a data pass, an evaluation) is a live bar with the time that is left, above one over
+all stages; elsewhere it is a few plain lines, so that a log file or `ray job logs` stays readable.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.routing import measures
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 from raycl.events import (
     START_UP,
     Adapted,
@@ -27,6 +28,7 @@ from raycl.events import (
     Retry,
     Routing,
     RowDone,
+    Scored,
     SequenceEnd,
     SequenceStart,
     StageEnd,
@@ -36,13 +38,15 @@ from raycl.events import (
 )
 from raycl.methods.outside import installed
 from raycl.methods.registry import METHODS, short_name
-from raycl.report.pace import Pace
+from raycl.report.pace import Pace, duration
 from raycl.report.plan import aligned, plan_lines
 from raycl.report.tables import matrix_tables, number, plan_table
 from raycl.state.manifest import Manifest
 
 LOG_WIDTH = 160
 """Columns of what is no terminal: a file or a job's log."""
+ROUNDED = "answers in bf16: a few may be others in another eval.batch_size or number of workers; in fp32 none is"
+"""What is said beside the scores of a run in bf16, whose rounding depends on the shapes of its batches."""
 PROGRESS_LINES_PER_STAGE = 4
 """Progress lines of a stage where there is no live display: one per quarter of its steps."""
 
@@ -55,6 +59,20 @@ def standard_output() -> Console:
     return console
 
 
+class TimeLeft(ProgressColumn):
+    """How long a bar still takes, from its speed; how long it has taken where that cannot be told.
+
+    A bar that knows better says so in its own words, and has none here.
+    """
+
+    def render(self, task: Task) -> Text:
+        """`12 s left`, or `for 3 s`."""
+        if task.fields["speed"].endswith(" left"):
+            return Text("")
+        left = task.time_remaining
+        return Text(f"for {duration(task.elapsed or 0)}" if left is None or task.finished else f"{duration(left)} left")
+
+
 class Terminal:
     """A listener that shows one sequence; its end, however it comes, leaves the terminal usable."""
 
@@ -62,6 +80,7 @@ class Terminal:
         """`console` none = standard output."""
         self.console = console or standard_output()
         self._stages = 0
+        self._rounded, self._watchful = False, True
         self._tasks: dict[int, str] = {}
         self._quarters: dict[int, int] = {}
         """Stage -> the quarter of its steps that was last shown; groups of workers train several at the same time."""
@@ -77,32 +96,28 @@ class Terminal:
         self._progress, self._bars = None, {}
 
     def handle(self, event: Event) -> None:
-        """Show one event; single scores are shown with their row."""
-        match event:
-            case SequenceStart():
-                self._plan(event)
-            case Adapted():
-                self._adapted(event)
-            case StageStart():
-                self._start(event)
-            case Step():
-                self._step(event)
-            case Phase():
-                self._on_phase(event)
-            case Retry():
-                self._retry(event)
-            case StageEnd():
-                self._end(event)
-            case RowDone():
-                self._row(event)
-            case SequenceEnd():
-                self._summary(event)
+        """Show one event; single scores are shown with their row, and what is odd about them at once."""
+        shown: dict[type, Callable[[Any], None]] = {
+            SequenceStart: self._plan,
+            Adapted: self._adapted,
+            StageStart: self._start,
+            Step: self._step,
+            Phase: self._on_phase,
+            Retry: self._retry,
+            StageEnd: self._end,
+            Scored: self._signs,
+            RowDone: self._row,
+            SequenceEnd: self._summary,
+        }
+        shown[type(event)](event)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _plan(self, event: SequenceStart) -> None:
         """What is going to happen."""
         self._stages = len(event.stages)
+        self._watchful = event.spec.get("train", {}).get("health") != "continue"
+        self._rounded = event.spec.get("model", {}).get("precision") == "bf16"
         self._tasks = {stage.stage: stage.task for stage in event.stages}
         stored = sum(stage.stored for stage in event.stages)
         self._pace = Pace(len(event.stages) - stored)
@@ -123,6 +138,14 @@ class Terminal:
             f"the worker group failed ({event.reason}) and is started again, try {event.attempt} of {event.most}; "
             "finished stages are in the store"
         )
+
+    def _signs(self, event: Scored) -> None:
+        """What is odd about a score."""
+        self._look(event.stage, event.task, event.health)
+
+    def _look(self, stage: int, task: str, signs: Sequence[str]) -> None:
+        for sign in signs if self._watchful else ():
+            self._line(f"{self._name(stage)}: look at {task}: {sign}")
 
     def _row(self, event: RowDone) -> None:
         """The new row of the accuracy matrix: the scores of the tasks seen, and the measures so far."""
@@ -149,6 +172,8 @@ class Terminal:
             self.console.print(table)
         if last := matrix.last_stage:
             self._line(f"After stage {last}/{len(matrix.tasks)}: {_measures(matrix.summary(last))}")
+            if self._rounded:
+                self._line(ROUNDED)
         for line in aligned(event.places):
             self._line(line)
 
@@ -168,7 +193,7 @@ class Terminal:
         if self.console.is_terminal:
             self._end_phase()
             self._update(f"steps {event.stage}", self._name(event.stage), event.step, event.steps, speed)
-            self._update("stages", "all stages", self._pace.done, self._pace.total, self._pace.words.lstrip(", "))
+            self._all_stages()
             return
         quarter = PROGRESS_LINES_PER_STAGE * event.step // max(event.steps, 1)
         if quarter > self._quarters.get(event.stage, 0):
@@ -181,6 +206,7 @@ class Terminal:
             if phase != self._phase:
                 self._end_phase()
             self._update("phase", text, event.done, event.total, "")
+            self._all_stages()
             if event.total and event.done >= event.total:
                 self._end_phase()
         elif phase != self._phase:
@@ -192,6 +218,7 @@ class Terminal:
         self._tasks[event.stage] = event.task
         if event.cached:
             self._line(f"{self._name(event.stage)}: taken from the store ({event.key[:12]})")
+            self._look(event.stage, event.task, event.health)
             return
         parts = [f"{name} {value:.1f}" for name, value in event.seconds.items() if value and name != START_UP]
         start = event.seconds.get(START_UP)
@@ -200,6 +227,7 @@ class Terminal:
             + (f" ({', '.join(parts)})" if parts else "")
             + (f", after a start-up of {start:.1f} s" if start else "")
         )
+        self._look(event.stage, event.task, event.health)
 
     # --- drawing -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +252,7 @@ class Terminal:
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[speed]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-                TimeElapsedColumn(table_column=Column(no_wrap=True)),
+                TimeLeft(table_column=Column(no_wrap=True)),
                 console=self.console,
                 transient=True,
                 expand=True,
@@ -238,6 +266,11 @@ class Terminal:
             self._bar(bar, name, total)
         if self._progress is not None:
             self._progress.update(self._bars[bar], completed=done, total=total, description=name, speed=speed)
+
+    def _all_stages(self) -> None:
+        """Draw the bar over all stages to run, with its own words for the time left: steps say more than stages."""
+        if self._pace.total:
+            self._update("stages", "all stages", self._pace.done, self._pace.total, self._pace.words.lstrip(", "))
 
     def _end_phase(self) -> None:
         if self._progress is not None and "phase" in self._bars:
@@ -295,7 +328,7 @@ def print_methods(console: Console | None = None, named: Sequence[str] = ()) -> 
         try:
             _print_method(console, line(name))
         except ValueError as error:
-            raise SpecError(f"--method {name!r}: {error}") from None
+            raise SpecError(f"--method {shown(name)}: {error}") from None
 
 
 def _print_method(console: Console, row: Sequence[str], origin: str = "") -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from raycl.errors import SpecError
+from raycl.errors import SpecError, did_you_mean, shown
 from raycl.reproduction.form import Reproduction
 from raycl.reproduction.tables import am_lora, gain_lora, slao
 
@@ -16,10 +14,9 @@ def find(name: str) -> list[Reproduction]:
     """The reproductions that a name means: an id, a paper, or `all`. Raises SpecError for anything else."""
     found = [one for one in ALL.values() if name in ("all", one.id, one.id.partition("/")[0])]
     if not found:
-        near = difflib.get_close_matches(name, ALL, n=1)
-        guess = f" (did you mean {near[0]!r}?)" if near else ""
         raise SpecError(
-            f"reproduction {name!r}: unknown{guess}; allowed: {', '.join(ALL)}, a paper's name, or all; "
+            f"reproduction {shown(name)}: unknown{did_you_mean(name, ALL)}; allowed: {', '.join(ALL)}, a paper's "
+            f"name, or all; "
             "next step: choose one of these"
         )
     return found

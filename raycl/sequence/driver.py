@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.events import Event, Listener, SequenceEnd, SequenceStart, StageEvent, status_of
+from raycl.analysis.views import RunView
+from raycl.events import Event, Listener, Routing, SequenceEnd, SequenceStart, StageEvent, Status, status_of
 from raycl.files import Json, home
 from raycl.report.files import OutputFiles
 from raycl.report.terminal import Terminal
@@ -18,14 +20,16 @@ from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import run_here
 from raycl.sequence.names import run_name, run_title
 from raycl.sequence.plan import Plan
-from raycl.sequence.preflight import check_groups, check_output, check_states, check_workers
+from raycl.sequence.preflight import OnDrift, check_groups, check_output, check_states, check_workers, settle_drift
 from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
 from raycl.tracking.runs import NEW_RUN, Resumed
+from raycl.tracking.server import OFF
 from raycl.tracking.tracker import Tracker
 from raycl.train.workers import local_device
 
+log = logging.getLogger(__name__)
 Run = Callable[[SequenceJob, int, Callable[[StageEvent], None]], None]
 """Runs what the store lacks of a job in so many workers, and hands every event on."""
 
@@ -51,11 +55,13 @@ class Options:
     store: str | None = None
     """Folder or URI of the stage store; none = `store` in raycl's home folder."""
     tracking: str | None = None
-    """MLflow tracking URI; none = an SQLite file in raycl's home folder."""
+    """MLflow tracking URI, `off` = record nothing there; none = an SQLite file in raycl's home folder."""
     experiment: str = "raycl"
     """MLflow experiment."""
     output: str | None = None
     """Folder for matrix, plots and spec; none = a folder under `runs` in raycl's home folder."""
+    on_drift: OnDrift = "fail"
+    """What becomes of stored stages whose parent was made again and came out otherwise."""
 
     def place(self) -> Store:
         """The store; nothing is read or made yet."""
@@ -95,13 +101,23 @@ def run_sequence(
     the data, the model, the store or the machine do not fit.
     """
     options = options or Options()
+    return run_job(plan_job(spec, options), options, listeners)
+
+
+def plan_job(spec: RunSpec, options: Options) -> SequenceJob:
+    """A sequence with its data read and its keys known; nothing is started. Raises UserError for what cannot be run."""
     check_groups(spec)
     if spec.workers is not None:
         check_workers(spec, spec.workers)
-    job = make_job(spec, options.place())
-    folder = options.folder("runs", run_name(spec))
+    return make_job(spec, options.place())
+
+
+def run_job(job: SequenceJob, options: Options, listeners: Sequence[Listener] | None = None) -> SequenceResult:
+    """The same for a sequence that is planned; its store counts, not that of `options`."""
+    folder = options.folder("runs", run_name(job.spec))
     records = Records(job, options, folder)
     job.store.check_usable()
+    settle_drift(job.plan, job.store, options.on_drift)
     missing = Missing.of(job.plan, job.store)
     host = _host(job, missing) if missing else NOBODY
     heard = [*([Terminal()] if listeners is None else listeners), *([records] if missing or not records.whole else [])]
@@ -118,22 +134,26 @@ def run_sequence(
         raise
     trained = sorted(missing.stages)
     chronicle.end("FINISHED", _facts(job, trained, time.time() - started), records.places)
-    return SequenceResult(chronicle.matrix, job.plan, records.whole, trained)
+    return SequenceResult(chronicle.matrix, job.plan, records.files, trained)
 
 
-def record_sequence(job: SequenceJob, options: Options, folder: Path, label: str, above: Resumed) -> None:
-    """Let output files and MLflow hear of a sequence that is finished in the store; `label` is its method's in MLflow.
+def record_sequence(
+    job: SequenceJob, options: Options, folder: Path, label: str | None = None, above: Resumed = NEW_RUN
+) -> bool:
+    """Let output files and MLflow hear of a sequence that is finished in the store, as far as they have not.
 
-    `above` says what the sequence is a part of.
+    Whether all of it is recorded then. `label` is its method's in MLflow, none = its name; `above` says what the sequence is
+    a part of.
     """
     check_output(folder)
     records = Records(job, options, folder, label, above)
     if records.whole:
-        return
+        return True
     chronicle = Chronicle(job, [records])
     chronicle.start(Missing(), {"store": job.store.uri, "output": str(folder)})
     chronicle.catch_up()
     chronicle.end("FINISHED", _facts(job, [], 0.0), records.places)
+    return bool(records.whole)
 
 
 def _facts(job: SequenceJob, trained: list[int], seconds: float) -> Json:
@@ -175,22 +195,51 @@ class Records:
         above: Resumed = NEW_RUN,
     ) -> None:
         """`label` is the method's in MLflow, none = its name; `above` says what the sequence is a part of."""
-        self._job, self._folder = job, folder
+        self._job, self._folder, self._above = job, folder, above
         self._memory = RunMemory(folder, options.tracking)
-        self._files = OutputFiles(folder)
-        resumed = replace(above, run_id=self._memory.run_id)
-        self._tracker = Tracker(options.tracking, options.experiment, run_title(job.spec, label), resumed)
+        self._files = OutputFiles(folder, self._view)
+        self._title = run_title(job.spec, label)
+        self._where = (options.tracking, options.experiment)
+        self._tracker = self._new_tracker()
+
+    def _new_tracker(self, uri: str | None = None) -> Tracker:
+        tracking, experiment = self._where
+        resumed = replace(self._above, run_id=self._memory.run_id, mark=self._memory.mark)
+        return Tracker(uri or tracking, experiment, self._title, resumed, opened=self._memory.remember)
 
     def handle(self, event: Event) -> None:
         """Write the files, then MLflow, which keeps them; then note what is recorded."""
+        if isinstance(event, SequenceStart):
+            self._begin()
         self._files.handle(event)
         if isinstance(event, SequenceEnd):
             self._tracker.artifacts = list(self._files.written.values())
         self._tracker.handle(event)
-        if isinstance(event, SequenceStart):
-            self._memory.remember(self._tracker.run_id)
-        elif isinstance(event, SequenceEnd) and event.status == "FINISHED":
+        if isinstance(event, SequenceEnd):
+            self._end(event.status)
+
+    def _begin(self) -> None:
+        """Record from here on, if no other process does."""
+        mine = self._memory.claim()
+        self._tracker = self._new_tracker(None if mine else OFF)
+        if not mine:
+            log.warning("%s: another process records this run in MLflow, this one only runs it", self._folder)
+
+    def _end(self, status: Status) -> None:
+        if status == "FINISHED" and self._tracker.recorded:
             self._memory.remember(self._tracker.run_id, list(self._files.written))
+        self._memory.release()
+
+    def _view(self, routing: Routing | None) -> RunView:
+        """What the sequence's page shows."""
+        from raycl.sequence.answers import run_view  # brings what draws, which a machine that only trains does without
+
+        return run_view(self._job, routing)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Name -> output file, of this call or of the earlier one that was recorded to its end."""
+        return dict(self._files.written) or self.whole
 
     @property
     def whole(self) -> dict[str, Path]:
@@ -200,7 +249,8 @@ class Records:
 
     @property
     def places(self) -> dict[str, str]:
-        """What to look at -> where it is."""
+        """What to look at -> where it is. MLflow's is told where it has the run, which is waited for."""
+        self._tracker.wait()
         last = self._job.plan.stages[-1].key
         return {
             "outputs": str(self._folder),

@@ -5,28 +5,33 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import re
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 
-from raycl.cluster import capacity, cluster_gpus, nodes, start_cluster
-from raycl.errors import DivergedError, UserError, first_line
+from raycl.cluster import beside_driver, capacity, cluster_gpus, nodes, start_cluster
+from raycl.errors import DivergedError, LostError, UserError, first_line
 from raycl.events import Retry, StageEvent
 from raycl.files import home
+from raycl.sequence.history import in_store
 from raycl.sequence.job import SentJob, SequenceJob
 from raycl.sequence.plan import StagePlan
+from raycl.sequence.watch import watch
 from raycl.sequence.worker import Report, SequenceWorker
 from raycl.state.store import Store
 from raycl.train.workers import Workers, cores, set_threads
@@ -35,6 +40,14 @@ GROUP_RESTARTS = 2
 """How often a group whose worker died is started again; finished stages are in the store and stay."""
 AHEAD_SECONDS = 60.0
 """How long groups that trained ahead may take to end once all is in the store."""
+OF_RAY = {
+    "TrainController": "Ray Train's controller",
+    "_QueueActor": "the queue of events",
+    "RayTrainWorker": "a worker",
+}
+"""Actor of Ray's -> what it is to a sequence."""
+DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+"""Ends of a process that are nobody's defect."""
 logger = logging.getLogger("raycl")
 
 
@@ -46,7 +59,14 @@ class GroupStart:
     """None where Ray Train has placed the workers outside a group: then there is nothing to end."""
 
 
-Message = StageEvent | GroupStart
+@dataclass(frozen=True)
+class Standstill:
+    """The last message of a worker in which nothing has moved on for too long, and which ends itself."""
+
+    words: str
+
+
+Message = StageEvent | GroupStart | Standstill
 
 
 @dataclass(frozen=True)
@@ -67,16 +87,23 @@ def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | N
     """
     start_cluster()
     sent = ray.put(SentJob.of(job))
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options=beside_driver())
     groups = 1 if nested else groups_at_once(job, workers)
     threads = nested.threads if nested else threads_per_worker(workers * -(-groups // len(nodes())))
     config = {"job": sent, "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
+    config["patience"] = job.spec.train.patience
+    stood: list[str] = []
 
     def handle(message: Message) -> None:
-        if not isinstance(message, GroupStart):
-            report(message)
-        elif nested is not None and message.group is not None:
-            nested.started(message.group)
+        if isinstance(message, Standstill):
+            stood.append(message.words)
+        elif isinstance(message, GroupStart):
+            if nested is not None and message.group is not None:
+                nested.started(message.group)
+        else:
+            report(replace(message, reason=stood[0]) if isinstance(message, Retry) and stood else message)
+            if isinstance(message, Retry):
+                stood.clear()
 
     try:
         scaling = _scaling(workers, threads, nested is not None, groups)
@@ -138,18 +165,24 @@ def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     run = RunConfig(
         name=f"sequence-{uuid.uuid4().hex[:12]}",
-        storage_path=f"{store.uri.rstrip('/')}/ray" if "://" in store.uri else str(home() / "ray"),
+        storage_path=_records(store),
         failure_config=FailureConfig(max_failures=0 if config["nested"] else GROUP_RESTARTS),
         callbacks=[] if config["nested"] else [FailureNotes(config["queue"])],
     )
     try:
         result = TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
-    except TrainingFailedError as error:
-        raise _users_error(error) or error from None
+    except (TrainingFailedError, RayActorError) as error:
+        raise _users_error(error) or _lost(error, store) or error from None
     except SystemExit:  # how Ray Train ends a run that was interrupted from the keyboard
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, UserError):
         raise result.return_value
+
+
+def _records(store: Store) -> str:
+    """Where Ray Train keeps its own records, which all nodes must see: of several nodes, the store is what they share."""
+    shared = "://" in store.uri or len(nodes()) > 1
+    return f"{store.uri.rstrip('/')}/ray" if shared else str(home() / "ray")
 
 
 class FailureNotes(UserCallback):
@@ -186,10 +219,29 @@ def end_group(group: PlacementGroup) -> None:
     remove_placement_group(group)
 
 
-def _users_error(error: TrainingFailedError) -> UserError | None:
+def _users_error(error: Exception) -> UserError | None:
     """The error behind a failed group that the user can mend, if it was one."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return next((cause for cause in map(_cause, failures) if isinstance(cause, UserError)), None)
+    return next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+
+
+def _causes(error: Exception) -> list[BaseException]:
+    """What ended a group: the errors of its workers, or of the process that steers them."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    return [_cause(failure) for failure in failures if failure is not None] or [error]
+
+
+def _lost(error: Exception, store: Store) -> LostError | None:
+    """One line for a group that ended because a process died; none if it was another reason."""
+    causes = _causes(error)
+    if not all(isinstance(cause, DEATHS) for cause in causes):
+        return None
+    found = re.search(r"class_name: (\w+)", str(causes[0]))
+    who = OF_RAY.get(found[1], "a process") if found else "a worker process"
+    return LostError(
+        f"{who} of the sequence has died ({first_line(causes[0])}); {in_store(store)}; next step: the same command goes on "
+        "from there. If processes die again, look for too little memory (`raycl plan` estimates it) and at the nodes (`ray "
+        "status`)"
+    )
 
 
 def _train_loop(config: dict[str, Any]) -> UserError | None:
@@ -208,15 +260,25 @@ def _train_loop(config: dict[str, Any]) -> UserError | None:
     if worker is None or refused:
         return refused
     try:
-        if config["ahead"]:
-            worker.run_ahead()
-        else:
-            worker.run(lambda stage: _report_stage(worker.store, stage, rank))
+        # The start-up is not watched: to fetch a large model or to build ops takes what it takes.
+        with watch(config["patience"], lambda words: _end(queue, f"worker {rank} of {workers.world}: {words}")) as beat:
+            worker.watched(beat)
+            if config["ahead"]:
+                worker.run_ahead()
+            else:
+                worker.run(lambda stage: _report_stage(worker.store, stage, rank))
     except UserError as error:
         if workers.world > 1 and not isinstance(error, DivergedError):
             raise
         return error
     return None
+
+
+def _end(queue: Queue, words: str) -> None:
+    """Say why, and end this process: Ray Train then starts the group again."""
+    with contextlib.suppress(Exception):
+        queue.put(Standstill(words), timeout=10)
+    os._exit(1)
 
 
 def _started(sent: SentJob, workers: Workers, report: Report) -> tuple[SequenceWorker | None, UserError | None]:
@@ -265,11 +327,15 @@ def _pump(queue: Queue, handle: Callable[[Message], None]) -> Iterator[None]:
     done = threading.Event()
 
     def drain() -> None:
-        while not done.is_set() or not queue.empty():
+        while True:
             try:
+                if done.is_set() and queue.empty():
+                    return
                 handle(queue.get(timeout=0.5))
             except Empty:
                 continue
+            except RayActorError:  # the queue has died, and the group with it, which says so
+                return
 
     thread = threading.Thread(target=drain, daemon=True)
     thread.start()

@@ -41,10 +41,20 @@ def stored_stage(store: Store, stage: StagePlan, cached: bool = True) -> StageEn
     return replace(manifest.end, stage=stage.stage, cached=cached, log=steps)
 
 
+def in_store(store: Store) -> str:
+    """What a run that ended before its time leaves, for people."""
+    return f"{len(store.stage_keys())} stages are in {store.uri} and stay"
+
+
+def scored_of(record: Json, row: int, seen: bool) -> Scored:
+    """The event of a stored score in a row; the same key may stand in several."""
+    return Scored(stage=row, seen=seen, **{**record, "health": tuple(record.get("health", ()))})
+
+
 def stored_scores(store: Store, plan: Plan, row: int) -> list[Scored]:
     """The cells of a row that are stored; the same key may fill cells of several rows."""
     return [
-        Scored(stage=row, seen=cell.seen, **store.read_scores(cell.key))
+        scored_of(store.read_scores(cell.key), row, cell.seen)
         for cell in plan.cells_of(row)
         if store.has_scores(cell.key)
     ]
@@ -65,10 +75,14 @@ def stored_routing(store: Store, plan: Plan, row: int) -> Routing:
     return routing_of(predictions(row), predictions(row - 1), scores)
 
 
-def stored_seconds(store: Store, plan: Plan) -> float:
-    """Seconds that the stored cells took; a score that fills several cells counts once."""
-    keys = dict.fromkeys(cell.key for cell in [*plan.cells, *plan.own])
-    return sum(float(store.read_scores(key)["seconds"]) for key in keys if store.has_scores(key))
+def stored_seconds(store: Store, plan: Plan) -> dict[int, float]:
+    """Row -> seconds that its stored cells took; a score that fills several cells counts once, in its first row."""
+    first = {cell.key: cell.stage for cell in reversed([*plan.cells, *plan.own])}
+    found: dict[int, float] = {}
+    for key, row in first.items():
+        if store.has_scores(key):
+            found[row] = found.get(row, 0.0) + float(store.read_scores(key)["seconds"])
+    return found
 
 
 def stored_matrix(store: Store, plan: Plan, tasks: list[str]) -> AccuracyMatrix:

@@ -11,6 +11,7 @@ from raycl.errors import SetupError, SpecError
 from raycl.files import Json, reach
 from raycl.methods.registry import folders, method_params, outside_method
 from raycl.models.fingerprint import fingerprint
+from raycl.sequence.imports import require_imports
 from raycl.sequence.plan import Plan, make_plan, stage_tasks
 from raycl.spec import ModelSpec, RunSpec, parse
 from raycl.state.environment import describe_environment
@@ -90,6 +91,7 @@ def make_job(spec: RunSpec, store: Store, tasks: list[Task] | None = None) -> Se
     tasks = load_tasks(spec.tasks, spec.data) if tasks is None else tasks
     model = known_fingerprint(spec.model)  # pyright: ignore[reportArgumentType]  # a frozen model has a hash
     plan = make_plan(spec, tasks, model)
+    require_imports(spec, plan, store)
     return SequenceJob(spec, plan, tasks, store, known_environment())
 
 

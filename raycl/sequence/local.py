@@ -12,8 +12,9 @@ from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.models.load import LoadedModel, load_model
-from raycl.sequence.history import stored_scores
+from raycl.sequence.history import in_store, stored_scores
 from raycl.sequence.job import SequenceJob
+from raycl.sequence.watch import woken
 from raycl.sequence.worker import Advancing, Report, SequenceWorker
 from raycl.spec import ModelSpec
 from raycl.train.workers import Workers, cores, local_device, set_threads
@@ -22,7 +23,11 @@ from raycl.train.workers import Workers, cores, local_device, set_threads
 def run_here(job: SequenceJob, workers: int, report: Report) -> None:
     """Run all that the store lacks, and hand every event to `report`. `workers` is 0 here: no process but this one."""
     set_threads(cores())
-    SequenceWorker(job, Workers(device=local_device()), report).run()
+    worker = SequenceWorker(job, Workers(device=local_device()), report)
+    worker.start_up_for_rest()
+    with woken(job.spec.train.patience, lambda: in_store(job.store)) as beat:
+        worker.watched(beat)
+        worker.run()
 
 
 @lru_cache(maxsize=1)

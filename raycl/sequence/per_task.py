@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raycl.errors import SpecError, one_message
+from raycl.errors import SpecError, one_message, shown
 from raycl.files import Json, dotted
 from raycl.methods.registry import method_params
 from raycl.spec import TrainSpec, at_stage, per_stage_fields
@@ -26,7 +26,7 @@ def task_layer(values: Json, base: Json, stream: str | None, tasks: Sequence[str
         return {}
     allowed = _allowed(values)
     lines = [
-        f"task {name!r}: run: {field} may not differ by stage; allowed: {', '.join(allowed)}"
+        f"task {shown(name)}: run: {field} may not differ by stage; allowed: {', '.join(allowed)}"
         for name, fields in zip(tasks, said, strict=True)
         for field in fields
         if field not in allowed

@@ -137,13 +137,16 @@ def stage_recipe(spec: RunSpec, stage: int, task: Task, model_fingerprint: str, 
     A stage that depends on no other is named as a first stage: its place has no effect but through settings per stage.
     """
     alone = method_class(spec.method.name).alone(spec.method)
+    imported = spec.imported.get(task.name)
+    # Nothing of the training acts on an adapter that was trained elsewhere; what it is does.
+    made = {"train": spec.train.keyed(stage)} if imported is None else {"imported": imported}
     return {
         "schema": SCHEMA,
         "model": {"fingerprint": model_fingerprint, **spec.model.keyed(stage)},
         "task": {"name": task.name, "train": task.train_fingerprint},
         "lengths": _lengths(spec, stage),
         "method": _method_recipe(spec, stage, alone),
-        "train": spec.train.keyed(stage),
+        **made,
         **spec.keyed(stage),
         "stage": 1 if alone else stage,
         "parent": parent,

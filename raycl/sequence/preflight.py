@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, StoreError
 from raycl.methods.registry import method_class
 from raycl.sequence.plan import Plan
 from raycl.spec import RunSpec
+from raycl.state.lineage import ON_DRIFT
 from raycl.state.store import Store
+from raycl.state.upkeep import set_aside
+
+log = logging.getLogger(__name__)
+OnDrift = Literal["fail", "rebuild", "accept"]
+"""What becomes of stages whose parent was made again and came out otherwise."""
 
 
 def check_output(folder: Path) -> None:
@@ -35,6 +44,28 @@ def check_states(plan: Plan, store: Store, stages: Collection[int], cells: Colle
         if stage.key in wanted and stage.stage not in stages:
             store.read(stage.key)
             wanted |= {stage.parent} if stage.parent else set()
+
+
+def settle_drift(plan: Plan, store: Store, policy: OnDrift) -> None:
+    """Look for stored stages of a plan that stand on another parent than they were trained on, and do as `policy` says.
+
+    `fail` raises StoreError, `accept` goes on (reading them is a warning), `rebuild` sets them, all stages behind them and
+    their scores aside, so that they are made anew.
+    """
+    stored = [stage for stage in plan.stages if store.has(stage.key)]
+    found = [drift for stage in stored if (drift := store.drift(stage.key))]
+    if not found or policy == "accept":
+        return
+    if policy == "fail":
+        raise StoreError("\n".join([*(drift.words for drift in found), ON_DRIFT]))
+    first = min(place for place, stage in enumerate(plan.stages) if stage.key == found[0].child.key)
+    anew = {stage.key for stage in plan.stages[first:]}
+    scores = {cell.key for cell in [*plan.cells, *plan.own] if anew & set(cell.state) and store.has_scores(cell.key)}
+    kept = [("stages", stage.key) for stage in reversed(stored) if stage.key in anew]
+    set_aside(store.uri, [*kept, *(("scores", key) for key in sorted(scores))])
+    log.warning(
+        "%d stages and %d scores are set aside under aside/ of the store, and made anew", len(kept), len(scores)
+    )
 
 
 def check_groups(spec: RunSpec) -> None:
@@ -65,5 +96,5 @@ def check_workers(spec: RunSpec, workers: int) -> None:
     if micro and (batch // world) % micro:
         raise SpecError(
             f"train.micro_batch_size: {micro} does not divide the {batch // world} examples of a worker "
-            f"(train.batch_size {batch} / {world} workers)"
+            f"(train.batch_size {batch} / {world} workers); take one that does, such as {math.gcd(micro, batch // world)}"
         )

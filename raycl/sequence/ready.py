@@ -12,7 +12,7 @@ from torch import nn
 from raycl.adapters.branches import refusal
 from raycl.adapters.carriers import carries_branch
 from raycl.adapters.targets import matches
-from raycl.errors import DataError, SpecError, one_message
+from raycl.errors import DataError, SpecError, one_message, shown
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
 from raycl.tasks.code import require_code
@@ -69,7 +69,7 @@ def _entry(loaded: LoadedModel, entry: str, method: MethodParams, fit: list[str]
     if not paths:
         close = difflib.get_close_matches(entry, fit, n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
-        yield f"method.targets: {entry!r} names no module{nearest}; allowed: {', '.join(fit)}"
+        yield f"method.targets: {shown(entry)} names no module{nearest}; allowed: {', '.join(fit)}"
     problems = (_unfit(loaded, path, loaded.backbone.model.get_submodule(path), method) for path in paths)
     if problem := next((one for one in problems if one), None):
         yield f"method.targets: {problem}; allowed: {', '.join(fit)}"
@@ -131,13 +131,14 @@ def _label_problems(encoder: Encoder, task: Task) -> Iterator[str]:
     if cut:
         yield (
             f"data.max_target_tokens: {limit} cuts {len(cut)} of the {len(labels)} labels of {task.name}; the "
-            f"longest, {longest!r}, takes {lengths[longest]} with its end token"
+            f"longest, {shown(longest)}, takes {lengths[longest]} with its end token"
         )
     for label in labels:
         written = encoder.read_back(label, task.in_chat)
         if not score(task.metric, [written], [Example("", "", "", "", (label,))], task.code):
             yield (
-                f"task {task.name}: the label {label!r} can never be answered: the tokenizer writes it as {written!r}, "
+                f"task {task.name}: the label {shown(label)} can never be answered: the tokenizer writes it as "
+                f"{shown(written)}, "
                 f"which {task.metric} does not count; use another label word, or a model whose tokenizer knows it"
             )
 

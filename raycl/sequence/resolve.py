@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from raycl.errors import SpecError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from raycl.errors import SpecError, shown, some
 from raycl.files import Json
 from raycl.methods.registry import method_class, method_params
 from raycl.models.families import family
@@ -12,6 +16,7 @@ from raycl.spec import ModelSpec, RunSpec, parse
 from raycl.tasks.catalogue import is_published, open_catalogue
 from raycl.tasks.orders import resolve_order
 
+T = TypeVar("T")
 DEFAULT_METHOD = "gain_lora"
 
 
@@ -23,25 +28,70 @@ def resolve(preset: str, layers: list[Json], gpus: int = 0, kind: str | None = N
     configuration, for which a hub model is fetched. Raises SpecError that lists every problem.
     """
     said = merge(*layers)
-    order, tasks = order_of(said)
-    preset = _preset(preset, order, gpus)
+    found = _Collected()
+    order, tasks = found.of(lambda: order_of(said), (UNKNOWN, (UNKNOWN,)))
+    found.of(lambda: _check_tasks(layers, said, tasks), None)
+    preset = found.of(lambda: _preset(_said_preset(preset, said), order, gpus), "laptop")
     said |= {"order": order, "tasks": list(tasks), "preset": preset}
     if order == "demo":
         said = merge({"data": {"source": "demo"}}, said)
     method = said.get("method")
     name = method.get("name", DEFAULT_METHOD) if isinstance(method, dict) else DEFAULT_METHOD
     base = merge(PRESETS[preset], {"method": {"name": name}})
-    if preset == "paper":
+    if preset == "paper" and not found.problems:
         base = merge(base, _published_settings(merge(base, said), order, kind))
-    base = merge(base, task_layer(merge(base, said), base, stream_of(said), tasks))
-    spec = parse(merge(base, said), method_params)
+    if not found.problems:
+        base = merge(base, task_layer(merge(base, said), base, stream_of(said), tasks))
+    spec = found.of(lambda: parse(merge(base, said), method_params), None)
+    if found.problems or spec is None:
+        raise SpecError("\n".join(found.problems))
     _check_order(spec)
     return _with_precision(spec, gpus)
+
+
+UNKNOWN = "unknown"
+"""Stands for an order that is not known while the other settings are checked."""
+
+
+@dataclass
+class _Collected:
+    """Problems of several steps, so that all are said at once."""
+
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, step: Callable[[], T], instead: T) -> T:
+        """What a step gives; `instead` where it raises a SpecError, which is kept."""
+        try:
+            return step()
+        except SpecError as error:
+            self.problems.append(str(error))
+            return instead
+
+
+def _check_tasks(layers: Sequence[Json], said: Json, tasks: Sequence[str]) -> None:
+    """A written spec repeats the tasks of its order; tasks that say something else would not be heard."""
+    layer = next((layer for layer in reversed(layers) if "tasks" in layer), None)
+    if layer is None or tasks == (UNKNOWN,) or ("order" in layer and layer["order"] != said.get("order")):
+        return  # none, or those of an order that another layer has replaced
+    if layer["tasks"] != list(tasks):
+        raise SpecError(
+            f"tasks: {shown(layer['tasks'])} are not those of the order, which decides ({some(tasks)}); next step: "
+            f"name them "
+            "as the order, `order: task,task,...`"
+        )
+
+
+def _said_preset(flag: str, said: Json) -> str:
+    """The preset of the flag, or the one that a file names where the flag leaves it open."""
+    named = said.get("preset")
+    return str(named) if flag == "auto" and named not in (None, "none") else flag
 
 
 def order_of(said: Json) -> tuple[str, tuple[str, ...]]:
     """The order that a run's fields name, its id and its tasks. Raises SpecError for an unknown one, or a bad stream."""
     order = said.get("order")
+    if isinstance(order, list) and all(isinstance(name, str) for name in order):
+        order = ",".join(order)
     return resolve_order(None if order is None else str(order), stream_of(said))
 
 
@@ -71,7 +121,7 @@ def _preset(preset: str, order: str, gpus: int) -> str:
 def _known(preset: str, others: str = "") -> str:
     """The name of a preset. Raises SpecError for an unknown one; `others` are the words allowed beside the presets."""
     if preset not in PRESETS:
-        raise SpecError(f"--preset {preset!r}: unknown; allowed: {others}{', '.join(PRESETS)}")
+        raise SpecError(f"--preset {shown(preset)}: unknown; allowed: {others}{', '.join(PRESETS)}")
     return preset
 
 
@@ -101,13 +151,19 @@ def _check_order(spec: RunSpec) -> None:
     entries = open_catalogue(spec.data.stream).tasks
     if spec.data.source == "demo" and (needs := [name for name in spec.tasks if is_published(entries[name])]):
         raise SpecError(
-            f"data.source: 'demo' does not hold {needs[0]} of the order {spec.order!r}; allowed: the tasks of the demo, and "
+            f"data.source: 'demo' does not hold {needs[0]} of the order {shown(spec.order)}; allowed: the tasks of "
+            f"the demo, and "
             "those of a stream of your own; next step: give --data FOLDER or --data hub"
         )
     if spec.train.checkpoint_every and spec.train.zero_stage:
         raise SpecError(
             f"train.checkpoint_every: {spec.train.checkpoint_every} works with train.zero_stage=0 only "
             f"(now {spec.train.zero_stage}); set one of them to 0"
+        )
+    if spec.train.engine == "torch" and spec.train.zero_stage:
+        raise SpecError(
+            f"train.zero_stage: {spec.train.zero_stage} works with train.engine=deepspeed only (now torch); set it to 0, or "
+            "let DeepSpeed take the steps"
         )
     if spec.train.keep == "best" and spec.train.zero_stage == 3:
         raise SpecError(

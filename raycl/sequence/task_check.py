@@ -68,7 +68,7 @@ def _sample(example: Example, encoder: Encoder) -> Sample:
 
 def _check(task: Task, encoder: Encoder) -> TaskCheck:
     rows = {"train": task.train, "test": task.test}
-    looked = [example for split in rows.values() for example in _spread(split)]
+    looked = [example for split in rows.values() for example in spread(split)]
     why = why_not(encoder.tokenizer, chain(task.train, task.test)) if task.in_chat else None
     if why:
         facts = ((), (), 0.0, ())
@@ -89,9 +89,9 @@ def _check(task: Task, encoder: Encoder) -> TaskCheck:
     )
 
 
-def _spread(examples: Sequence[Example]) -> Iterator[Example]:
-    """All of few examples, and of many some at even distances."""
-    step = max(1, len(examples) // LOOKED_AT)
+def spread(examples: Sequence[Example], most: int = LOOKED_AT) -> Iterator[Example]:
+    """All of few examples, and of many some at even distances: at least `most`, less than twice as many."""
+    step = max(1, len(examples) // most)
     return iter(examples) if step == 1 else (examples[place] for place in range(0, len(examples), step))
 
 
@@ -122,7 +122,7 @@ def _warnings(task: Task, encoder: Encoder, answers: Sequence[int]) -> Iterator[
         yield f"never trained: {', '.join(never)}"
     if never := [label for label, (_, test) in labels.items() if test == 0]:
         yield f"never tested: {', '.join(never)}"
-    long = (example for example in _spread(task.train) if encoder.prompt_length(example) > encoder.max_source)
+    long = (example for example in spread(task.train) if encoder.prompt_length(example) > encoder.max_source)
     if bare := sum(one.body is not None and one.body[0] == one.body[1] for one in encoder.encode(long)):
         yield (
             f"{bare:,} training prompts have nothing left of their text: what stands around it takes all of "
@@ -131,7 +131,7 @@ def _warnings(task: Task, encoder: Encoder, answers: Sequence[int]) -> Iterator[
     limit = task.answer_tokens or encoder.max_target
     if not labels and (cut := sum(length > limit for length in answers)):
         yield f"{cut / len(answers):.1%} of the answers are longer than {limit} tokens and are cut"
-    texts = {example.answers[0] for example in _spread(task.train)}
+    texts = {example.answers[0] for example in spread(task.train)}
     if lost := [text for text in sorted(texts) if not encoder.read_back(text, task.in_chat)]:
         yield f"{len(lost)} answers tokenise to nothing, such as {lost[0]!r}"
 
@@ -141,4 +141,4 @@ def _texts(tasks: Sequence[Task]) -> Iterator[tuple[Place, str]]:
     for task in tasks:
         for split, examples in (("train", task.train), ("test", task.test)):
             place = Place(task.name, split)
-            yield from ((place, example.body + example.tail) for example in _spread(examples))
+            yield from ((place, example.body + example.tail) for example in spread(examples))

@@ -6,37 +6,40 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Protocol
 
 from raycl.adapters.branches import adapter_config
 from raycl.adapters.targets import chosen, summed_up
+from raycl.errors import StoreError
 from raycl.events import START_UP, Adapted, Phase, Scored, StageEnd, StageEvent, to_json
 from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
+from raycl.sequence.imports import require_fits
 from raycl.sequence.job import SequenceJob
+from raycl.sequence.partials import StagePartial
 from raycl.sequence.plan import Cell, StagePlan
 from raycl.sequence.ready import require_ready
+from raycl.sequence.soundness import require_sound, signs_of_answers, signs_of_training, stored_signs
 from raycl.sequence.states import States
+from raycl.sequence.turns import turn
 from raycl.spec import ModelSpec
+from raycl.state.lease import Lease
+from raycl.state.lineage import ON_DRIFT
 from raycl.state.manifest import Provenance
-from raycl.state.stage_state import StagePart
+from raycl.state.stage_state import Branch, StagePart
 from raycl.state.store import Store
 from raycl.train.batches import Encoder
-from raycl.train.engine import start_deepspeed
+from raycl.train.engine import engine_name, start_engine
 from raycl.train.generation import Decoder
 from raycl.train.ops import builds_reported
 from raycl.train.stage import StageRun
-from raycl.train.workers import Workers
+from raycl.train.workers import Workers, device_name
 
-LEASE_SECONDS = 60.0
-"""How long a worker waits for another run before all workers look up again."""
 LOADING = "loading the model"
 Report = Callable[[StageEvent], None]
 
@@ -68,8 +71,20 @@ class SequenceWorker:
     trained: bool = field(default=False, init=False)
     _started: set[str] = field(default_factory=set, init=False)
     """The steps of the start-up that are done."""
+    _made: set[str] = field(default_factory=set, init=False)
+    """Keys of the stages that were trained by this worker."""
     _start_up: float = field(default=0.0, init=False)
     """Seconds that it took, until a stage records them."""
+
+    def watched(self, beat: Callable[[], None]) -> None:
+        """Call `beat` from here on whenever something has moved on."""
+        report = self.report
+
+        def tell(event: StageEvent) -> None:
+            report(event)
+            beat()
+
+        self.workers, self.report = replace(self.workers, beat=beat), tell
 
     def run(self, stage_done: Callable[[StagePlan], None] = lambda stage: None) -> None:
         """Do what the store lacks, the untrained model's row last.
@@ -85,37 +100,56 @@ class SequenceWorker:
         """Train the stages that nobody else makes, of a sequence whose stages depend on no other; whoever runs the sequence
         beside this worker waits for them and scores. The last one first: the other begins with the first."""
         for stage in reversed(self.job.plan.stages):
-            with self._right_to_make(stage, wait=False) as mine:
-                if mine:
-                    self._train(stage)
+            with turn(self.store, self.workers, stage, self.report, wait=False) as right:
+                if right is not None:
+                    self._train(stage, right)
 
     def advance(self, stage: StagePlan) -> bool:
         """Train and score one stage, as far as the store lacks it; whether anything was to do."""
-        with self._right_to_make(stage) as mine:
-            if mine:
-                self._train(stage)
+        mine = False
+        while not mine:
+            with turn(self.store, self.workers, stage, self.report) as right:
+                if right is None:
+                    break
+                mine = self._train(stage, right)
+        if not mine and self.workers.rank == 0 and self.job.spec.train.checkpoint_every:
+            self.store.drop_partial(stage.key)  # of a process that ended right after it had published the stage
+        self._check_parent(stage, mine)
         self.trained = mine
-        return self.score(stage.row) or mine
+        worked = self.score(stage.row) or mine
+        if self.job.spec.train.health == "fail":
+            require_sound(
+                self.workers.agreed(stored_signs(self.store, self.job.plan, stage)), stage, self.job.spec.train, True
+            )
+        return worked
+
+    def _check_parent(self, stage: StagePlan, mine: bool) -> None:
+        """Note what is made here, and raise StoreError for a stage that was stored and stands on another parent than the one
+        that was made just now."""
+        if mine:
+            self._made.add(stage.key)
+        elif stage.parent in self._made and (drift := self.store.drift(stage.key)):
+            raise StoreError(f"{drift.words}; {ON_DRIFT}")
 
     def start_up_for_rest(self) -> None:
         """Start up for the first stage or row that the store lacks, if it lacks any; raises as `start_up`."""
         plan, store = self.job.plan, self.store
         missing = next((stage.stage for stage in plan.stages if not store.has(stage.key)), None)
         row = next((cell.stage for cell in [*plan.cells, *plan.own] if not store.has_scores(cell.key)), None)
-        missing, row = self._agreed((missing, row))
+        missing, row = self.workers.agreed((missing, row))
         if missing is not None or row is not None:
             self.start_up(missing or row or 0, trains=missing is not None)
 
     def start_up(self, stage: int, trains: bool = True) -> None:
-        """Load the model and, if the worker `trains`, start DeepSpeed, each once: no part of what `stage` costs.
+        """Load the model and, if the worker `trains`, start its engine, each once: no part of what `stage` costs.
 
         Raises UserError for a model that cannot be loaded and for an op of DeepSpeed's that cannot be built.
         """
-        device = self.workers.device
         steps: dict[str, Callable[[], object]] = {LOADING: lambda: self.model}
-        if trains:
-            builds = "" if device == "cpu" else ", building its ops where they are missing"
-            steps[f"starting DeepSpeed{builds}"] = lambda: start_deepspeed(device)
+        train = self.job.spec.train
+        if trains and engine_name(train, self.workers.world) == "deepspeed":
+            builds = "" if self.workers.device == "cpu" else ", building its ops where they are missing"
+            steps[f"starting DeepSpeed{builds}"] = lambda: start_engine(train, self.workers)
         for name, step in steps.items():
             if name not in self._started:
                 started = time.perf_counter()
@@ -125,27 +159,6 @@ class SequenceWorker:
                 self._start_up += time.perf_counter() - started
                 if name == LOADING and self.adapted:
                     self.report(Adapted(stage, self.adapted))
-
-    @contextmanager
-    def _right_to_make(self, stage: StagePlan, wait: bool = True) -> Iterator[bool]:
-        """Whether this worker must train a stage: not where it is stored, also not after waiting for another run's.
-
-        Without `wait`, what another run makes is left to it.
-        """
-        if self._agreed(self.store.has(stage.key)):
-            yield False
-            return
-        lease = self.store.lease(stage.key)
-        # All workers look up together now and then, so that none waits in one exchange longer than its time limit.
-        while not self._agreed(self.workers.rank != 0 or lease.acquire(LEASE_SECONDS if wait else 0)):
-            if not wait:
-                yield False
-                return
-            self.report(Phase(stage.stage, "waiting for another run", 0, 1))
-        try:
-            yield not self._agreed(self.store.has(stage.key))
-        finally:
-            lease.release()
 
     @property
     def store(self) -> Store:
@@ -157,6 +170,7 @@ class SequenceWorker:
         """The base model, loaded once for all stages. Raises UserError if it cannot be read or this run cannot use it."""
         loaded = self.load(self.job.spec.model, self.workers.device)
         require_ready(loaded, self._encoder(loaded), self.job.spec, self.job.tasks)
+        require_fits(loaded, self.job.spec, self.job.plan, self.store)
         return loaded
 
     @cached_property
@@ -180,9 +194,10 @@ class SequenceWorker:
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def _train(self, stage: StagePlan) -> None:
-        """Run one stage and publish it."""
+    def _train(self, stage: StagePlan, right: Lease) -> bool:
+        """Run one stage and publish it; not if `right` is lost by then: somebody else makes it. Whether it is published."""
         self.start_up(stage.stage)
+        stands_on = self.store.manifest(stage.parent).digest if stage.parent else None
         run = StageRun(
             model=self.model,
             method=build(self.job.spec.method, self._info(stage.stage, stage.task)),
@@ -192,24 +207,39 @@ class SequenceWorker:
             encoder=self.encoder,
             workers=self.workers,
             report=self.report,
-            partial=StagePartial(self.store, stage.key) if self.job.spec.train.checkpoint_every else None,
+            imported=self._imported(stage),
+            partial=StagePartial(self.store, stage.key, right) if self.job.spec.train.checkpoint_every else None,
         )
         with builds_reported():
             part = run.run()
-        if self.workers.rank == 0:
-            self._publish(stage, run, part)
+        found = self.workers.agreed(signs_of_training(run, part))
+        require_sound(found, stage, self.job.spec.train, False)
+        mine = self.workers.agreed(right.held)
+        if mine and self.workers.rank == 0:
+            self._publish(stage, stands_on, run, part, found)
+        if not mine:
+            self.report(Phase(stage.stage, "left to another run, which took over while this one stood still", 0, 1))
         self._start_up = 0.0
         self.workers.barrier()
+        return mine
 
-    def _publish(self, stage: StagePlan, run: StageRun, part: StagePart) -> None:
+    def _imported(self, stage: StagePlan) -> Branch | None:
+        """The branch from elsewhere that is this stage, if it is one."""
+        key = stage.recipe.get("imported")
+        return None if key is None else self.store.read_import(key)[0]
+
+    def _publish(
+        self, stage: StagePlan, stands_on: str | None, run: StageRun, part: StagePart, found: tuple[str, ...]
+    ) -> None:
         seconds = {**run.seconds, **({START_UP: self._start_up} if self._start_up else {})}
-        end = StageEnd(stage.stage, stage.task, stage.key, False, seconds, run.method.measures())
+        end = StageEnd(stage.stage, stage.task, stage.key, False, seconds, run.method.measures(), health=found)
         adapter = None
         if part.branch is not None:
-            adapter = adapter_config(self.model.backbone, part.branch, self.model.name)
+            adapter = adapter_config(self.model.backbone, part.branch, None)
         runtime = {
             "workers": self.workers.world,
             "device": self.workers.device,
+            **device_name(self.workers.device),
             "process": os.getpid(),
             "seconds": seconds,
             "trainable_parameters": run.trainable,
@@ -221,7 +251,14 @@ class SequenceWorker:
         }
         log = [to_json(event) for event in (*run.log, end)]
         provenance = Provenance(
-            stage.recipe, stage.recipe["stage"], stage.parent, adapter, self.job.environment, runtime, log
+            recipe=stage.recipe,
+            stage=stage.recipe["stage"],
+            parent=stage.parent,
+            parent_digest=stands_on,
+            adapter_config=adapter,
+            environment=self.job.environment,
+            runtime=runtime,
+            log=log,
         )
         self.store.publish(part, provenance)
         self.store.drop_partial(stage.key)
@@ -241,7 +278,9 @@ class SequenceWorker:
 
     def score(self, row: int) -> bool:
         """Score the missing cells of one row, state by state: one, unless the task id is at hand. Whether there were any."""
-        cells = self._agreed([cell for cell in self.job.plan.to_score(row) if not self.store.has_scores(cell.key)])
+        cells = self.workers.agreed(
+            [cell for cell in self.job.plan.to_score(row) if not self.store.has_scores(cell.key)]
+        )
         if cells:
             self.start_up(row, trains=False)
         done = 0
@@ -273,7 +312,7 @@ class SequenceWorker:
         started = time.perf_counter()
         task = self.job.task(cell.task)
         decoder = Decoder(self.model, method, self.encoder, self.job.spec.eval.batch_size, self.workers)
-        scored = decoder.score(task, self._agreed(self._earlier(cell)))
+        scored = decoder.score(task, self.workers.agreed(self._earlier(cell)))
         if self.workers.rank != 0:
             return
         record = {
@@ -283,6 +322,7 @@ class SequenceWorker:
             "examples": len(task.test),
             "seconds": time.perf_counter() - started,
             **({"further": scored.further} if scored.further else {}),
+            **({"health": found} if (found := signs_of_answers(self.job.plan, cell, task, scored)) else {}),
         }
         self.store.write_scores(cell.key, record, scored.predictions)
         if cell in self.job.plan.cells:
@@ -296,23 +336,3 @@ class SequenceWorker:
         before = [one for one in plan.cells_of(cell.stage - 1) if one.task == cell.task and one.state]
         stored = [one for one in (*alone, *before) if store.has_scores(one.key)]
         return store.read_predictions(stored[0].key) if stored and len(cell.state) > 1 else []
-
-    def _agreed(self, seen: Any) -> Any:
-        """What rank 0 sees in the store: another run may write while the workers look one after the other."""
-        return self.workers.gather(seen)[0]
-
-
-@dataclass(frozen=True)
-class StagePartial:
-    """Mid-stage checkpoints of one stage, in the store."""
-
-    store: Store
-    key: str
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last checkpoint of this stage, or none."""
-        return self.store.read_partial(self.key)
-
-    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Replace the last checkpoint."""
-        self.store.write_partial(self.key, tensors, facts)

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 from raycl.files import write_text
 from raycl.methods.outside import NAME
 from raycl.methods.registry import is_known
@@ -45,18 +45,23 @@ def class_name(name: str) -> str:
 def _require_form(name: str) -> None:
     """A name is one that a module, and with a capital letter a class, can have."""
     if not NAME.fullmatch(name) or not class_name(name)[0].isalpha() or keyword.iskeyword(name):
-        raise SpecError(f"NAME {name!r}: expected lower-case letters, digits and _, a letter first, such as my_method")
+        raise SpecError(
+            f"NAME {shown(name)}: expected lower-case letters, digits and _, a letter first, such as my_method"
+        )
 
 
 def _require_free(name: str) -> None:
     """No method and no module has the name already."""
     if is_known(name):
-        raise SpecError(f"NAME {name!r}: there is a method of this name already (`raycl methods`); choose another one")
+        raise SpecError(
+            f"NAME {shown(name)}: there is a method of this name already (`raycl methods`); choose another one"
+        )
     found = find_spec(name)
     if (
         found is not None and found.origin is not None
     ):  # a bare folder of that name has no origin, and is in nobody's way
         raise SpecError(
-            f"NAME {name!r}: Python has a module of this name ({found.origin}), which would be imported instead; choose "
+            f"NAME {shown(name)}: Python has a module of this name ({found.origin}), which would be imported "
+            f"instead; choose "
             "another one"
         )

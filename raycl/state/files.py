@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, has_password, shown
 
 TEMPORARY = ".raycl-tmp-"
 """How the names of half-written local files start; a killed writer may leave one behind, and no reader looks at it."""
-
-_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 class Files:
@@ -28,8 +27,8 @@ class Files:
     def __init__(self, uri: str) -> None:
         """`uri` is a local folder (`~` is the home folder) or any URI fsspec has a backend for; nothing is touched."""
         if not uri or "\0" in uri:
-            raise StoreError(f"{uri!r} is no place for a store: give a folder or a URI such as s3://bucket/folder")
-        if _PASSWORD.search(uri):
+            raise StoreError(f"{shown(uri)} is no place for a store: give a folder or a URI such as s3://bucket/folder")
+        if has_password(uri):
             raise StoreError(
                 "the URI of the store holds a password, and URIs are recorded and shown: give the password the way the "
                 "file system's own client reads it (environment variable or configuration file)"
@@ -75,12 +74,34 @@ class Files:
             found = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self.path(folder), detail=False)}
         return sorted(name for name in found if not name.startswith(TEMPORARY))
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Every file in a folder and those below it, by its name relative to the folder, with its bytes."""
+        with self._named("list", folder):
+            self._refuse_links(folder)
+            if not self._there(folder):
+                return {}
+            start = len(self.path(folder).rstrip("/")) + 1
+            found: dict[str, Any] = self._fs.find(self.path(folder), detail=True)
+        return {path[start:]: int(facts.get("size") or 0) for path, facts in sorted(found.items())}
+
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name; its folders are made."""
+        with self._named("move", name):
+            self._refuse_links(name)
+            self._refuse_links(to)
+            if self.local:
+                make_folder(os.path.dirname(self.path(to)), shared(self.root))
+                os.replace(self.path(name), self.path(to))
+            else:
+                self._fs.makedirs(self.path(to).rpartition("/")[0], exist_ok=True)
+                self._fs.mv(self.path(name), self.path(to))
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file in one step: a reader sees the old file or the new one, never a part."""
         with self._named("write", name):
             self._refuse_links(name)
             if self.local:
-                with _temporary(self.path(name), data) as temporary:
+                with _temporary(self.path(name), data, shared(self.root)) as temporary:
                     os.replace(temporary, self.path(name))
             else:
                 self._put(name, data)
@@ -98,7 +119,7 @@ class Files:
                     return False
                 self._put(name, data)
                 return True
-            with _temporary(self.path(name), data) as temporary:
+            with _temporary(self.path(name), data, shared(self.root)) as temporary:
                 return _link_or_replace(temporary, self.path(name))
 
     def remove(self, name: str) -> None:
@@ -150,17 +171,41 @@ class Files:
             ) from error
 
 
+def shared(root: str) -> bool:
+    """Whether a group shares a store: its folder can be written by the group, as `chmod g+ws FOLDER` makes it."""
+    try:
+        return bool(os.stat(root).st_mode & stat.S_IWGRP)
+    except OSError:
+        return False
+
+
+def make_folder(folder: str, of_group: bool) -> None:
+    """Make a folder and those above it; where a group shares the store, whatever the user's mask, the group may write in
+    those that are new."""
+    if not of_group:
+        os.makedirs(folder, exist_ok=True)
+        return
+    if os.path.isdir(folder):
+        return
+    make_folder(os.path.dirname(folder), of_group)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+        os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXG)
+
+
 @contextmanager
-def _temporary(path: str, data: bytes) -> Iterator[str]:
+def _temporary(path: str, data: bytes, of_group: bool) -> Iterator[str]:
     """A file with `data`, safely on disk, in the folder of `path`; what then happens to `path` is made durable."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder, of_group)
     temporary = os.path.join(folder, f"{TEMPORARY}{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if of_group:
+                os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | stat.S_IRGRP | stat.S_IWGRP)
         yield temporary
         descriptor = os.open(folder, os.O_RDONLY)
         try:

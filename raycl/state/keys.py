@@ -8,7 +8,7 @@ import math
 import re
 from typing import Any
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, shown
 
 SCHEMA = 1
 """Version of every file format in the store; it belongs in each recipe, so that a new format never meets an old key."""
@@ -43,7 +43,7 @@ def require_key(key: str) -> str:
     """`key` itself if it is 64 lower-case hex digits; raises StoreError otherwise, before it can become a path."""
     if not is_key(key):
         raise StoreError(
-            f"{key!r} is not a content key: expected 64 hex digits (0-9, a-f), as `content_key` makes them"
+            f"{shown(key)} is not a content key: expected 64 hex digits (0-9, a-f), as `content_key` makes them"
         )
     return key
 

@@ -30,6 +30,8 @@ class Manifest(Record):
     task: str = Field(min_length=1)
     parent: Hex64 | None
     """The key of the stage before; none for the first."""
+    parent_digest: Hex64 | None = None
+    """The digest of the stage before when this one was trained on it; none for the first, and in stores of 0.1.0."""
     recipe: Json
     """What determines the result: `key` is its content key."""
     digest: Hex64
@@ -95,6 +97,8 @@ class Provenance:
     """Workers, device, seconds, ...; observations only."""
     log: Sequence[Json] = ()
     """The events of the training, in their JSON form."""
+    parent_digest: str | None = None
+    """Digest of the stage before, as it was read."""
 
     @property
     def key(self) -> str:
@@ -115,6 +119,7 @@ def describe_stage(part: StagePart, contents: Mapping[ContentName, bytes], prove
         stage=provenance.stage,
         task=part.task,
         parent=provenance.parent,
+        parent_digest=provenance.parent_digest,
         recipe=provenance.recipe,
         digest=digest,
         folder=digest[:16],

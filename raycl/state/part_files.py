@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, shown
 from raycl.state.keys import canonical_json
 from raycl.state.manifest import ADAPTER_CONFIG, ADAPTER_MODEL, TENSORS, ContentName
 from raycl.state.sealed import parse_json
@@ -112,7 +112,7 @@ def _branch_of(config: Any, tensors: dict[str, torch.Tensor], where: str) -> Bra
         match = _LORA_NAME.fullmatch(name)
         if match is None:
             raise StoreError(
-                f"{file}: tensor {name!r} does not belong to a branch: names are base_model.model.<path>.lora_A.weight "
+                f"{file}: tensor {shown(name)} does not belong to a branch: names are base_model.model.<path>.lora_A.weight "
                 "and lora_B.weight"
             )
         sides[match["side"]][match["path"]] = tensor
@@ -132,7 +132,7 @@ def _branch_of(config: Any, tensors: dict[str, torch.Tensor], where: str) -> Bra
 def _rank_and_alpha(config: Any, file: str) -> tuple[int, float]:
     rank, alpha = (config.get("r"), config.get("lora_alpha")) if isinstance(config, dict) else (None, None)
     if type(rank) is not int or rank < 1:
-        raise StoreError(f"{file}: r is {rank!r}, expected a positive integer")
+        raise StoreError(f"{file}: r is {shown(rank)}, expected a positive integer")
     if type(alpha) is bool or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise StoreError(f"{file}: lora_alpha is {alpha!r}, expected a finite number")
+        raise StoreError(f"{file}: lora_alpha is {shown(alpha)}, expected a finite number")
     return rank, float(alpha)

@@ -9,8 +9,12 @@ import hashlib
 import json
 from typing import Any
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, shown
 from raycl.state.keys import SCHEMA, canonical_json
+
+
+class OtherVersion(StoreError):
+    """A file that another release of raycl wrote."""
 
 
 def seal(record: dict[str, Any]) -> bytes:
@@ -34,8 +38,8 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
         raise StoreError(f"{where} holds a {type(record).__name__}, expected a JSON object. {_REMEDY}")
     version = record.get("schema_version")
     if type(version) is not int or version != SCHEMA:
-        raise StoreError(
-            f"{where} has schema version {version!r}; this raycl reads version {SCHEMA}. "
+        raise OtherVersion(
+            f"{where} has schema version {shown(version)}; this raycl reads version {SCHEMA}. "
             "Use the raycl release that wrote it, or another store"
         )
     record.pop("seal", None)

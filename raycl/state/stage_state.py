@@ -25,6 +25,15 @@ class Branch:
     a: dict[str, torch.Tensor]
     b: dict[str, torch.Tensor]
 
+    @property
+    def length(self) -> float:
+        """The Frobenius norm of the update over all modules: |(alpha / rank) b a|^2 is the sum of (b^T b) * (a a^T)."""
+        squares = 0.0
+        for path, a in self.a.items():
+            a, b = a.detach().double(), self.b[path].detach().double()
+            squares += float(((b.T @ b) * (a @ a.T)).sum())
+        return abs(self.alpha) / self.rank * max(squares, 0.0) ** 0.5
+
 
 @dataclass(frozen=True)
 class StagePart:

@@ -5,6 +5,7 @@
 <root>/stages/<key[:2]>/<key>/<digest[:16]>/...            adapter/ in PEFT's format, tensors.safetensors
 <root>/scores/<key[:2]>/<key>/scores.json                  written last; predictions in a folder of their digest
 <root>/partial/<key[:2]>/<key>/partial.json                the newest mid-stage checkpoint
+<root>/imported/<key[:2]>/<key>/adapter/                    an adapter trained elsewhere, by its own hash
 <root>/leases/<key>.lock                                    who makes the stage right now (local stores)
 """
 
@@ -12,19 +13,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, shown
 from raycl.files import Json
-from raycl.state import partial, scores
-from raycl.state.files import Files
-from raycl.state.keys import is_key, key_folder, require_key
+from raycl.state import imported, partial, scores
+from raycl.state.files import TEMPORARY, Files
+from raycl.state.keys import is_key, key_folder
 from raycl.state.lease import Lease
+from raycl.state.lineage import ON_DRIFT, Drift, drifts
 from raycl.state.manifest import ContentName, Manifest, Provenance, describe_stage
 from raycl.state.part_files import decode_part, encode_part
 from raycl.state.root import MARKER, prepare_root
-from raycl.state.stage_state import StagePart, StageState
+from raycl.state.stage_state import Branch, StagePart, StageState
 
 if TYPE_CHECKING:
     import torch
@@ -106,9 +107,13 @@ class Store:
     def read_state(self, key: str, last_only: bool = False) -> StageState:
         """The state after a stage: the parts from the first stage to this one.
 
-        With `last_only`, the earlier parts' tensors are not read; their facts are there.
+        With `last_only`, the earlier parts' tensors are not read; their facts are there. A stage that stands on another
+        parent than it was trained on is a warning.
         """
-        *earlier, last = self._chain(key)
+        chain = self._chain(key)
+        for drift in drifts(chain):
+            logger.warning("%s", drift.words)
+        *earlier, last = chain
         parts = (StagePart(m.task, facts=m.facts) if last_only else self._load(m) for m in earlier)
         return StageState((*parts, self._load(last)))
 
@@ -116,11 +121,34 @@ class Store:
         """The keys from the first stage of a chain to this one."""
         return [manifest.key for manifest in self._chain(key)]
 
+    def drift(self, key: str) -> Drift | None:
+        """Says so if a stored stage's parent is stored and is not what the stage was trained on any more."""
+        child = self.manifest(key)
+        if child.parent is None or not self.has(child.parent):
+            return None
+        return next(iter(drifts([self.manifest(child.parent), child])), None)
+
     def folder(self, key: str) -> str:
         """The absolute path or URI of a stage's content; PEFT loads `adapter/` in it if the store is local."""
         return self._files.uri(_content_folder(self.manifest(key)))
 
+    # Adapters from elsewhere
+
+    def write_import(self, branch: Branch, base: str) -> str:
+        """Store a branch that was trained elsewhere on the base model with the fingerprint `base`; returns their hash."""
+        self._require_usable()
+        return imported.write_import(self._files, branch, base)
+
+    def read_import(self, key: str) -> tuple[Branch, str]:
+        """The branch with this hash and the fingerprint of its base model, checked by it."""
+        return imported.read_import(self._files, key)
+
     # Rows of scores
+
+    def entries(self) -> list[tuple[str, str]]:
+        """Every stage and every row of scores that is there: (stages or scores, key)."""
+        rows = [key for key in self._keys_in("scores") if self.has_scores(key)]
+        return [*(("stages", key) for key in self.stage_keys()), *(("scores", key) for key in rows)]
 
     def has_scores(self, key: str) -> bool:
         """Whether the row of scores is stored."""
@@ -142,8 +170,7 @@ class Store:
     def lease(self, key: str) -> Lease:
         """The right to make a stage; see `Lease`."""
         self._require_usable()
-        folder = Path(self._files.path("leases")) if self._files.local else None
-        return Lease(folder, require_key(key))
+        return Lease.of(self._files, key)
 
     # Mid-stage checkpoints
 
@@ -166,7 +193,7 @@ class Store:
         """Read every stage and every row of scores; one line for each that cannot be trusted, none if all is well."""
         problems = []
         for key in self._keys_in("stages"):
-            problems += self._problem(key, self.has, self._read_with_lineage)
+            problems += self._problem(key, self.has, self._read_whole)
         for key in self._keys_in("scores"):
             problems += self._problem(key, self.has_scores, self.read_predictions)
         return problems
@@ -180,9 +207,20 @@ class Store:
             return [str(error)]
         return []
 
-    def _read_with_lineage(self, key: str) -> None:
+    def _read_whole(self, key: str) -> None:
+        """A stage with all that it stands on, and nothing beside its files: PEFT might load what lies in its folder."""
         self.read(key)
-        self.lineage(key)
+        chain = self._chain(key)
+        if found := drifts(chain[-2:]):
+            raise StoreError(f"{found[0].words}; {ON_DRIFT}")
+        manifest = chain[-1]
+        folder = _content_folder(manifest)
+        there = (name for name in self._files.sizes(folder) if TEMPORARY not in name)  # which a stopped writer leaves
+        if extra := sorted(set(there) - set(manifest.files)):
+            raise StoreError(
+                f"{self._files.uri(folder)} holds {shown(extra[0])}, which its manifest does not name: somebody put it "
+                "there. Move it away"
+            )
 
     # Steps of the above
 

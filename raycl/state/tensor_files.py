@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raycl.errors import StoreError
+from raycl.errors import StoreError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def require_finite(tensors: dict[str, torch.Tensor], where: str) -> None:
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise StoreError(
-                f"{where}: {bad} of {tensor.numel()} values of tensor {name!r} are NaN or infinite; only finite "
+                f"{where}: {bad} of {tensor.numel()} values of tensor {shown(name)} are NaN or infinite; only finite "
                 "tensors are stored. If training diverged, lower its learning rate; if a stored file is at fault, "
                 "delete its stage's folder and run again"
             )

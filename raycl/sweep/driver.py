@@ -79,13 +79,13 @@ class SweepDriver:
         """The trial's chronicle, which writes its MLflow run; what an earlier driver recorded is read back."""
         if trial.id not in self.opened:
             uri, experiment = self.options.tracking, self.options.experiment
-            resumed = Resumed(self.record.run_id or None, trial.run_id or None, part_of="sweep")
+            mark = f"{self.record.mark}/{trial.id}"
+            resumed = Resumed(self.record.run_id or None, trial.run_id or None, mark, part_of="sweep")
             job = self.plan.job(trial.point)
-            tracker = Tracker(uri, experiment, run_title(job.spec, trial.words), resumed)
+            tracker = Tracker(uri, experiment, run_title(job.spec, trial.words), resumed, trial.opened)
             chronicle = Chronicle(job, [tracker])
             places = {"store": self.store.uri, "output": str(self.folder)}
             chronicle.start(Missing.of(chronicle.job.plan, self.store), places)
-            trial.run_id = tracker.run_id
             for row in trial.rows:
                 chronicle.catch_up_stage(chronicle.job.plan.stages[row["stage"] - 1], cached=not row["trained"])
             self.opened[trial.id] = chronicle

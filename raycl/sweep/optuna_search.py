@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Float, Integer, LogUniform, Quantized, Uniform
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 from raycl.files import Json
 from raycl.spec import Strict
 from raycl.sweep.spaces import Space
@@ -162,7 +162,7 @@ class OptunaSearcher(Searcher):
         try:
             return dimension(space.dimensions[name])
         except ValueError as error:
-            raise SpecError(f"--space {space.path}: SPACE[{name!r}]: {error}") from None
+            raise SpecError(f"--space {space.path}: SPACE[{shown(name)}]: {error}") from None
 
     def _point(self, space: Space, index: int) -> Json:
         """A point of FIRST in Optuna's values."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from raycl.errors import SpecError, one_message, problems
+from raycl.errors import SpecError, one_message, problems, shown
 from raycl.files import Json
 from raycl.methods.registry import folders, method_class, outside_method
 from raycl.presets import merge
@@ -128,8 +128,9 @@ class SweepPlan:
         return f"sweep-{Path(self.space.path).stem}-{order}-{content_key(self.identity())[:8]}"
 
 
-def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
-    """Read the space, choose the points, validate them. Raises UserError for whatever the user can mend."""
+def plan_sweep(request: SweepRequest, store: str, named: bool = True) -> SweepPlan:
+    """Read the space, choose the points, validate them; and put them into a good order, for which their stages are `named`,
+    which takes the model's files. Raises UserError for whatever the user can mend."""
     settings, layers, gpus = request.settings, request.layers, request.gpus
     said = merge(*layers)
     _, names = order_of(said)
@@ -159,7 +160,7 @@ def plan_sweep(request: SweepRequest, store: str) -> SweepPlan:
     trial = trial.model_copy(update={"folders": tuple(folders(spec.method.name for spec in specs))})
     tasks = load_tasks(specs[0].tasks, specs[0].data)
     plan = SweepPlan(settings, space, search, points, len(points) if points else trials, trial, tasks, specs[0])
-    return _in_good_order(plan)
+    return _in_good_order(plan) if named else plan
 
 
 def _check_free(space: Space, said: Json) -> None:
@@ -170,7 +171,7 @@ def _check_free(space: Space, said: Json) -> None:
             place = place.get(part) if isinstance(place, dict) else None
         if place is not None:
             raise SpecError(
-                f"{name}: set to {place!r} by a flag or --config, and varied by {space.path}; drop one of them"
+                f"{name}: set to {shown(place)} by a flag or --config, and varied by {space.path}; drop one of them"
             )
 
 

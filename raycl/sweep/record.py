@@ -38,6 +38,10 @@ class TrialRecord(Strict):
     run_id: str = ""
     """Its MLflow run."""
 
+    def opened(self, run_id: str) -> None:
+        """MLflow has made the run, or found it."""
+        self.run_id = run_id
+
     @property
     def params(self) -> Json:
         """Field of the space -> value; a list for a choice per stage."""
@@ -78,6 +82,11 @@ class SweepRecord(Strict):
     run_id: str = ""
     """The MLflow run above the trials'."""
     trials: list[TrialRecord] = Field(default_factory=list)
+
+    @property
+    def mark(self) -> str:
+        """What tells the sweep's runs in MLflow from all others: its name for Tune, which no other sweep has."""
+        return self.tune.rpartition("/")[2]
 
     def find(self, trial: str) -> TrialRecord | None:
         """The trial with this id."""

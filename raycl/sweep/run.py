@@ -57,7 +57,7 @@ def run_sweep(
     check_workers(plan.example, plan.settings.workers)
     record = _record(plan, folder, store, request.resume)
     name = f"{plan.title} · {folder.name}"
-    resumed = Resumed(run_id=record.run_id or None, part_of="sweep")
+    resumed = Resumed(run_id=record.run_id or None, mark=record.mark, part_of="sweep")
     group = GroupTracker(options.tracking, options.experiment, name, resumed)
     about = About(f"{plan.title}. Output: {folder}. Store: {store.uri}.", known_environment())
     record.run_id = group.start(record.settings, about)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raycl.errors import SpecError
+from raycl.errors import SpecError, shown
 from raycl.files import Json
 from raycl.presets import merge
 
@@ -155,12 +155,14 @@ def load_space(path: str, stages: int) -> Space:
     base = _mapping(getattr(module, "BASE", {}), f"{where}: BASE")
     for name in space:
         if name.partition(".")[0] in FIXED:
-            raise SpecError(f"{where}: SPACE[{name!r}] is the same in all trials of a sweep; set it by a flag or --set")
+            raise SpecError(
+                f"{where}: SPACE[{shown(name)}] is the same in all trials of a sweep; set it by a flag or --set"
+            )
     if both := sorted(set(space) & set(base)):
         raise SpecError(f"{where}: {', '.join(both)} is in SPACE and in BASE; keep one of them")
     dimensions: dict[str, Any] = {}
     for name, values in space.items():
-        dimensions |= _dimensions(name, values, stages, f"{where}: SPACE[{name!r}]")
+        dimensions |= _dimensions(name, values, stages, f"{where}: SPACE[{shown(name)}]")
     first = getattr(module, "FIRST", [])
     if not isinstance(first, (list, tuple)):
         raise SpecError(f"{where}: FIRST: expected a list of points, found {type(first).__name__}")
@@ -190,7 +192,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise SpecError(f"{where}: expected a mapping from fields such as 'method.rank', found {value!r}")
+        raise SpecError(f"{where}: expected a mapping from fields such as 'method.rank', found {shown(value)}")
     return value
 
 
@@ -206,10 +208,12 @@ def _dimensions(name: str, values: Any, stages: int, where: str) -> dict[str, An
 def _choices(values: Any, where: str) -> list[Any]:
     """A list of distinct plain values."""
     if not isinstance(values, (list, tuple)) or not values:
-        raise SpecError(f"{where}: expected a list of values, per_stage([...]) or a Tune sampler, found {values!r}")
+        raise SpecError(
+            f"{where}: expected a list of values, per_stage([...]) or a Tune sampler, found {shown(values)}"
+        )
     plain = _plain(list(values), where)
     if len({_text(value) for value in plain}) != len(plain):
-        raise SpecError(f"{where}: a value stands twice in {values!r}")
+        raise SpecError(f"{where}: a value stands twice in {shown(values)}")
     return plain
 
 
@@ -242,7 +246,7 @@ def _member(value: Any, values: Any, where: str) -> Any:
     if isinstance(values, list):
         value = _plain(value, where)
         if value not in values:
-            raise SpecError(f"{where}: {value!r} is not among SPACE's values {values!r}")
+            raise SpecError(f"{where}: {shown(value)} is not among SPACE's values {shown(values)}")
         return value
     if not values.is_valid(value):
         raise SpecError(f"{where}: {value!r} is outside SPACE's range {values.domain_str}")

@@ -12,11 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from raycl.errors import SpecError, one_message, problems
+from raycl.errors import SpecError, first_line, one_message, problems, shown
+from raycl.fields import fields_at
 from raycl.files import Json
+from raycl.reading import YAML, parse_yaml, read_text
 from raycl.tasks.stream import Demo, Published, Stream, TaskEntry
 
 BUILT_IN = ("long", "superni", "demo")
@@ -71,7 +72,7 @@ class Catalogue:
         found = self.canonical(name)
         if found is None:
             raise SpecError(
-                f"task {name!r}: unknown; allowed: {', '.join(self.tasks)}; next step: see `raycl tasks list`"
+                f"task {shown(name)}: unknown; allowed: {', '.join(self.tasks)}; next step: see `raycl tasks list`"
             )
         return found
 
@@ -108,13 +109,15 @@ def read_stream(path: Path) -> Stream:
     """The stream in a file, its paths made absolute. Raises SpecError with all that is wrong with it."""
     path = path.expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        text = read_text(path, YAML)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
         raise SpecError(f"--stream {path}: cannot be read ({why}); give a YAML file, see docs/streams.md") from None
     stream = parse_stream(text, str(path), _built_in().tasks)
     if stream.stream in (*BUILT_IN, *_built_in().orders):
-        raise SpecError(f"{path}: stream: {stream.stream!r} is a built-in stream or order; give yours another name")
+        raise SpecError(
+            f"{path}: stream: {shown(stream.stream)} is a built-in stream or order; give yours another name"
+        )
     folder = path.resolve().parent
     moved = [entry.model_copy(update={"data": entry.data.below(folder)}) for entry in stream.tasks]
     return stream.model_copy(update={"tasks": moved})
@@ -123,9 +126,9 @@ def read_stream(path: Path) -> Stream:
 def parse_stream(text: str, where: str, others: Mapping[str, TaskEntry] | None = None) -> Stream:
     """The stream that a YAML text describes; `others` are the tasks that `use` may name. Raises SpecError."""
     try:
-        value = _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise SpecError(f"{where}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}; docs/streams.md has the form") from None
     if not isinstance(value, dict):
         raise SpecError(f"{where}: expected a mapping with `stream` and `tasks`; docs/streams.md has the form")
     known = others or {}
@@ -133,7 +136,7 @@ def parse_stream(text: str, where: str, others: Mapping[str, TaskEntry] | None =
     try:
         stream = Stream.model_validate(_expanded(value, known))
     except ValidationError as error:
-        lines += problems(error, lambda place: _named(place, value))
+        lines += problems(error, lambda place: _named(place, value), lambda place: fields_at(Stream, place))
         raise SpecError(one_message(where, lines, HINT)) from None
     if lines := lines or [*_repeated(stream), *_unknown_in_orders(stream), *_taken(stream, known)]:
         raise SpecError(one_message(where, lines, HINT))
@@ -144,13 +147,13 @@ def _misplaced(value: Json) -> Iterable[str]:
     """Defaults in a form that would give no task anything."""
     for name in ("defaults", "categories"):
         if not isinstance(value.get(name) or {}, dict):
-            yield f"{name}: expected a mapping (got {value[name]!r})"
+            yield f"{name}: expected a mapping (got {shown(value[name])})"
     categories, tasks = value.get("categories"), value.get("tasks")
     if isinstance(categories, dict) and isinstance(tasks, list):
         used = [task.get("category") for task in tasks if isinstance(task, dict)]
         for name, fields in categories.items():
             if not isinstance(fields, dict):
-                yield f"categories.{name}: expected a mapping of fields (got {fields!r})"
+                yield f"categories.{name}: expected a mapping of fields (got {shown(fields)})"
             elif name not in used:
                 yield f"categories.{name}: no task has this category; write `category: {name}` in those that it is for"
 
@@ -168,7 +171,7 @@ def _task(value: Json, task: Any, others: Mapping[str, TaskEntry]) -> Any:
     """One task with what it is given by default: `defaults` < `categories` < its own."""
     if not isinstance(task, dict):
         return task
-    if "use" in task:
+    if "use" in task and others:
         return _used(task, others)
     defaults, categories = value.get("defaults") or {}, value.get("categories") or {}
     category = task.get("category")
@@ -200,16 +203,16 @@ def _wrong_uses(value: Json, others: Mapping[str, TaskEntry]) -> Iterable[str]:
         if name not in others:
             close = difflib.get_close_matches(name, others, n=1)
             guess = f" (nearest: {close[0]!r})" if close else ""
-            yield f"tasks: use: {task['use']!r} is no built-in task{guess}; `raycl tasks list` shows those there are"
+            yield f"tasks: use: {shown(task['use'])} is no built-in task{guess}; `raycl tasks list` shows those there are"
         for stranger in sorted(map(str, set(task) - {"use", *_SETTABLE})):
-            yield f"tasks: use: {name}: {stranger!r} cannot be set on a built-in task; allowed: {', '.join(_SETTABLE)}"
+            yield f"tasks: use: {name}: {shown(stranger)} cannot be set on a built-in task; allowed: {', '.join(_SETTABLE)}"
 
 
 def _taken(stream: Stream, others: Mapping[str, TaskEntry]) -> Iterable[str]:
     """Own tasks that would stand in the place of built-in ones, in published orders too."""
     for entry in stream.tasks:
         if entry.name in others and is_own(entry):
-            yield f"task {entry.name!r}: is a built-in task; give yours another name, or take that one with `use`"
+            yield f"task {shown(entry.name)}: is a built-in task; give yours another name, or take that one with `use`"
 
 
 def _named(place: str, value: Json) -> str:
@@ -220,14 +223,14 @@ def _named(place: str, value: Json) -> str:
         return place
     task = tasks[int(match[1])]
     name = task.get("name", task.get("use")) if isinstance(task, dict) else None
-    return f"task {name!r}{f': {match[2]}' if match[2] else ''}" if name else place
+    return f"task {shown(name)}{f': {match[2]}' if match[2] else ''}" if name else place
 
 
 def _repeated(stream: Stream) -> Iterable[str]:
     """Task names that stand twice."""
     names = [entry.name for entry in stream.tasks]
     twice = sorted({name for name in names if names.count(name) > 1})
-    return (f"tasks: {name!r} stands twice; every task needs a name of its own" for name in twice)
+    return (f"tasks: {shown(name)} stands twice; every task needs a name of its own" for name in twice)
 
 
 def _unknown_in_orders(stream: Stream) -> Iterable[str]:
@@ -236,23 +239,11 @@ def _unknown_in_orders(stream: Stream) -> Iterable[str]:
     for order, tasks in stream.orders.items():
         if strangers := [task for task in tasks if task not in known]:
             yield (
-                f"orders.{order}: {strangers[0]!r} is no task of the stream; allowed: {', '.join(sorted(known))}; "
+                f"orders.{order}: {shown(strangers[0])} is no task of the stream; allowed: {', '.join(sorted(known))}; "
                 "a built-in task is named by `use`"
             )
         if len(set(tasks)) != len(tasks) or not tasks:
             yield f"orders.{order}: needs at least one task, and each once"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, to which a key that stands twice is an error and not the later value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As in YAML, each key once."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {twice!r} stands twice")
-        return super().construct_mapping(node, deep)
 
 
 @functools.lru_cache(maxsize=1)

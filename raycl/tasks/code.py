@@ -22,7 +22,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from raycl.errors import DataError, first_line
+from raycl.errors import DataError, first_line, shown
 from raycl.files import reach
 
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -54,7 +54,7 @@ def find_code(metric: str, folder: str | None) -> Code:
         code = Code(folder, hashlib.sha256(source.read_bytes()).hexdigest())
     except (OSError, TypeError):
         raise DataError(
-            f"metric {metric!r}: its source cannot be read; next step: define it in a Python file"
+            f"metric {shown(metric)}: its source cannot be read; next step: define it in a Python file"
         ) from None
     _function(metric, code)
     return code
@@ -65,7 +65,8 @@ def require_code(codes: Mapping[str, Code]) -> None:
     for metric, code in codes.items():
         if find_code(metric, code.folder) != code:
             raise DataError(
-                f"metric {metric!r}: its source here is not the one that the run was planned with; next step: use one copy"
+                f"metric {shown(metric)}: its source here is not the one that the run was planned with; next step: "
+                f"use one copy"
             )
 
 
@@ -112,13 +113,13 @@ def _named(metric: str, open_module: Callable[[], ModuleType]) -> Callable[[str,
         opened = open_module()
     except Exception as error:  # whatever the user's module raises
         raise DataError(
-            f"metric {metric!r}: module {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
+            f"metric {shown(metric)}: module {module} cannot be imported ({type(error).__name__}: {first_line(error)}); "
             f"next step: {step}"
         ) from None
     found = getattr(opened, name, None)
     if not callable(found):
         where = getattr(opened, "__file__", None)
-        raise DataError(f"metric {metric!r}: module {module} ({where}) has no function {name}; next step: {step}")
+        raise DataError(f"metric {shown(metric)}: module {module} ({where}) has no function {name}; next step: {step}")
     return found
 
 
@@ -133,11 +134,13 @@ def own_measure(metric: str, code: Code) -> Callable[[str, Sequence[str]], float
             value = float(function(prediction, list(answers)))
         except Exception as error:  # whatever the user's function raises
             raise DataError(
-                f"metric {metric!r}: fails on the prediction {prediction[:60]!r} with the references "
+                f"metric {shown(metric)}: fails on the prediction {shown(prediction[:60])} with the references "
                 f"{repr(list(answers))[:200]} ({type(error).__name__}: {first_line(error)}); {again}"
             ) from error
         if not (math.isfinite(value) and 0 <= value <= 1):
-            raise DataError(f"metric {metric!r}: gives {value} for {prediction[:60]!r}; allowed: 0 to 1; {again}")
+            raise DataError(
+                f"metric {shown(metric)}: gives {value} for {shown(prediction[:60])}; allowed: 0 to 1; {again}"
+            )
         return value
 
     return measure

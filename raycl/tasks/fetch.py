@@ -13,6 +13,7 @@ import yaml
 
 from raycl.errors import DataError
 from raycl.files import Json, write_json, write_text, write_whole
+from raycl.reading import YAML, parse_yaml, read_text
 from raycl.tasks.hub import load_hub, rows_of_hub
 from raycl.tasks.rows import gather
 from raycl.tasks.stream import Files, Hub, Published, Saved, TaskEntry
@@ -31,7 +32,7 @@ def fetch(entries: Sequence[TaskEntry], folder: Path, seed: int, done: Done) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
-    manifest: Json = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    manifest = _earlier(path)
 
     def one(entry: TaskEntry) -> None:
         manifest[entry.name] = (
@@ -42,6 +43,23 @@ def fetch(entries: Sequence[TaskEntry], folder: Path, seed: int, done: Done) -> 
 
     gather([lambda entry=entry: one(entry) for entry in entries if on_hub(entry)])
     return manifest
+
+
+def _earlier(path: Path) -> Json:
+    """The manifest of earlier copies; empty without one. Raises DataError for one that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_bytes())
+        found = f"a {type(manifest).__name__}"
+    except ValueError as error:
+        manifest, found = None, str(error)
+    if isinstance(manifest, dict):
+        return manifest
+    raise DataError(
+        f"{path}: got {found}; allowed: the JSON mapping that an earlier `raycl data fetch` wrote; "
+        "next step: restore the file, or fetch into another folder"
+    )
 
 
 def on_hub(entry: TaskEntry) -> bool:
@@ -102,7 +120,7 @@ def local_stream(path: Path, entries: Sequence[TaskEntry], fetched: Sequence[str
 
     `entries` are the stream's own; files that they name are found from the copy too. Raises DataError.
     """
-    value: Any = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    value: Any = parse_yaml(read_text(path, YAML))
     own = {entry.name: entry.data for entry in entries}
     for task in value["tasks"]:
         name = task.get("name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import zlib
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raycl.errors import DataError
+from raycl.reading import read_bytes, unpack
 from raycl.tasks.rows import checked_text, complaint, shorten
 
 _RESTORE = "restore the file from its source"
@@ -41,18 +42,22 @@ class Reader:
     def text(self, path: Path) -> str:
         """The file's text; a name ending in `.gz` is decompressed. Raises DataError."""
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except OSError as error:
             raise complaint(str(path), f"cannot be read ({error.strerror})", "a readable file", _RESTORE) from None
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
         self.hashes[self.name(path)] = hashlib.sha256(data).hexdigest()
         try:
-            return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+            return (unpack(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
         except (OSError, EOFError, zlib.error):
             raise complaint(str(path), "is damaged", "a complete gzip file", _RESTORE) from None
         except UnicodeDecodeError as error:
             raise complaint(
                 str(path), f"byte {error.start} is not UTF-8", "UTF-8 text", "save the file as UTF-8"
             ) from None
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
 
     def json(self, path: Path) -> Any:
         """The value in a JSON file. Raises DataError."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from raycl.errors import shown
 from raycl.tasks.mapping import Mapper
 from raycl.tasks.rows import HubUnreachable, RawTask, Split, collect, complaint, shorten
 from raycl.tasks.sampling import draw, draw_per_class
@@ -28,7 +29,7 @@ def rows_of_hub(data: Hub, split: str, load_dataset: LoadDataset | None = None) 
     """The rows of a split, memory-mapped. Raises HubUnreachable, and DataError for a data set that cannot be loaded."""
     name = data.splits()[split]
     table = _table(load_dataset or _default_loader(), data, name)
-    return rows_of_dataset(table, f"hub data set {data.hub!r}, split {name!r}")
+    return rows_of_dataset(table, f"hub data set {shown(data.hub)}, split {shown(name)}")
 
 
 def load_hub(entry: TaskEntry, seed: int, load_dataset: LoadDataset | None = None) -> RawTask:
@@ -74,7 +75,7 @@ def _default_loader() -> LoadDataset:
 
 def _table(get: LoadDataset, data: Hub, split: str) -> Any:
     """One split of a data set. Raises DataError."""
-    where = f"hub data set {data.hub!r}"
+    where = f"hub data set {shown(data.hub)}"
     try:
         return _fetch(get, data, split)
     except ConnectionError as error:
@@ -109,8 +110,8 @@ def _column(data: Any, table: HubTable) -> list[Any]:
         return list(data[table.answer][:])
     except (KeyError, ValueError):  # ValueError since datasets 4
         raise complaint(
-            f"hub data set {table.hub!r}",
-            f"column {table.answer!r} is missing or of another type",
+            f"hub data set {shown(table.hub)}",
+            f"column {shown(table.answer)} is missing or of another type",
             "the columns raycl expects",
             OFFLINE,
         ) from None
@@ -118,5 +119,5 @@ def _column(data: Any, table: HubTable) -> list[Any]:
 
 def _rows(data: Any, indices: Iterable[int], table: HubTable, split: str, parse: Mapper) -> Split:
     """The chosen rows of a split, in the benchmark's form."""
-    source = f"hub data set {table.hub!r}, split {split!r}"
+    source = f"hub data set {shown(table.hub)}, split {shown(split)}"
     return collect(((f"{source}, row {index}", data[index]) for index in indices), parse, source)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raycl.errors import DataError
+from raycl.errors import DataError, shown
+from raycl.files import is_folder
 from raycl.spec import DataSpec
 from raycl.tasks.catalogue import is_own, open_catalogue
 from raycl.tasks.code import Code, find_code, is_code
@@ -41,7 +42,7 @@ def load_tasks(names: Sequence[str], data: DataSpec) -> list[Task]:
         try:
             if name not in entries:
                 raise DataError(
-                    f"task {name!r}: unknown; allowed: {', '.join(entries)}; next step: see `raycl tasks list`"
+                    f"task {shown(name)}: unknown; allowed: {', '.join(entries)}; next step: see `raycl tasks list`"
                 )
             tasks.append(build_task(entries[name], source, data))
         except HubUnreachable as error:
@@ -63,9 +64,10 @@ def open_source(data: DataSpec, entries: Sequence[TaskEntry] = ()) -> Source:
     published: Source = load_demo if data.source == "demo" else lambda entry: load_hub(entry, data.seed)
     if data.source not in ("demo", "hub"):
         root = Path(data.source).expanduser()
-        if not root.is_dir() and (not entries or any(isinstance(entry.data, Published) for entry in entries)):
+        wanted = not entries or any(isinstance(entry.data, Published) for entry in entries)
+        if wanted and not (data.source and is_folder(root)):
             raise DataError(
-                f"data.source: {data.source!r} is not a folder; allowed: `demo`, `hub`, or a folder in the O-LoRA, the "
+                f"data.source: {shown(data.source)} is not a folder; allowed: `demo`, `hub`, or a folder in the O-LoRA, the "
                 "GainLoRA or the JSONL benchmark layout; next step: correct `--data` (or RAYCL_DATA), or try `--order demo`"
             )
         published = lambda entry: load_folder(root, entry)  # noqa: E731
@@ -130,7 +132,8 @@ def _code(entry: TaskEntry, data: DataSpec) -> dict[str, Code]:
     own = [metric for metric in entry.metric if is_code(metric)]
     if own and not data.allow_code:
         raise DataError(
-            f"task {entry.name}: metric {own[0]!r} is Python code; next step: look at it, and allow it with --allow-code"
+            f"task {entry.name}: metric {shown(own[0])} is Python code; next step: look at it, and allow it with "
+            f"--allow-code"
         )
     folder = str(Path(data.stream).expanduser().resolve().parent) if data.stream else None
     return {metric: find_code(metric, folder) for metric in own}

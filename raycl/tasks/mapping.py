@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raycl.errors import DataError
+from raycl.errors import DataError, shown
 from raycl.tasks.rows import Row, Skip, checked_label, checked_text, complaint, left_out, shorten
 from raycl.tasks.stream import TaskEntry, is_template
 from raycl.tasks.task import Turns
@@ -42,7 +42,7 @@ class Mapper:
         weight = self._weight(item, where)
         if self.messages is not None:
             history, text, answer = self._chat(
-                _column(item, self.messages, where), f"{where}, column {self.messages!r}"
+                _column(item, self.messages, where), f"{where}, column {shown(self.messages)}"
             )
             return self._row(text, [answer], weight, where, history)
         return self._row(self._text(item, where), self._references(item, where), weight, where)
@@ -67,7 +67,7 @@ class Mapper:
     def _text(self, item: Mapping[str, Any], where: str) -> str:
         name = self.input or ""
         if not is_template(name):
-            return checked_text(as_text(_column(item, name, where)), f"{where}, column {name!r}")
+            return checked_text(as_text(_column(item, name, where)), f"{where}, column {shown(name)}")
         try:
             text = render(name, {"row": item, **item})
         except ValueError as error:
@@ -87,8 +87,8 @@ class Mapper:
             if place and all(one is None or not str(one).strip() for one in texts):
                 continue
             kept = [one for one in texts if not isinstance(one, str) or one.strip()] or texts
-            found += [checked_text(one, f"{where}, column {name!r}") for one in kept] or [
-                checked_text(None, f"{where}, column {name!r}")
+            found += [checked_text(one, f"{where}, column {shown(name)}") for one in kept] or [
+                checked_text(None, f"{where}, column {shown(name)}")
             ]
         return found
 
@@ -116,7 +116,7 @@ class Mapper:
             number = math.nan
         if not (math.isfinite(number) and number >= 0):
             raise complaint(
-                f"{where}, column {self.weight!r}", f"got {shorten(value)}", "a number of at least 0", _MEND
+                f"{where}, column {shown(self.weight)}", f"got {shorten(value)}", "a number of at least 0", _MEND
             )
         return number
 
@@ -138,7 +138,7 @@ def _column(item: Mapping[str, Any], name: str, where: str) -> Any:
 def _no_column(item: Mapping[str, Any], name: str, where: str) -> DataError:
     return complaint(
         where,
-        f"there is no column {name!r}",
+        f"there is no column {shown(name)}",
         ", ".join(map(str, item)) or "none",
         "correct the name in the stream's file",
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 
-from raycl.errors import SpecError
+from raycl.errors import SHOWN, SpecError, shown, some
 from raycl.tasks.catalogue import Catalogue, open_catalogue
 from raycl.tasks.stream import Published
 
@@ -51,11 +51,11 @@ def resolve_order(text: str | None, stream: str | None = None) -> tuple[str, tup
 def _unknown(text: str, unknown: list[str], known: Catalogue) -> str:
     """The message for an order with unknown parts."""
     names = [*known.orders, *known.tasks]
-    close = [match for name in unknown if (match := _nearest(name, names))]
+    close = [match for name in unknown[:SHOWN] if (match := _nearest(name, names))]
     guess = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
     numbers = [name.partition("_")[0] for name in known.tasks if _is_superni(known, name)]
     return (
-        f"order: {text!r} is not known (unknown: {', '.join(map(repr, unknown))}){guess}\n"
+        f"order: {shown(text)} is not known (unknown: {some(map(shown, unknown))}){guess}\n"
         f"  allowed: an id ({', '.join(known.orders)}), a number 1 to 6 (AM-LoRA's orders), or tasks joined by commas\n"
         f"  tasks: {', '.join(name for name in known.tasks if not _is_superni(known, name))}, "
         f"or one of the {len(numbers)} SuperNI tasks by name or number "

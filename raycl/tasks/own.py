@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from raycl.errors import DataError
+from raycl.errors import DataError, shown
 from raycl.tasks.hub import rows_of_hub
 from raycl.tasks.mapping import mapper_of
 from raycl.tasks.rows import RawTask, Row, Skip, Split, collect, complaint, gather
@@ -86,7 +86,7 @@ def _parted(entry: TaskEntry, shares: Shares) -> Mapping[str, Split]:
 def _group(item: Any, column: str, where: str) -> str:
     """What tells a row's group. Raises DataError where its column is missing."""
     if column not in item:
-        raise complaint(where, f"there is no column {column!r}", ", ".join(map(str, item)), "correct split.group")
+        raise complaint(where, f"there is no column {shown(column)}", ", ".join(map(str, item)), "correct split.group")
     return json.dumps(as_text(item[column]), default=str)
 
 
@@ -118,12 +118,12 @@ def _labels(entry: TaskEntry, found: Mapping[str, Split]) -> tuple[str, ...] | N
         )  # fmt: skip
     if strangers := [label for label in entry.aliases if label not in labels]:
         raise complaint(
-            f"task {entry.name}", f"aliases of {strangers[0]!r}, which is no answer in the data", ", ".join(labels),
+            f"task {entry.name}", f"aliases of {shown(strangers[0])}, which is no answer in the data", ", ".join(labels),
             "correct `aliases`",
         )  # fmt: skip
     if twice := [word for words in entry.aliases.values() for word in words if word in labels]:
         raise complaint(
-            f"task {entry.name}", f"the alias {twice[0]!r} is itself a label", "words that are no label",
+            f"task {entry.name}", f"the alias {shown(twice[0])} is itself a label", "words that are no label",
             "correct `aliases`, or map one label to the other with `labels: {raw: label}`",
         )  # fmt: skip
     return labels

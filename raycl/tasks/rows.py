@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from raycl.errors import DataError
+from raycl.errors import DataError, shown
 from raycl.tasks.stored import keep
 from raycl.tasks.stream import PromptParts, Style
 from raycl.tasks.task import Turns
@@ -76,8 +76,7 @@ def shorten(value: Any, limit: int = 60) -> str:
     """A value for a message: printable, at most `limit` characters; of a list or an object only the kind."""
     if isinstance(value, (dict, list)):
         return f"a JSON {'object' if isinstance(value, dict) else 'list'} of {len(value)}"
-    text = ascii(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return shown(value, limit)
 
 
 def text_of(item: Any, name: str, where: str) -> str:
@@ -86,8 +85,8 @@ def text_of(item: Any, name: str, where: str) -> str:
     if not isinstance(item, dict):
         raise complaint(where, f"a row is {shorten(item)}", "a JSON object", step)
     if name not in item:
-        raise complaint(where, f"field {name!r} is missing", f"a text in {name!r}", step)
-    return checked_text(item[name], f"{where}, field {name!r}")
+        raise complaint(where, f"field {shown(name)} is missing", f"a text in {shown(name)}", step)
+    return checked_text(item[name], f"{where}, field {shown(name)}")
 
 
 def checked_text(value: Any, where: str) -> str:

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from raycl.spec import PositiveInt, Strict
+from raycl.errors import has_password, is_name, name_rule
+from raycl.spec import LONGEST_NAME, PositiveInt, Strict
 from raycl.tasks.scoring import known_metric
 from raycl.tasks.templates import check_template
 
@@ -45,6 +46,13 @@ class Files(Strict):
     @classmethod
     def _several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("train", "test", "validation")
+    @classmethod
+    def _without_passwords(cls, value: list[str] | None) -> list[str] | None:
+        if any(map(has_password, value or [])):
+            raise ValueError("a URI holds a password, and URIs are recorded: give it as its own client reads it")
+        return value
 
     def below(self, folder: Path) -> Files:
         """The same with paths that hold wherever the program stands."""
@@ -161,12 +169,22 @@ class PromptParts(Strict):
     _template = field_validator("head", "tail")(check_template)
 
 
+def _name(value: str) -> str:
+    if not is_name(value, LONGEST_NAME):
+        raise ValueError(f"no name; allowed: {name_rule(LONGEST_NAME)}")
+    return value
+
+
+PlainName = Annotated[str, AfterValidator(_name)]
+"""A name that is more than letters and digits, such as `question answering`."""
+
+
 class TaskEntry(Strict):
     """What a stream says of one task."""
 
-    name: str = Field(pattern=f"^{NAME}$", max_length=100, description="letters, digits, `_`, `.` and `-`")
-    category: str = Field(default="own", description="kind of task, for listings; `categories` give its defaults")
-    other_names: list[str] = Field(default=[], description="further names that an order may use")
+    name: str = Field(pattern=f"^{NAME}$", max_length=LONGEST_NAME, description="letters, digits, `_`, `.` and `-`")
+    category: PlainName = Field(default="own", description="kind of task, for listings; `categories` give its defaults")
+    other_names: list[PlainName] = Field(default=[], description="further names that an order may use")
     data: Data = Field(description="a path, {train, test, validation} paths, {hub: owner/name} or {saved: folder}")
     instruction: str = Field(default="", description="what the model is asked, before the text")
     input: str | None = Field(
@@ -297,7 +315,7 @@ class Stream(Strict):
 
     stream: str = Field(pattern=f"^{NAME}$", max_length=60, description="its name; its orders are `name/order`")
     tasks: list[TaskEntry] = Field(min_length=1)
-    orders: dict[str, list[str]] = Field(
+    orders: dict[PlainName, list[str]] = Field(
         default={}, description="order -> task names; `default` is the one of the stream's name"
     )
 

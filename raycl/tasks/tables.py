@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import sys
+import lzma
+import math
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
@@ -16,7 +18,8 @@ from typing import IO, Any
 
 import fsspec
 
-from raycl.errors import first_line
+from raycl.errors import DataError, first_line, shown
+from raycl.reading import RATIO, TEXT, TooLarge, limit_of, too_large, unpacked_limit
 from raycl.tasks.files import Lines, content_of, parse_json
 from raycl.tasks.rows import complaint, gather
 from raycl.tasks.stream import Files, Format, Saved
@@ -64,7 +67,7 @@ def rows_of_saved(data: Saved, split: str) -> Rows:
     if isinstance(found, DatasetDict):
         if name not in found:
             raise complaint(
-                data.saved, f"has no split {name!r}", ", ".join(map(str, found)), "correct the split's name"
+                data.saved, f"has no split {shown(name)}", ", ".join(map(str, found)), "correct the split's name"
             )
         found = found[name]
     elif set(data.splits().values()) != {"train"}:
@@ -120,7 +123,7 @@ def _format(data: Files, path: str) -> Format:
     found = data.format or ENDINGS.get(ending.lower())
     if found is None:
         raise complaint(
-            path, f"the ending {ending!r} says no format", ", ".join(ENDINGS), "set `format` in the data's mapping"
+            path, f"the ending {shown(ending)} says no format", ", ".join(ENDINGS), "set `format` in the data's mapping"
         )
     return found
 
@@ -137,28 +140,57 @@ def _opened(path: str, packed: bool = True) -> IO[bytes]:
 def _lines(path: str) -> Iterator[str]:
     """The lines of a text file with their ends. Raises DataError for bytes that are no UTF-8, and for a damaged archive."""
     with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        number = 0
+        number, held = 0, 0
         try:
-            for line in text:
+            longest, most = limit_of(TEXT), _most(path)
+            while line := text.readline(longest + 1):
                 number += 1
+                held += len(line)
+                if len(line) > longest:
+                    raise too_large(TEXT, f"line {number} is")
+                if held > most:
+                    raise too_large(TEXT, f"unpacks to more than {RATIO} times its size, and is")
                 yield line
         except UnicodeDecodeError as error:
             where = f"{path}, line {number + 1} or a later one"
             raise complaint(where, f"not UTF-8 ({error.reason})", "UTF-8 text", "save the file as UTF-8") from None
-        except (OSError, EOFError) as error:
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise complaint(path, f"is damaged ({first_line(error)})", "a complete file", _RESTORE) from None
+
+
+def _most(path: str) -> float:
+    """Characters that a file may hold in all: of a compressed one so many times its size, of any other what it holds."""
+    if PurePosixPath(path).suffix not in PACKED:
+        return math.inf
+    system, place = fsspec.core.url_to_fs(path)
+    return unpacked_limit(int(system.info(place)["size"] or 0))
+
+
+def _whole(path: str) -> str:
+    """A text file as a whole. Raises DataError for one beyond the limit."""
+    longest, held, lines = limit_of(TEXT), 0, []
+    for line in _lines(path):
+        held += len(line)
+        if held > longest:
+            raise DataError(f"{path}: {too_large(TEXT)}")
+        lines.append(line)
+    return "".join(lines)
 
 
 def _separated(path: str, data: Files, default: str) -> Rows:
     """CSV with a header line; every value is a text, as it stands there."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(limit_of(TEXT))
     reader = csv.reader(_lines(path), delimiter=data.delimiter or default, strict=True)
     try:
         header = next(reader, None)
         if header is None:
             raise complaint(path, "is empty", "a header line and rows", _RESTORE)
         if not header or len(set(header)) != len(header):
-            raise complaint(f"{path}, line 1", f"the header is {header!r}", "different names, one per column", _RESTORE)
+            raise complaint(
+                f"{path}, line 1", f"the header is {shown(header)}", "different names, one per column", _RESTORE
+            )
         for values in reader:
             if not values:
                 continue  # a blank line
@@ -187,7 +219,7 @@ def _json_lines(path: str, data: Files) -> Rows:
 
 def _json_list(path: str, data: Files) -> Rows:
     """A JSON list of rows, an object with one list of them, or JSON lines under this name."""
-    value, _ = content_of("".join(_lines(path)), path, named_lines=False)
+    value, _ = content_of(_whole(path), path, named_lines=False)
     if isinstance(value, Lines):
         return iter(value.rows)
     if isinstance(value, dict):
@@ -204,17 +236,34 @@ def _columnar(path: str, form: str, batches_of: Callable[[Any], Iterator[Any]]) 
 
     with _opened(path, packed=False) as file:
         try:
-            rows = (row for batch in batches_of(file) for row in batch.to_pylist())
+            rows = (row for batch in batches_of(file) for row in _bounded(batch).to_pylist())
             yield from ((f"{path}, row {index}", row) for index, row in enumerate(rows))
+        except TooLarge as error:
+            raise DataError(f"{path}: {error}") from None
         except (OSError, pa.ArrowException) as error:
             why = first_line(error)[:150]
             raise complaint(path, f"is no {form} file ({why})", f"{form} in a whole file", _RESTORE) from None
 
 
+def _bounded(batch: Any) -> Any:
+    """Rows that are read together. Raises TooLarge where they would fill the memory."""
+    if batch.nbytes > limit_of(TEXT):
+        raise too_large(TEXT, f"{batch.num_rows} of its rows are")
+    return batch
+
+
 def _parquet_batches(file: IO[bytes]) -> Iterator[Any]:
+    """Raises TooLarge for columns that unpack to very much more than they take in the file."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file).iter_batches(AT_ONCE)
+    table = pq.ParquetFile(file)
+    for group in range(table.metadata.num_row_groups):
+        for place in range(table.metadata.num_columns):
+            column = table.metadata.row_group(group).column(place)
+            if column.total_uncompressed_size > unpacked_limit(column.total_compressed_size):
+                name = table.metadata.schema.column(place).name
+                raise too_large(TEXT, f"column {shown(name)} unpacks to something")
+    return table.iter_batches(AT_ONCE)
 
 
 def _arrow_batches(file: IO[bytes]) -> Iterator[Any]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, nodes, pass_eval_context
+from jinja2.filters import do_replace, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST = 4_000_000
-"""Characters that one rendered text may have."""
+"""Characters that one rendered text may have, turns of its loops that write none counted."""
+TOO_LONG = f"the text is longer than {LONGEST:,} characters, or the template's loops turn as often without writing any"
 FILTERS = frozenset(
     [
         "capitalize",
@@ -112,13 +114,38 @@ def _environment() -> _Environment:
     """The one environment: an absent value is an error, and none is an empty text."""
     made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_written)
     made.filters = {name: how for name, how in made.filters.items() if name in FILTERS}
+    made.filters |= {"join": _join, "replace": _replace}
     made.globals = {}
     return made
 
 
+@pass_eval_context
+def _join(context: nodes.EvalContext, value: Iterable[Any], between: str = "", attribute: Any = None) -> str:
+    """Jinja's filter, unless what it makes is longer than a text may be."""
+    items = list(value if attribute is None else map(make_attrgetter(context.environment, attribute), value))
+    _require_short(sum(len(str(item)) for item in items) + len(str(between)) * len(items))
+    return str(between).join(map(str, items))
+
+
+@pass_eval_context
+def _replace(context: nodes.EvalContext, text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    """Jinja's filter, unless what it makes is longer than a text may be."""
+    _require_short(len(str(text)) + len(str(new)) * str(text).count(str(old)))
+    return do_replace(context, str(text), str(old), str(new), count)
+
+
+def _require_short(size: int) -> None:
+    if size > LONGEST:
+        raise ValueError(TOO_LONG)
+
+
 @functools.lru_cache(maxsize=256)
 def _compiled(text: str) -> Template:
-    return _environment().from_string(text)
+    """The template, in which every turn of a loop gives a piece of text, so that `render` can count them."""
+    tree = _environment().parse(text)
+    for loop in tree.find_all(nodes.For):
+        loop.body.append(nodes.Output([nodes.TemplateData("")]))
+    return _environment().from_string(tree)
 
 
 def check_template(text: str) -> str:
@@ -147,9 +174,8 @@ def render(text: str, values: Mapping[str, Any]) -> str:
     size = 0
     try:
         for part in _compiled(text).generate({str(name): value for name, value in values.items()}):
-            size += len(part)
-            if size > LONGEST:
-                raise ValueError(f"the text is longer than {LONGEST:,} characters")
+            size += len(part) or 1
+            _require_short(size)
             parts.append(part)
     except (TemplateError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{error}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from raycl.testing.probes import tensors_of
 from raycl.testing.toys import in_json, make_toy_task
 from raycl.train.batches import Encoder
 from raycl.train.stage import StageRun
-from raycl.train.workers import Workers
+from raycl.train.workers import Workers, meet
 
 STAGES = 2
 CLOSE = 1e-4
@@ -135,20 +134,13 @@ def run_job(model: LoadedModel, job: Job, tasks: Sequence[Task], workers: Worker
 
 def run_jobs(rank: int, world: int, folder: Path, jobs: Sequence[Job], tasks: Sequence[Task]) -> None:
     """As one of `world` ranks, run all jobs and leave in `folder` what `read` reads."""
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in ranks.items()}
-    # DeepSpeed wants them set; the group meets in a file.
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world, timeout=SILENT
-    )
+    workers = meet(folder, rank, world, SILENT)
     models: dict[Path, LoadedModel] = {}
     for job in jobs:
         if job.folder not in models:
             models[job.folder] = load_model(ModelSpec(name=str(job.folder), precision="fp32"), "cpu")
         try:
-            outcomes = run_job(models[job.folder], job, tasks, Workers(rank, world))
+            outcomes = run_job(models[job.folder], job, tasks, workers)
         except Exception:
             _write(folder / f"{job.name}.{rank}", {"error": traceback.format_exc()})
             continue

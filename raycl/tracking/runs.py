@@ -1,7 +1,8 @@
 """A run of MLflow and those below it, written through an outbox that keeps calls in order through an outage.
 
 The driver is the single writer; workers send it events and never open the database. Tracking never stops the training:
-every call to MLflow goes through an `Outbox`, which makes it once MLflow answers again.
+every call to MLflow goes through an `Outbox`, which makes it beside the training once MLflow answers. A later process may
+make all of them again: runs are found by their mark, points by metric and step, all else overwrites.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from raycl.events import Dataset
-from raycl.tracking.outbox import Outbox
+from raycl.tracking.outbox import LONGEST_WAIT_SECONDS, PATIENCE_SECONDS, ClosedOutbox, Outbox
 from raycl.tracking.records import RunRecord
-from raycl.tracking.server import connect, exists, mlflow_ui_command, passing, resolve_uri
+from raycl.tracking.server import (
+    OFF,
+    connect,
+    exists,
+    find_marked,
+    is_local,
+    load_client,
+    mlflow_ui_command,
+    passing,
+    resolve_uri,
+)
 
 log = logging.getLogger(__name__)
 FLUSH_METRICS = 500
@@ -27,6 +39,9 @@ FLUSH_SECONDS = 5.0
 """Longest time a metric waits for others before it is sent."""
 DIGEST = 36
 """Characters of a dataset's digest that MLflow takes."""
+MARK = "raycl.mark"
+"""The tag by which a run is found again whose id nobody noted."""
+LATER = "`raycl sync`, or the same command again, records them"
 BATCH_PARAMS = 100
 """Params MLflow takes in one call."""
 
@@ -38,7 +53,9 @@ class Resumed:
     parent: str | None = None
     """Id of the run above it, a comparison's or a sweep's; none = it stands alone."""
     run_id: str | None = None
-    """Id of the run to go on with; none = a new one."""
+    """Id of the run to go on with; none = the one with the mark, or a new one."""
+    mark: str = ""
+    """What tells the run from all others, and is known before it has an id; empty = nobody asks for it again."""
     part_of: Literal["sequence", "sweep", "comparison"] = "sequence"
     """What was asked for, of which the run is all or a part: the tag `raycl.experiment`."""
 
@@ -46,16 +63,31 @@ class Resumed:
 NEW_RUN = Resumed()
 
 
+@cache
+def outbox_for(uri: str) -> Outbox:
+    """The outbox of this process for a tracking URI."""
+    if uri == OFF:
+        return ClosedOutbox("MLflow", passing)
+    return Outbox("MLflow", passing, LONGEST_WAIT_SECONDS if is_local(uri) else PATIENCE_SECONDS)
+
+
 class Runs:
     """A run and those below it, written through an outbox that calls MLflow in order."""
 
-    def __init__(self, uri: str | None, experiment: str, run_name: str, resumed: Resumed = NEW_RUN) -> None:
-        """`uri` none = `default_uri`; nothing is opened yet."""
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        resumed: Resumed = NEW_RUN,
+        opened: Callable[[str], None] = lambda run_id: None,
+    ) -> None:
+        """`uri` none = `default_uri`, `off` = record nothing; nothing is opened yet. `opened` is told the run's id."""
         self.uri = resolve_uri(uri)
         self.experiment = experiment
         self.run_name = run_name
-        self._resumed = resumed
-        self._outbox = Outbox("MLflow", passing)
+        self._resumed, self._opened = resumed, opened
+        self._outbox = outbox_for(self.uri)
         self._client: Any = None
         self._experiment_id = ""
         self._parent = RunRecord()
@@ -66,19 +98,39 @@ class Runs:
         return self._parent.id
 
     @property
+    def recorded(self) -> bool:
+        """Whether MLflow has all that it was told; also where it is told nothing."""
+        return self.uri == OFF or bool(self.run_id and not self._outbox.undelivered)
+
+    def wait(self) -> bool:
+        """Wait, within bounds, until MLflow has what it was told so far; whether it has."""
+        return self._outbox.wait()
+
+    @property
     def places(self) -> dict[str, str]:
         """`MLflow` -> the command that opens the runs in a browser; empty where no call has recorded any."""
         return {"MLflow": mlflow_ui_command(self.uri)} if self.run_id or self._resumed.run_id else {}
 
+    def _open(self, what: str, tags: Mapping[str, str]) -> None:
+        """Have the run opened, whose name in warnings is `what`."""
+        if self.uri != OFF:
+            load_client()
+        self._outbox.send(what, lambda: self._open_parent(tags))
+
     def _open_parent(self, tags: Mapping[str, str]) -> None:
         """Connect, then resume the run or make one."""
         self._client, self._experiment_id = connect(self.uri, self.experiment)
-        parent, run_id = self._resumed.parent, self._resumed.run_id
-        if run_id and exists(self._client, run_id):
+        parent, run_id, mark = self._resumed.parent, self._resumed.run_id, self._resumed.mark
+        if not (run_id and exists(self._client, run_id)):
+            run_id = find_marked(self._client, self._experiment_id, MARK, mark) if mark else None
+        if run_id:
             self._resume(self._parent, run_id)
-            return
-        tags = {**tags, **self._experiment_tag, **({"mlflow.parentRunId": parent} if parent else {})}
-        self._parent.id = self._client.create_run(self._experiment_id, tags=tags, run_name=self.run_name).info.run_id
+        else:
+            tags = {**tags, **self._experiment_tag, **({"mlflow.parentRunId": parent} if parent else {})}
+            tags |= {MARK: mark} if mark else {}
+            made = self._client.create_run(self._experiment_id, tags=tags, run_name=self.run_name)
+            self._parent.id = made.info.run_id
+        self._opened(self.run_id)
 
     @property
     def _experiment_tag(self) -> dict[str, str]:
@@ -173,6 +225,5 @@ class Runs:
             self._call(path.name, self._parent, lambda run, path=path: self._client.log_artifact(run, str(path)))
         for run in runs:
             self._end(run, status)
-        self._outbox.flush(now=True)
-        if self._outbox.undelivered:
-            log.warning("MLflow: no answer until the end, %d records are lost", self._outbox.undelivered)
+        if not self.wait():
+            log.warning("MLflow: %d records are not there yet; %s", self._outbox.undelivered, LATER)

@@ -9,18 +9,20 @@ import logging
 import os
 import shlex
 from contextlib import nullcontext
+from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from raycl.errors import SpecError
+from raycl.errors import SetupError, SpecError, has_password, shown
 from raycl.files import home
 
 log = logging.getLogger(__name__)
-LOCK_SECONDS = 60.0
-"""Longest wait for another process that makes or migrates the same SQLite database."""
+LOCK_SECONDS = 1.0
+"""Longest wait for another process that makes or migrates the same SQLite database; after it, MLflow counts as away."""
 TRANSIENT = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"})
 """MLflow's error codes for what may pass by itself: no connection, a locked database, too many requests."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -33,6 +35,10 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Set before MLflow is imported, where the user has not set them."""
+
+
+OFF = "off"
+"""The tracking URI that stands for none: nothing is recorded in MLflow."""
 
 
 def default_uri() -> str:
@@ -52,12 +58,25 @@ def sqlite_uri(database: Path, query: str = "") -> str:
 def resolve_uri(uri: str | None) -> str:
     """`uri` (none = `default_uri`) with a SQLite path made absolute, so that it means the same in every folder.
 
-    Raises SpecError for one that is no URI.
+    Raises SpecError for one that is neither a URI nor `off`, SetupError where MLflow is wanted and not installed.
     """
     uri = uri or default_uri()
+    if uri == OFF:
+        return uri
+    if find_spec("mlflow") is None:
+        raise SetupError(
+            "MLflow is not installed here; next step: `pip install mlflow`, or give `--tracking off`, which records in the "
+            "output folder alone"
+        )
     if "://" not in uri and uri != "databricks":
         raise SpecError(
-            f"tracking URI {uri!r}: allowed are sqlite:///<file>, http(s)://<host>:<port>, and MLflow's others"
+            f"tracking URI {shown(uri)}: allowed are sqlite:///<file>, http(s)://<host>:<port>, MLflow's others, and off"
+        )
+    if has_password(uri):
+        raise SpecError(
+            "the tracking URI holds a password, and URIs are recorded and shown; next step: give it without, and "
+            "the name and "
+            "the password in the environment: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD"
         )
     database = _sqlite_file(uri)
     return sqlite_uri(database, uri.partition("?")[2]) if database else uri
@@ -70,14 +89,24 @@ def mlflow_ui_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-def connect(uri: str, experiment: str) -> tuple[Any, str]:
-    """A client and the experiment's id; a missing database or experiment is made, by one process at a time."""
+def load_client() -> None:
+    """Import MLflow, quiet. It takes seconds, which are not to be taken for a server that does not answer."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+    import mlflow  # noqa: F401
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def connect(uri: str, experiment: str) -> tuple[Any, str]:
+    """A client and the experiment's id; a missing database or experiment is made, by one process at a time.
+
+    Raises filelock.Timeout where another process is at it for more than `LOCK_SECONDS`, and what MLflow raises.
+    """
+    load_client()
+    from mlflow import MlflowClient
+
     database = _sqlite_file(uri)
     if database:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +115,12 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
         client = MlflowClient(tracking_uri=uri)
         folder = (database.parent / "mlartifacts").as_uri() if database else None
         return client, _experiment(client, experiment, folder)
+
+
+def try_writing(uri: str, experiment: str = "raycl") -> None:
+    """Write a tag to the experiment, which is made where it is missing. Raises what MLflow raises."""
+    client, found = connect(uri, experiment)
+    client.set_experiment_tag(found, "raycl.checked", datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def _experiment(client: Any, name: str, artifact_folder: str | None) -> str:
@@ -119,6 +154,17 @@ def exists(client: Any, run_id: str) -> bool:
             raise
         log.warning("MLflow: run %s is not there any more, a new one is made", run_id)
         return False
+
+
+def find_marked(client: Any, experiment: str, tag: str, mark: str) -> str | None:
+    """The id of the experiment's run whose `tag` is `mark`; none if there is none."""
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{mark}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def is_local(uri: str) -> bool:
+    """Whether it is a database that this process works on itself, so that a long call is no sign of a silent server."""
+    return _sqlite_file(uri) is not None
 
 
 def passing(error: BaseException) -> bool:

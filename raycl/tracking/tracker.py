@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from raycl.analysis.matrix import AccuracyMatrix
@@ -21,6 +21,7 @@ from raycl.events import (
     Step,
 )
 from raycl.files import Json
+from raycl.tracking.models import log_model
 from raycl.tracking.records import (
     About,
     RunRecord,
@@ -38,9 +39,16 @@ from raycl.tracking.runs import NEW_RUN, Resumed, Runs
 class Tracker(Runs):
     """A listener that writes one sequence to MLflow: a run for it, and one below it for each stage."""
 
-    def __init__(self, uri: str | None, experiment: str, run_name: str, resumed: Resumed = NEW_RUN) -> None:
-        """`uri` none = `default_uri`; nothing is opened before the sequence starts."""
-        super().__init__(uri, experiment, run_name, resumed)
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        resumed: Resumed = NEW_RUN,
+        opened: Callable[[str], None] = lambda run_id: None,
+    ) -> None:
+        """`uri` none = `default_uri`; nothing is opened before the sequence starts. `opened` is told the run's id."""
+        super().__init__(uri, experiment, run_name, resumed, opened)
         self.artifacts: Sequence[Path] = ()
         """Files that the run keeps; read when the sequence ends."""
         self._spec: Json = {}
@@ -62,6 +70,7 @@ class Tracker(Runs):
             case Scored():
                 further = {f"acc/{as_name(event.task)}/{as_name(name)}": value for name, value in event.further.items()}
                 self._add(self._parent, {f"acc/{as_name(event.task)}": event.score, **further}, event.stage)
+                self._signs(self._parent, f"/{event.stage} {as_name(event.task)}", event.health)
             case RowDone():
                 routing = measures(event.routing) if event.routing else {}
                 self._add(self._parent, {**event.measures, **routing}, event.stage)
@@ -69,19 +78,25 @@ class Tracker(Runs):
             case SequenceEnd():
                 self._end_sequence(event)
 
+    def _signs(self, of: RunRecord, name: str, signs: Sequence[str]) -> None:
+        """Tag a run with the signs that something went wrong, if there are any."""
+        if signs:
+            tag = f"raycl.health{name}", " ".join(signs)
+            self._call("a sign", of, lambda run: self._client.set_tag(run, *tag))
+
     def _start(self, event: SequenceStart) -> None:
         """Open the run, or resume it, and record the spec."""
         self._spec, self._plan = event.spec, {stage.stage: stage for stage in event.stages}
         tags = {"raycl.kind": "sequence", "raycl.stages": str(len(event.spec["tasks"])), **shared_tags(event.spec)}
         tags |= About(sequence_note(event), event.environment).tags
         self._data = event.data
-        self._outbox.send("the run of the sequence", lambda: self._open_parent(tags))
+        self._open("the run of the sequence", tags)
         self._params(self._parent, flat(event.spec))
         self._inputs(self._parent, event.data)
         self._call("spec.json", self._parent, lambda run: self._client.log_dict(run, event.spec, "spec.json"))
 
     def _end_sequence(self, event: SequenceEnd) -> None:
-        """Record the matrix as a table and the artifacts, and close every run.
+        """Record the matrix as a table, the model and the artifacts, and close every run.
 
         How the last row is routed is told again: a row from the store may have come before what it is compared with.
         """
@@ -89,6 +104,8 @@ class Tracker(Runs):
             self._add(self._parent, measures(event.routing), len(event.routing.tasks))
         table = (AccuracyMatrix.from_json(event.matrix).to_csv() or "", "tables/accuracy_matrix.csv")
         self._call("the accuracy matrix", self._parent, lambda run: self._client.log_text(run, *table))
+        if "stage_keys" in event.facts:
+            self._call("the model", self._parent, lambda run: log_model(self._client, run, self._spec, event.facts))
         self._close(self.artifacts, (*self._children.values(), self._parent), event.status)
 
     # --- runs --------------------------------------------------------------------------------------------------------
@@ -128,6 +145,7 @@ class Tracker(Runs):
         self._add(child, end_metrics(event), event.stage)
         for tag, value in (("raycl.key", event.key), ("raycl.cached", str(event.cached).lower())):
             self._call(f"tag {tag}", child, lambda run, tag=tag, value=value: self._client.set_tag(run, tag, value))
+        self._signs(child, "", event.health)
         self._end(child, "FINISHED")
 
 
@@ -138,11 +156,13 @@ class GroupTracker(Runs):
     """
 
     def start(self, settings: Json, about: About) -> str:
-        """Open the run, or resume it, and record the settings; returns the run's id (empty in an outage)."""
+        """Open the run, or resume it, and record the settings; returns the run's id, which its sequences name (empty in an
+        outage)."""
         kind = self._resumed.part_of
-        self._outbox.send(f"the run of the {kind}", lambda: self._open_parent({"raycl.kind": kind, **about.tags}))
+        self._open(f"the run of the {kind}", {"raycl.kind": kind, **about.tags})
         self._params(self._parent, flat(settings))
         self._call("settings.json", self._parent, lambda run: self._client.log_dict(run, settings, "settings.json"))
+        self.wait()
         return self.run_id
 
     def finish(

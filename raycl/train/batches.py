@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raycl.adapters.backbone import IGNORE, Inputs
-from raycl.methods.common.base import Row
+from raycl.methods.common.rows import Row
 from raycl.tasks.stored import keep
 from raycl.tasks.task import Example, Task
 from raycl.train.chat import around, message_end
@@ -99,6 +99,10 @@ class Encoder:
         """Tokens after which an answer ends: the longest of all words that may be one, with its end token; of free text
         (none) the task's own limit `tokens`, or the run's."""
         return self.longest_answer(words, chat) if words else tokens or self.max_target
+
+    def expected(self, words: Sequence[str] | None, chat: bool = False) -> list[tuple[int, ...]]:
+        """The words that an answer may be as token ids with their end token; of free text (none) nothing."""
+        return [(*self._alone(word, chat), self.ends(chat)[-1]) for word in words or ()]
 
     def ends(self, chat: bool) -> list[int]:
         """The tokens that end an answer; in a chat also the one that ends a message there."""
@@ -277,6 +281,12 @@ def _bodies(
         shift = len(marks) - len(row) if left else 0
         marks[shift + start : shift + end] = 1
     return {"body_mask": mask.to(device)}
+
+
+def shared_start(examples: Sequence[Encoded]) -> int:
+    """How many tokens all prompts begin with alike; each has at least one more."""
+    first = examples[0].prompt[:-1] if examples else ()
+    return min((_alike(first, one.prompt[:-1]) for one in examples), default=0)
 
 
 def _alike(first: Iterable[int], second: Iterable[int]) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from raycl.errors import DivergedError
 from raycl.events import Step, from_json, to_json
 from raycl.train.engine import Engine
 from raycl.train.meter import Meter
@@ -39,8 +41,13 @@ class Checkpoints:
     """The tensors that the method fills in place."""
 
     def save(self, step: int, log: list[Step], meter: Meter) -> None:
-        """Leave the stage as it is after optimizer step `step` with the host."""
+        """Leave the stage as it is after optimizer step `step` with the host.
+
+        Raises DivergedError on every worker, and leaves the checkpoint before as it is, if a loss or a weight is no number
+        any more: whoever went on from there could never end.
+        """
         everyone = self.workers.gather((meter.state(), generators(self.workers.device)))
+        self._require_finite(step, [total for state, _ in everyone for total in state["sums"].values()])
         if self.workers.rank != 0:
             return
         tensors = {
@@ -60,6 +67,15 @@ class Checkpoints:
             facts["best_loss"] = self.best.loss
             tensors |= {f"best/{index}": value for index, value in enumerate(self.best.values)}
         self.partial.save(tensors, facts)
+
+    def _require_finite(self, step: int, losses: Iterable[float]) -> None:
+        """The trained weights are the same on all workers, so all of them find the same."""
+        sound = all(bool(torch.isfinite(parameter).all()) for parameter in self.engine.parameters)
+        if not sound or not all(map(math.isfinite, losses)):
+            raise DivergedError(
+                f"after step {step} a {'loss' if sound else 'weight'} is no number any more; the checkpoint before it is "
+                "kept. Lower train.lr or use model.precision=fp32."
+            )
 
     def load(self, meter: Meter) -> tuple[int, list[Step]]:
         """Take up the last checkpoint, if all workers see the same one: its step and the log until then, or (0, [])."""

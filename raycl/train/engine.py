@@ -1,25 +1,23 @@
-"""DeepSpeed, and only here: one engine per stage on CPU (gloo) or GPU, ZeRO 0 to 3.
+"""The seam between the training loop and what takes its steps: DeepSpeed, or plain torch.
 
-Base weights are frozen in bf16 and everything trainable is fp32, under DeepSpeed's `torch_autocast`: so gates and adapters
-keep fp32 precision at every ZeRO stage. The optimizer is torch's AdamW.
+`train.engine: auto` is plain torch for one process at ZeRO stage 0, which starts without DeepSpeed's seconds of import and
+takes the same steps bit for bit on a CPU; worker groups and ZeRO stages 1 to 3 are DeepSpeed's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from raycl.spec import TrainSpec
-from raycl.train.ops import builds_reported, own_programs_first
 from raycl.train.workers import Workers
+
+ReadGradient = Callable[[nn.Parameter], Tensor | None]
+WriteGradient = Callable[[nn.Parameter, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -36,208 +34,101 @@ class BatchShape:
         return self.batch // (self.micro * self.world)
 
 
-class Engine:
-    """A DeepSpeed engine around a module whose trainable parameters are given."""
+@dataclass(frozen=True)
+class Work:
+    """What an engine is made for: the training of one stage."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        train: TrainSpec,
-        shape: BatchShape,
-        bf16: bool,
-        workers: Workers,
-    ) -> None:
-        deepspeed = start_deepspeed(workers.device)
-        _plain_strides(module)
-        self.parameters = list(parameters)
-        self.zero = train.zero_stage
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=train.weight_decay)
-        config = _config(train, shape, bf16, max(p.numel() for p in self.parameters))
-        self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=config)
-        if self.zero == 3:
-            keep_whole(self.deepspeed, self.parameters)
+    module: nn.Module
+    """Those of its parameters train that require a gradient."""
+    train: TrainSpec
+    shape: BatchShape
+    bf16: bool
+    """Whether the base model is in bf16, and so the forward pass."""
+    workers: Workers
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def adamw(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer of both engines; its rate is set at every step."""
+        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=self.train.weight_decay)
+
+
+class Engine(Protocol):
+    """Takes a module's optimizer steps. Base weights are frozen; everything that trains is fp32."""
+
+    parameters: list[nn.Parameter]
+    """What trains."""
+    optimizer: torch.optim.AdamW
+
+    @property
+    def grad_norm(self) -> float:
+        """The length of the last step's gradient over all that trains and all workers, before it was clipped."""
+        ...
 
     def loss(self, *args: Any) -> Any:
         """The module's forward pass, under the engine's autocast."""
-        return self.deepspeed(*args)
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch."""
-        self.deepspeed.backward(loss)
+        ...
 
-    def gradients(self) -> tuple[Callable[[nn.Parameter], Tensor | None], Callable[[nn.Parameter, Tensor], None]]:
-        """Functions that read and replace a parameter's whole gradient, at any ZeRO stage.
+    def gradients(self) -> tuple[ReadGradient, WriteGradient]:
+        """Functions that read and replace a parameter's whole gradient.
 
         They hold between `backward` of a global batch's last micro-batch and `step`, when gradients are averaged over the
         workers.
         """
-        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
-
-        return safe_get_full_grad, safe_set_full_grad
+        ...
 
     def step(self, lr: float) -> None:
-        """Count a micro-batch; at the end of a global batch, average over the workers, clip, and update at rate `lr`."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
-        self.deepspeed.step()
+        """Count a micro-batch; at the end of a global batch clip by the global norm and update at rate `lr`."""
+        ...
 
     def train(self, mode: bool) -> None:
         """Dropout on or off."""
-        self.deepspeed.train(mode)
+        ...
 
     def close(self) -> None:
-        """Give every worker the full trained weights and take the engine's hooks and buffers away.
-
-        After ZeRO-3 all parameters are gathered back into ordinary tensors.
-        """
-        if self.zero == 3:
-            unpartition(self.deepspeed)
-        self.deepspeed.destroy()
-        # DeepSpeed destroys an engine again when it is collected, which may be in the middle of the next stage. That would
-        # put the gradients of parameters which that stage trains too (all weights, ZeRO 1 and 2) out of reach, as if 0.
-        self.deepspeed.destroy = lambda: None
-        for parameter in self.parameters:
-            parameter.grad = None
-        del self.deepspeed, self.optimizer
+        """Give every worker the full trained weights and take hooks, buffers and gradients away."""
+        ...
 
 
-def _plain_strides(module: nn.Module) -> None:
-    """DeepSpeed views every parameter as bytes, which a column of a matrix refuses: its last stride is not 1.
+def length(gradients: Sequence[Tensor]) -> Tensor:
+    """The length of all gradients together, a scalar on their device, in DeepSpeed's order of operations."""
+    if not gradients:
+        return torch.zeros(())
+    return torch.stack([gradient.norm(2.0) for gradient in gradients]).pow(2.0).sum().pow(0.5)
 
-    torch calls such a tensor contiguous all the same, so only a copy helps.
+
+def engine_name(train: TrainSpec, world: int) -> Literal["deepspeed", "torch"]:
+    """Which engine takes the steps of a stage in `world` workers."""
+    if train.engine != "auto":
+        return train.engine
+    return "torch" if world == 1 and train.zero_stage == 0 else "deepspeed"
+
+
+def start_engine(train: TrainSpec, workers: Workers) -> None:
+    """Do once in a process what the engine needs before its first stage.
+
+    For DeepSpeed this takes seconds, on a GPU minutes where an op has to be built. Raises SetupError where it is not
+    installed, and for a build that fails.
     """
-    for parameter in module.parameters():
-        if parameter.dim() and parameter.stride(-1) != 1:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    if engine_name(train, workers.world) == "deepspeed":
+        from raycl.train.engine_deepspeed import start_deepspeed
+
+        start_deepspeed(workers.device)
 
 
-def _config(train: TrainSpec, shape: BatchShape, bf16: bool, largest: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of a stage.
+def make_engine(work: Work) -> Engine:
+    """The engine of one stage."""
+    if engine_name(work.train, work.workers.world) == "deepspeed":
+        from raycl.train.engine_deepspeed import DeepSpeedEngine
 
-    By default DeepSpeed rounds weights and gradients of linear modules to bf16 where it moves them between workers; the
-    empty list of modules that are safe for it keeps them in fp32.
-    """
-    zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.zero_stage == 3:
-        # Adapters, gates and keys stay whole: methods read them directly. Only larger base weights are sharded.
-        zero |= {"stage3_param_persistence_threshold": largest + 1}
-    return {
-        "train_batch_size": shape.batch,
-        "train_micro_batch_size_per_gpu": shape.micro,
-        "gradient_accumulation_steps": shape.accumulation,
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
+        return DeepSpeedEngine(work)
+    from raycl.train.engine_torch import TorchEngine
 
-
-def start_deepspeed(device: str) -> Any:
-    """Import DeepSpeed for `device` and make sure a process group stands; the module.
-
-    The first call in a process takes seconds, on a GPU minutes where an op has to be built. Raises SetupError for a build
-    that fails.
-    """
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    own_programs_first()
-    # DeepSpeed prints, and its loggers write, to what is standard output while it is imported: that is for results.
-    with builds_reported(), contextlib.redirect_stdout(sys.stderr):
-        import deepspeed
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        if device == "cpu":
-            compile_nothing()
-        backend = "gloo" if device == "cpu" else "nccl"
-        _process_group(backend)
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    return deepspeed
-
-
-def compile_nothing() -> None:
-    """Let workers on CPU talk through gloo alone, so that no machine needs a compiler.
-
-    On its first use DeepSpeed would compile an op that moves tensors through shared memory, and compile it again in every
-    new environment. It does so only if its table of ops that this machine could compile has the op. DeepSpeed fills the
-    table when it is first read, by starting compilers; a table that is there already is taken as it is. 0.19.8 has no
-    public switch.
-    """
-    import deepspeed.ops
-
-    table = {"deepspeed_shm_comm": False}
-    deepspeed.ops.__compatible_ops__ = table  # pyright: ignore[reportAttributeAccessIssue] -- made when first read
-
-
-def _process_group(backend: str) -> None:
-    """A group of one for a process that Ray Train did not give one."""
-    import torch.distributed as dist
-
-    alone = not dist.is_initialized()
-    if alone:
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] -- documented, yet not re-exported
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
-        os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"})
-    _forget_groups(alone)
-
-
-def _forget_groups(all_gone: bool) -> None:
-    """Make DeepSpeed forget process groups that ended with an earlier sequence, so that it makes new ones.
-
-    It keeps its communicator (`cdb`) and its groups in variables of two modules, for the life of the process, and has no
-    public function that clears them. `all_gone` says that every group is from earlier; else the world group tells.
-    """
-    import deepspeed.comm.comm as ds_comm
-    from deepspeed.utils import groups
-
-    if not all_gone and (groups._WORLD_GROUP is None or _stands(groups._WORLD_GROUP)):
-        return
-    ds_comm.cdb = None
-    for name, value in vars(groups).items():
-        if name.startswith("_") and "_GROUP" in name:
-            setattr(groups, name, {} if isinstance(value, dict) else None)
-
-
-def _stands(group: Any) -> bool:
-    """Whether a process group still belongs to this process's world: an earlier sequence's does not."""
-    import torch.distributed as dist
-
-    try:
-        dist.get_process_group_ranks(group)
-    except (KeyError, ValueError):
-        return False
-    return True
-
-
-def keep_whole(engine: Any, parameters: Sequence[nn.Parameter]) -> None:
-    """Let penalties read what trains from the first step on.
-
-    Parameters below the persistence threshold stay gathered, but only once DeepSpeed has traced a whole step: in the
-    first one it releases everything after use, unless it is marked as used elsewhere. The public
-    `register_external_parameter` gathers a parameter for a module that uses it, and still releases it afterwards.
-    """
-    for parameter in parameters:
-        parameter.is_external_param = True  # pyright: ignore[reportAttributeAccessIssue] -- DeepSpeed's own mark
-    persistent = engine.optimizer.persistent_parameters
-    persistent[0].all_gather(persistent)
-
-
-def unpartition(engine: Any) -> None:
-    """Turn ZeRO-3's partitioned parameters back into ordinary ones.
-
-    The next stage's engine takes a parameter that still has one of the `ds_` attributes for one that is partitioned.
-    """
-    import deepspeed
-
-    for parameter in engine.module.parameters():
-        if not hasattr(parameter, "ds_id"):
-            continue
-        with deepspeed.zero.GatheredParameters([parameter]):
-            whole = parameter.data.clone()
-        parameter.data = whole
-        for name in [name for name in vars(parameter) if name.startswith("ds_")]:
-            delattr(parameter, name)
+    return TorchEngine(work)

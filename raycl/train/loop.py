@@ -95,6 +95,7 @@ class TrainLoop:
         penalties = self.method.penalties(seen)
         self.engine.backward(task_loss + sum(term.raw * term.weight for term in penalties.values()))
         self.meter.add(task_loss, penalties, int(inputs.mask.numel()))
+        self.workers.beat()
 
     def _again(self, inputs: Inputs) -> Tensor:
         """Another forward pass, in the engine's precision: the logits of the answers."""
@@ -109,9 +110,8 @@ class TrainLoop:
                 f"stage {self.stage} ({self.method.info.task}), step {self.step}: the loss is {means.loss}. "
                 f"Lower train.lr (now {self.lr}) or use model.precision=fp32."
             )
-        record = Step(
-            self.stage, self.step, self.steps, rate, means.loss, means.tokens_per_s, means.terms, self.method.measures()
-        )
+        gauges = {**self.method.measures(), "grad_norm": self.engine.grad_norm}
+        record = Step(self.stage, self.step, self.steps, rate, means.loss, means.tokens_per_s, means.terms, gauges)
         self.record(record)
         self.logged.append(record)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.soft_prompts import soften
 from raycl.methods.common.base import Method
+from raycl.models.probe import positions
 
 
 class StageModule(nn.Module):
@@ -45,8 +46,7 @@ class StageModule(nn.Module):
             return self.model(**fed, decoder_input_ids=read, use_cache=False).logits, labels
         answer = max(1, int((labels != IGNORE).any(dim=0).sum()))
         keep = {"logits_to_keep": answer + 1} if self._short_logits else {}
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        logits = self.model(**fed, position_ids=positions, use_cache=False, **keep).logits
+        logits = self.model(**fed, position_ids=positions(mask), use_cache=False, **keep).logits
         return logits[:, -answer - 1 : -1], labels[:, -answer:]
 
 

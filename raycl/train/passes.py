@@ -50,6 +50,7 @@ class DataPass:
             for batch in by_length(mine, 1 if gradients else self.batch_size):
                 self._see(self.encoder.collate([mine[i] for i in batch], self.workers.device))
                 done += len(batch)
+                self.workers.beat()
                 progress(done, len(mine))
 
     def _see(self, inputs: Inputs) -> None:

@@ -16,12 +16,13 @@ from raycl.events import Phase, StageEvent, StageStart, Step
 from raycl.methods.common.base import Method, Moments, When
 from raycl.models.load import LoadedModel
 from raycl.spec import RunSpec, at_stage
-from raycl.state.stage_state import StagePart, StageState
+from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.tasks.stored import Picked
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints, Partial
-from raycl.train.engine import BatchShape, Engine
+from raycl.train.engine import BatchShape, Work, make_engine
+from raycl.train.frozen import Frozen
 from raycl.train.generation import Decoder
 from raycl.train.loop import TrainLoop
 from raycl.train.module import StageModule
@@ -43,6 +44,8 @@ class StageRun:
     workers: Workers
     report: Callable[[StageEvent], None]
     partial: Partial | None = None
+    imported: Branch | None = None
+    """A branch trained elsewhere that the stage takes in, and trains nothing."""
     log: list[Step] = field(default_factory=list)
     """The records of the training, for the manifest."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -67,9 +70,14 @@ class StageRun:
             module = StageModule(self.model.backbone, self.method)
             self._pass("before", module, train, self.method.initialise)
             self.workers.agree(_own_tensors(module))
-            self.train(module, train, held_out)
+            frozen = Frozen(self.model.backbone.model, self.state)
+            if self.imported is None:
+                self.train(module, train, held_out)
+            else:
+                self.method.take(self.imported)
             moments = self._pass("after", module, train, None)
             part = self.method.consolidate(moments or {})
+            frozen.require_unchanged()
         finally:
             self.method.remove()
         self.seconds["other"] = time.perf_counter() - started - sum(self.seconds.values())
@@ -83,7 +91,8 @@ class StageRun:
         random.seed(seed)
 
     def _announce(self, rows: int) -> None:
-        steps = math.ceil(rows / self.spec.train.batch_size) * at_stage(self.spec.train.epochs, self.stage)
+        epochs = at_stage(self.spec.train.epochs, self.stage) if self.imported is None else 0
+        steps = math.ceil(rows / self.spec.train.batch_size) * epochs
         self.report(StageStart(self.stage, self.task.name, steps))
 
     def split(self) -> tuple[Sequence[Example], Sequence[Encoded]]:
@@ -131,10 +140,8 @@ class StageRun:
         started = time.perf_counter()
         settings = self.spec.train
         shape = batch_shape(self.spec, self.workers.world)
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        self.trainable = sum(p.numel() for p in parameters)
-        bf16 = self.spec.model.precision == "bf16"
-        engine = Engine(module, parameters, settings, shape, bf16, self.workers)
+        engine = make_engine(Work(module, settings, shape, self.spec.model.precision == "bf16", self.workers))
+        self.trainable = sum(parameter.numel() for parameter in engine.parameters)
         try:
             best = Best(engine.parameters) if held_out else None
             saved = None

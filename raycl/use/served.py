@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from raycl.adapters.routes import RoutingRule
+from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.errors import SpecError
+from raycl.files import Json
 from raycl.methods.common.base import Method, Route, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
 from raycl.sequence.states import States
 from raycl.spec import DataSpec
-from raycl.tasks.catalogue import open_catalogue
-from raycl.tasks.load import Make, load_tasks
-from raycl.tasks.own import is_chat
-from raycl.tasks.prompts import Renderer
-from raycl.tasks.rows import Row
-from raycl.tasks.stream import PromptParts, TaskEntry
-from raycl.tasks.task import Example
-from raycl.train.batches import Encoder
+from raycl.state.stage_state import Branch
+from raycl.tasks.load import load_tasks
+from raycl.tasks.task import Example, Task
 from raycl.train.generation import Decoder, Scored
 from raycl.train.workers import Workers, local_device
+from raycl.use.combined import merge_into, read_off
 from raycl.use.explain import Strengths, strengths
+from raycl.use.forms import EXACT, served_as
 from raycl.use.heads import Head, find_head
+from raycl.use.prompts import Prompts, encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,13 +47,28 @@ class Answer:
     """Whose weights answered, where the method decides that input by input."""
     strengths: Strengths | None = None
     """How strongly each branch took part, where that was asked for and the method weighs branches."""
+    tokens: int = 0
+    """Tokens that were generated, the end token included."""
+    ended: bool = True
+    """Whether it came to its end, and not to the limit."""
+
+    def explained(self, branches: Sequence[str]) -> Json:
+        """Whose weights answered, JSON-ready: the route, and the weights of the branches, on average and by layer."""
+        route = asdict(self.route) if self.route else None
+        if self.strengths is None:
+            return {"route": route, "branches": None, "layers": {}}
+        layers = {path: dict(zip(branches, one, strict=True)) for path, one in self.strengths.layers.items()}
+        return {"route": route, "branches": dict(zip(branches, self.strengths.mean, strict=True)), "layers": layers}
 
 
 class Served:
     """A state on its base model. Leave it by `close`, or use it in a `with`."""
 
-    def __init__(self, head: Head, loaded: LoadedModel, task: str | None = None) -> None:
-        """Put the state on the model; `task` as in `Head.keys`. Raises SpecError for a model that it was not trained on."""
+    def __init__(self, head: Head, loaded: LoadedModel, task: str | None = None, merge: bool = False) -> None:
+        """Put the state on the model; `task` as in `Head.keys`, `merge` as in `load`.
+
+        Raises SpecError for a model that it was not trained on, and for a state that cannot be merged.
+        """
         if loaded.fingerprint != head.model_fingerprint:
             raise SpecError(
                 f"model.name: {loaded.name} is not the model that {head.name} was trained on; next step: give that one, "
@@ -62,8 +81,35 @@ class Served:
         """The task of each branch, in the order of their strengths."""
         alone = method_class(head.spec.method.name).alone(head.spec.method)
         info = StageInfo(state.stage, len(head.stages), state.newest.task, head.spec.seed, alone)
-        self._method: Method = build(head.spec.method, info)
+        self._method: Method | None = build(head.spec.method, info)
+        """None = the state is merged into the model."""
         self._method.serve(loaded.backbone, state)
+        self._bare: dict[str, Tensor] = {}
+        """Path -> the base model's own weight, of what was merged."""
+        self._prompts = Prompts(head, encoder_of(head, loaded.tokenizer, loaded.backbone.encoder_decoder))
+        if merge:
+            self._merge(self._method)
+
+    def _merge(self, method: Method) -> None:
+        """Put what the branches add into the weights, in the model's precision, and take the layers away."""
+        said = served_as(self.head)
+        if "model" not in EXACT[said]:
+            self.close()
+            raise SpecError(
+                f"merge: what {self.head.name} serves (method {self.head.spec.method.name}) depends on the input, or is a "
+                "prompt, and so is no part of the weights; next step: leave it out"
+            )
+        if said != "weights":
+            branch = self.as_one()
+            method.remove()
+            self._method = None
+            self._bare = {path: self.model.get_submodule(path).weight.detach().clone() for path in branch.a}
+            merge_into(self.model, branch)
+
+    def as_one(self) -> Branch:
+        """All branches as one, where their weights are the same for all inputs."""
+        weights = self.explain(Example("", "", "a", "", ("",)))
+        return read_off(self.model, None if weights is None else weights.layers)
 
     @property
     def model(self) -> Any:
@@ -84,69 +130,77 @@ class Served:
         An answer has at most `tokens` tokens; none = as when it is scored: the longest label of the task, or the run's
         limit. Raises SpecError for an unknown task.
         """
-        examples = [self.prompt(task, one) if task else Example("", "", one, "", ("",)) for one in texts]
-        decoder = self._decoder(BATCH)
-        limit = tokens or (self._limit(task, decoder.encoder) if task else self.head.spec.data.max_target_tokens)
+        examples = [self.prompt(task, one) if task else self._prompts.whole(one) for one in texts]
+        found = self.answer(examples, tokens or self._prompts.limit(task))
+        if not explain:
+            return found
+        strong = map(self.explain, examples)
+        return [replace(one, strengths=how) for one, how in zip(found, strong, strict=True)]
+
+    def answer(self, examples: Sequence[Example], tokens: int, batch: int = BATCH) -> list[Answer]:
+        """Greedy answers to prompts, in order, at most `tokens` long, `batch` of them together. Either all of them are in a
+        chat, or none."""
         chat = bool(examples) and examples[0].chat is not None
-        written = decoder.answer(examples, limit, chat)
-        found = [self._strengths(decoder.encoder, one) if explain else None for one in examples]
+        written = self._decoder(batch).answer(examples, tokens, chat)
         return [
-            Answer(example.prompt, one.text, one.route, strong)
-            for example, one, strong in zip(examples, written, found, strict=True)
+            Answer(example.prompt, one.text, one.route, tokens=one.tokens, ended=one.ended)
+            for example, one in zip(examples, written, strict=True)
         ]
 
-    def _limit(self, task: str, encoder: Encoder) -> int:
-        """Tokens after which an answer to a task ends, as when it was scored."""
-        entry, labels = self._entry(task), self._labels(task)
-        words = (*labels, *(word for words in entry.aliases.values() for word in words)) if labels else None
-        return encoder.limit(words, entry.max_answer_tokens, is_chat(entry))
+    @property
+    def rule(self) -> RoutingRule | None:
+        """How inputs are sent to tasks; none where the method chooses no branch."""
+        return None if self._method is None else self._method.rule()
 
-    def _strengths(self, encoder: Encoder, example: Example) -> Strengths | None:
-        backbone = self._loaded.backbone
+    @property
+    def soft_prompt(self) -> SoftPrompt | None:
+        """The soft prompt of the inputs; none where the method has none, or chooses it by the input."""
+        return None if self._method is None else self._method.soft_prompt()
+
+    def encode(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The token ids of prompts as the model reads them, cut where they are too long."""
+        return [list(one.prompt) for one in self._prompts.encoder.encode(examples)]
+
+    def logits(self, examples: Sequence[Example]) -> Iterator[Tensor]:
+        """What the served model says after each token of prompts, as `Decoder.logits`."""
+        return self._decoder(1).logits(examples)
+
+    def routes(self, examples: Sequence[Example]) -> list[Route]:
+        """Whose weights would answer each prompt, with nothing generated; empty for a method that does not route."""
+        return self._decoder(BATCH).routes(examples)
+
+    def explain(self, example: Example) -> Strengths | None:
+        """How strongly each branch takes part in the answer to a prompt; none where the method weighs no branches."""
+        if self._method is None:
+            return None
+        encoder, backbone = self._prompts.encoder, self._loaded.backbone
         inputs = encoder.collate(encoder.encode([example]), backbone.device, answers=False)
         return strengths(backbone, self._method, inputs)
 
     def prompt(self, task: str, text: str) -> Example:
         """A text in the prompt of a task of the run. Raises SpecError for a task that the run's stream does not have."""
-        entry = self._entry(task)
-        style = self._record(task).get("prompt") or entry.prompt or ("chat" if is_chat(entry) else "plain")
-        layout: Any = style if isinstance(style, str | PromptParts) else PromptParts.model_validate(style)
-        render = Renderer(entry, layout, self._labels(task), self.head.spec.data.reveal_task)
-        return Make(entry, "use", render)(0, Row(text, ("",)))
-
-    def _entry(self, task: str) -> TaskEntry:
-        """What the run's stream, or a built-in one, says of a task. Raises SpecError for an unknown one."""
-        entry = open_catalogue(self.head.spec.data.stream).tasks.get(task)
-        if entry is None:
-            raise SpecError(
-                f"task: {task!r} is unknown to {self.head.name}; allowed: {', '.join(self.head.spec.tasks)}"
-            )
-        return entry
-
-    def _record(self, task: str) -> Mapping[str, Any]:
-        return self.head.records.get(task, {})
-
-    def _labels(self, task: str) -> tuple[str, ...] | None:
-        """The labels that a task was trained with, or those of its stream; none for free text."""
-        counted = (self._record(task).get("label_counts") or {}).get("train")
-        return tuple(counted or self._entry(task).labels or ()) or None
+        return self._prompts.of_task(task, text)
 
     def evaluate(self, task: str, data: DataSpec | None = None) -> Scored:
         """Score the state on a task's test split, by its metric: one of the run, or any of the stream that `data` names."""
         (found,) = load_tasks([task], data or self.head.spec.data)
-        return self._decoder(self.head.spec.eval.batch_size).score(found)
+        return self.score(found)
+
+    def score(self, task: Task) -> Scored:
+        """Score the state on the test split of a task that is loaded."""
+        return self._decoder(self.head.spec.eval.batch_size).score(task)
 
     def _decoder(self, batch_size: int) -> Decoder:
-        data = self.head.spec.data
-        loaded = self._loaded
-        encoder = Encoder(
-            loaded.tokenizer, loaded.backbone.encoder_decoder, data.max_source_tokens, data.max_target_tokens
-        )
-        return Decoder(loaded, self._method, encoder, batch_size, Workers(device=str(loaded.backbone.device)))
+        workers = Workers(device=str(self._loaded.backbone.device))
+        return Decoder(self._loaded, self._method, self._prompts.encoder, batch_size, workers)
 
     def close(self) -> None:
         """Take the state off the base model, which is as it was."""
-        self._method.remove()
+        if self._method is not None:
+            self._method.remove()
+        with torch.no_grad():
+            for path, weight in self._bare.items():
+                self.model.get_submodule(path).weight.copy_(weight)
 
     def __enter__(self) -> Served:
         return self
@@ -158,17 +212,23 @@ class Served:
 
 
 def load(
-    what: str, store: str | None = None, task: str | None = None, model: str | None = None, device: str | None = None
+    what: str,
+    store: str | None = None,
+    task: str | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    merge: bool = False,
 ) -> Served:
     """A finished state as a model: `what` and `store` as in `find_head`, `task` where the method must be told whose inputs
     come.
 
-    `model` is where the base model lies now, none = where the run had it; `device` none = a GPU if there is one. Raises
-    UserError for a state or a model that cannot be had.
+    `model` is where the base model lies now, none = where the run had it; `device` none = a GPU if there is one. `merge`
+    puts what branches add into the weights: the model is then a plain one, as fast as the base model, and rounded as its
+    weights are. Raises UserError for a state or a model that cannot be had, and for a state that cannot be merged.
     """
     head = find_head(what, store)
     head.keys(task)  # before the model is loaded, which takes time
-    return Served(head, _base(head, model, device), task)
+    return Served(head, load_base(head, model, device), task, merge)
 
 
 def evaluate(
@@ -178,7 +238,7 @@ def evaluate(
 
     `model` and `device` as in `load`. Raises UserError as `load`, and for tasks whose data cannot be read.
     """
-    loaded = _base(head, model, device)
+    loaded = load_base(head, model, device)
     if head.needs_task:
         for task in tasks:
             with Served(head, loaded, task) as served:
@@ -189,8 +249,8 @@ def evaluate(
             yield task, served.evaluate(task, data)
 
 
-def _base(head: Head, model: str | None, device: str | None) -> LoadedModel:
-    """The base model of a state. Raises SpecError for one that cannot be used."""
+def load_base(head: Head, model: str | None, device: str | None) -> LoadedModel:
+    """The base model of a state; `model` and `device` as in `load`. Raises SpecError for one that cannot be used."""
     spec = head.spec.model if model is None else head.spec.model.model_copy(update={"name": model})
     loaded = load_model(spec, device or local_device())
     if loaded.faults:

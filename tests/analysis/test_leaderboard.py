@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,12 @@ def test_borrowed_figures_are_marked_and_never_mixed() -> None:
     assert "AM-LoRA (arXiv 2409.19611), table 1" in after
     assert "am_lora" not in after.replace("AM-LoRA", "")
     assert latex(board) == latex(board)
+
+
+def test_a_label_is_text_in_markdown() -> None:
+    """In the table, in the claims and among what failed."""
+    cells = [cell("<b>x</b>", seed, 80.0 + seed, 70.0) for seed in range(8)]
+    cells += [cell("o_lora", seed, 20.0 + seed, 10.0) for seed in range(8)]
+    text = markdown(make_leaderboard(cells), [*cells, cell("<i>", 0, 1.0, 1.0, error="<u>")], [])
+    assert "&lt;b&gt;x&lt;/b&gt;" in text and "&lt;i&gt;" in text and "&lt;u&gt;" in text
+    assert not re.search(r"<[a-z/]", text)

@@ -136,3 +136,44 @@ def test_a_file_alone_does_not_let_code_run(tmp_path: Path) -> None:
         make_layers(str(tmp_path / "best.yaml"), None, {})
     layers = make_layers(str(tmp_path / "best.yaml"), None, {"allow_code": True})
     assert layers.said("data") == {"allow_code": True}
+
+
+def test_a_file_s_preset_counts_where_the_flag_leaves_it_open(tmp_path: Path) -> None:
+    """It was not heard before; a flag wins over it, and `none`, which a written spec may hold, says nothing."""
+    for said, flag, expected in (("demo", "auto", "demo"), ("demo", "laptop", "laptop"), ("none", "auto", "laptop")):
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({"preset": said, "order": "std-1"}))
+        assert resolve(flag, make_layers(str(path), None, {}).stack).preset == expected
+
+
+@pytest.mark.parametrize("name", ["preset=paper", "tasks=[sst2]"])
+def test_what_only_a_flag_can_say_is_refused_in_set(name: str) -> None:
+    """It was overwritten without a word."""
+    with pytest.raises(SpecError, match="next step: give `--"):
+        make_layers(None, [name], {})
+
+
+def test_tasks_of_another_order_are_refused_and_those_of_a_written_spec_are_not(tmp_path: Path) -> None:
+    """A spec that raycl wrote repeats its order's tasks; with another --order these are the other order's."""
+    path = tmp_path / "run.yaml"
+    layers = [{"order": "std-1"}]
+    whole = resolve("laptop", layers).model_dump(mode="json")
+    path.write_text(yaml.safe_dump(whole))
+    assert resolve("auto", make_layers(str(path), None, {}).stack).tasks == whole["tasks"]
+    assert resolve("auto", make_layers(str(path), None, {"order": "std-2"}).stack).order == "std-2"
+    path.write_text(yaml.safe_dump({"tasks": ["agnews"]}))
+    with pytest.raises(SpecError, match=r"tasks: \['agnews'\] are not those of the order"):
+        resolve("laptop", make_layers(str(path), None, {"order": "std-1"}).stack)
+
+
+def test_an_order_may_be_a_list(tmp_path: Path) -> None:
+    """As YAML writes one."""
+    assert resolve("laptop", [{"order": ["agnews", "amazon"]}]).tasks == ["agnews", "amazon"]
+
+
+def test_all_problems_are_said_at_once() -> None:
+    """A wrong order, a wrong preset and wrong fields."""
+    with pytest.raises(SpecError) as raised:
+        resolve("fast", [{"order": "std-9", "seed": -1, "train": {"lrr": 1}}])
+    for words in ("'std-9'", "--preset 'fast'", "seed", "train.lrr: unknown field (did you mean 'lr'?)"):
+        assert words in str(raised.value)

@@ -276,7 +276,7 @@ def test_a_refused_command_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_an_interrupt_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C ends with exit code 130 and the way to go on."""
-    monkeypatch.setattr("raycl.sequence.driver.run_sequence", _interrupted)
+    monkeypatch.setattr("raycl.sequence.driver.plan_job", _interrupted)
     monkeypatch.setenv("RAYCL_DEBUG", "1")
     result = invoke("run", ["--preset", "laptop"])
     assert result.code == 130
@@ -293,7 +293,7 @@ def test_an_error_of_ours_is_a_traceback_and_where_to_report_it(monkeypatch: pyt
     def broken(*arguments: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("raycl.sequence.driver.run_sequence", broken)
+    monkeypatch.setattr("raycl.sequence.driver.plan_job", broken)
     monkeypatch.setenv("RAYCL_DEBUG", "1")
     result = invoke("run", ["--preset", "laptop"])
     assert result.code == 1

@@ -55,7 +55,7 @@ def quick() -> Iterator[None]:
     """No figures, one thread: they take most of the time of tiny sequences."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "save", lambda figure, path: path.touch())
-        patch.setattr(html, "write_html", lambda path, *parts: path.write_text(str(parts)) and path)
+        patch.setattr(html, "write_html", lambda path, *parts, **named: path.write_text(str((parts, named))) and path)
         yield
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,21 @@ START_SECONDS = 300
 """How long a head node may take to answer: a busy machine takes minutes."""
 PATIENCE = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}
 """A starved process is not a dead one."""
+QUICK = {"health_check_timeout_ms": 10_000, "health_check_failure_threshold": 3, "health_check_period_ms": 1_000}
+"""Where a node is killed: the others hear of it within seconds."""
 PORTS = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
+FURTHER_PORTS = ("metrics-export-port",)
+JOINED = "Ray runtime started"
+"""What `ray start` says of a node that is part of a cluster."""
 
 
 @dataclass(frozen=True)
-class Head:
-    """A running head node of two CPUs."""
+class Node:
+    """A running node."""
 
     process: subprocess.Popen[bytes]
-    address: str
-    """For RAY_ADDRESS."""
-    dashboard: str
-    """Where jobs are submitted to; nobody answers there unless it was started with a dashboard."""
+    folder: Path
+    """Its log, and Ray's own files."""
 
     def below(self, name: str = "") -> list[psutil.Process]:
         """The processes of the cluster, or those whose command line has `name` in it."""
@@ -47,23 +50,54 @@ class Head:
         return found
 
 
+@dataclass(frozen=True)
+class Head(Node):
+    """A running head node."""
+
+    address: str
+    """For RAY_ADDRESS."""
+    dashboard: str
+    """Where jobs are submitted to; nobody answers there unless it was started with a dashboard."""
+
+
 @contextmanager
-def head_node(environment: Mapping[str, str] | None = None, dashboard: bool = False) -> Iterator[Head]:
+def head_node(
+    environment: Mapping[str, str] | None = None,
+    dashboard: bool = False,
+    cpus: int = 2,
+    health: Mapping[str, int] = PATIENCE,
+) -> Iterator[Head]:
     """`ray start --head` in the foreground of a process of its own, with `environment` on top of this process's."""
+    ports = dict(zip((*PORTS, *FURTHER_PORTS, "dashboard-port"), free_ports(6), strict=True))
+    flags = ["--head", f"--num-cpus={cpus}", f"--include-dashboard={str(dashboard).lower()}"]
+    with _started([*flags, f"--system-config={json.dumps(health)}"], ports, environment) as node:
+        for name in ("port", "dashboard-port") if dashboard else ("port",):
+            wait_for_port(ports[name], node.process, node.folder / "log")
+        address, page = f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}"
+        yield Head(node.process, node.folder, address, page)
+
+
+@contextmanager
+def further_node(head: Head, environment: Mapping[str, str] | None = None, cpus: int = 1) -> Iterator[Node]:
+    """Another node of a cluster, on this machine."""
+    ports = dict(zip((*PORTS[2:], *FURTHER_PORTS), free_ports(3), strict=True))
+    with _started([f"--address={head.address}", f"--num-cpus={cpus}"], ports, environment) as node:
+        _wait_for(lambda: JOINED in (node.folder / "log").read_text(), node.process, node.folder / "log")
+        yield node
+
+
+@contextmanager
+def _started(flags: Sequence[str], ports: Mapping[str, int], environment: Mapping[str, str] | None) -> Iterator[Node]:
+    """`ray start --block` with a folder of its own; ended with all that it started."""
     folder = tempfile.mkdtemp(prefix="rh", dir="/tmp")  # short enough for sockets
-    ports = dict(zip((*PORTS, "metrics-export-port", "dashboard-port"), free_ports(6), strict=True))
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--include-dashboard={str(dashboard).lower()}"]
-    command += [f"--{name}={number}" for name, number in ports.items()]
-    command += [f"--system-config={json.dumps(PATIENCE)}"]
+    command = [RAY, "start", "--block", *flags, *(f"--{name}={number}" for name, number in ports.items())]
     own = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (Path(folder) / "log").open("w") as log:
         process = subprocess.Popen(
             command, env=clean_environment() | dict(environment or {}) | own, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        for name in ("port", "dashboard-port") if dashboard else ("port",):
-            wait_for_port(ports[name], process, Path(folder) / "log")
-        yield Head(process, f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}")
+        yield Node(process, Path(folder))
     finally:
         below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
@@ -100,11 +134,20 @@ def free_ports(count: int) -> list[int]:
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until somebody listens."""
+
+    def listening() -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) == 0
+
+    _wait_for(listening, process, log)
+
+
+def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a node that is starting is ready; fails with its log if it ends before."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"the head node ended:\n{log.read_text()}"
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        assert process.poll() is None, f"the node ended:\n{log.read_text()}"
+        if ready():
+            return
         time.sleep(0.1)
-    raise AssertionError(f"the head node does not answer:\n{log.read_text()}")
+    raise AssertionError(f"the node does not answer:\n{log.read_text()}")

@@ -114,6 +114,11 @@ class Commands:
         """Run a command to its end."""
         return self.start(arguments, stop_at, whole, **environment).wait()
 
+    def typed(self, arguments: Sequence[str], where: Path, environment: Mapping[str, str]) -> Finished:
+        """Run `raycl arguments` to its end, in the folder `where`. What a library reads of the environment while it is
+        imported was read before."""
+        return self.call(_typed, list(arguments), where, **environment).wait()
+
     def cold(self, arguments: Sequence[object], **environment: str) -> Finished:
         """Run `jobs/sequence.py arguments` in a new interpreter, as a user does."""
         self.count += 1
@@ -176,6 +181,19 @@ def _command(folder: Path, arguments: list[str], stop_at: tuple[int, int] | None
         sys.stderr.flush()
 
 
+def _typed(folder: Path, arguments: list[str], where: Path) -> None:
+    """What such a process does for a command that a user types: nothing else."""
+    from raycl.cli.app import main
+
+    os.chdir(where)
+    sys.argv = ["raycl", *arguments]
+    try:
+        main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
 def _leave_out_records() -> None:
     """No MLflow and no figures."""
     from raycl.sequence import driver
@@ -184,6 +202,7 @@ def _leave_out_records() -> None:
         """Records nothing, remembers nothing."""
 
         whole: ClassVar[dict[str, Path]] = {}
+        files: ClassVar[dict[str, Path]] = {}
         places: ClassVar[dict[str, str]] = {}
 
         def __init__(self, *arguments: Any) -> None:

@@ -13,7 +13,8 @@ import pytest
 from tests.kit.cases import CASES
 
 RAY = (
-    *("test_ray.py", "test_head_node.py", "test_sweep.py", "test_own_methods_page.py"),
+    *("test_ray.py", "test_chaos.py", "test_head_node.py", "test_sweep.py", "test_own_methods_page.py"),
+    "test_three_nodes.py",
     "::test_a_pool_of_processes_survives_a_death",
 )
 """Tests that start Ray: two clusters on one small machine would starve each other."""
@@ -24,6 +25,7 @@ COMMANDS = (
     "sequence/test_workers.py",
     "test_real.py",
     "test_frames.py",
+    "test_crash_points.py",
     "test_no_compiler.py",
 )
 """Tests whose commands are forked from one server, which takes seconds to start."""
@@ -39,6 +41,7 @@ THOROUGH = (
     *("test_frames.py", "::test_paper_scale_goes_through_the_driver", "::test_two_processes_may_make_one_database"),
     *("::test_what_deepspeed_says", "::test_a_rerun_from_a_cold_start", "::test_bytes_are_the_same_in_any_process"),
     *("::test_what_is_loaded_answers_as_it_was_scored", "::test_what_is_no_adapter_is_not"),
+    "::test_what_is_served_answers_as_it_was_scored",
     *("::test_two_drivers_of", "::test_a_refused_command_in_a_process", "::test_two_orders_of_routed_branches"),
     *("report/test_html.py::test_hostile", "::test_a_tree_over_five_tasks", "test_other_families.py"),
 )

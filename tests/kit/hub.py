@@ -1,7 +1,9 @@
-"""A stand-in of the Hugging Face hub on loopback: data sets in a folder, in the few answers that its clients ask for."""
+"""A stand-in of the Hugging Face hub on loopback, in the few answers that its clients ask for: data sets in a folder, and
+repositories of models that are made and written."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -13,7 +15,11 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee00" * 5
-"""The one revision that every data set has."""
+"""The one revision that every data set has, and every commit."""
+TOKEN = "hf_of_the_stand_in"
+"""Whoever writes must have it."""
+PRIVATE = ".private"
+"""The file of a repository of models that says whether it is private."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -29,9 +35,48 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length", 0))
-        paths = json.loads(self.rfile.read(size) or b"{}").get("paths", [])
-        parts = urlsplit(self.path).path.strip("/").split("/")
+        body = self.rfile.read(size)
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if parts[:2] in (["api", "repos"], ["api", "models"], ["api", "validate-yaml"]):
+            self._write(parts[1:], body)
+            return
+        paths = json.loads(body or b"{}").get("paths", [])
         self._json(_entries(self.root / parts[2] / parts[3], paths))
+
+    def _write(self, parts: list[str], body: bytes) -> None:
+        """Make a repository or a branch, say how files are wanted, take a commit: for whoever has the token."""
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._missing(401)
+            return
+        match parts:
+            case ["repos", "create"]:
+                asked = json.loads(body)
+                folder = self.root / asked.get("organization", "me") / asked["name"]
+                there = folder.exists()
+                folder.mkdir(parents=True, exist_ok=True)
+                if not there:
+                    (folder / PRIVATE).write_text(json.dumps(asked.get("visibility") == "private"))
+                address = f"http://{self.headers['Host']}/{folder.parent.name}/{folder.name}"
+                self._json({"url": address}, 409 if there else 200)
+            case ["validate-yaml"]:
+                self._json({"errors": [], "warnings": []})
+            case ["models", owner, name, "branch", branch]:
+                (self.root / owner / name / branch).mkdir(exist_ok=True)
+                self._json({})
+            case ["models", _, _, "preupload", _]:
+                files = [one["path"] for one in json.loads(body)["files"]]
+                self._json({"files": [{"path": one, "uploadMode": "regular", "shouldIgnore": False} for one in files]})
+            case ["models", owner, name, "commit", branch]:
+                lines = [json.loads(line) for line in body.splitlines()]
+                for line in lines:
+                    if line["key"] == "file":
+                        path = self.root / owner / name / branch / line["value"]["path"]
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(base64.b64decode(line["value"]["content"]))
+                address = f"http://{self.headers['Host']}/{owner}/{name}/commit/{COMMIT}"
+                self._json({"success": True, "commitUrl": address, "commitOid": COMMIT})
+            case _:
+                self._missing()
 
     def _answer(self, body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
@@ -42,14 +87,17 @@ class Handler(BaseHTTPRequestHandler):
                 self._json(_entries(folder, [within] if within else None))
             else:
                 self._json(_info(folder))
+        elif parts[:2] == ["api", "models"] and (self.root / parts[2] / parts[3] / PRIVATE).is_file():
+            folder = self.root / parts[2] / parts[3]
+            self._json(_info(folder) | {"private": json.loads((folder / PRIVATE).read_text())})
         elif parts[0] == "datasets" and "resolve" in parts:
             self._file(self.root.joinpath(*parts[1:3], *parts[5:]), body)
         else:
             self._missing()
 
-    def _json(self, value: object) -> None:
+    def _json(self, value: object, status: int = 200) -> None:
         data = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -68,8 +116,8 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data)
 
-    def _missing(self) -> None:
-        self.send_response(404)
+    def _missing(self, status: int = 404) -> None:
+        self.send_response(status)
         self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", "0")

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.kit.commands import Commands
 from tests.kit.places import ROOT
 
 SECONDS = 480
@@ -23,6 +24,8 @@ class Shell:
     environment: dict[str, str]
     small: list[str]
     """What a training command gets besides: a tiny model and few examples."""
+    commands: Commands | None = None
+    """Starts `raycl` without its imports, where a page has many commands and the environment says nothing to libraries."""
     said: dict[str, str] = field(default_factory=dict)
     """Command -> what it printed."""
 
@@ -50,6 +53,11 @@ class Shell:
             self.environment["PYTHONPATH"] = os.pathsep.join([str(site), str(ROOT)])
         elif program == "raycl" and arguments[0] in ("run", "compare", "tasks"):
             arguments += self.small
+        if program == "raycl" and self.commands is not None:
+            ended = self.commands.typed(arguments, self.folder, self.environment)
+            assert ended.code == 0, f"{line}\n{ended.out}\n{ended.err}"
+            self.said[line] = ended.out
+            return
         done = subprocess.run(
             [*module, *arguments],
             cwd=self.folder,

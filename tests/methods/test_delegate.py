@@ -48,6 +48,16 @@ class Inner(Method[BareParams]):
         """An answer that no default gives."""
         return ("in_peft", params)
 
+    @classmethod
+    def takes(cls, params: BareParams) -> Any:
+        """An answer that no default gives."""
+        return ("takes", params)
+
+    @classmethod
+    def passes(cls, params: BareParams) -> Any:
+        """An answer that no default gives."""
+        return ("passes", params)
+
 
 class Bare(Wrapping[BareParams, Inner]):
     """A wrapping with nothing of its own."""

@@ -69,7 +69,7 @@ def test_other_programs_find_a_base_model(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "model/config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("raycl.models.load.locate", lambda spec: places[spec.name])
-    monkeypatch.setattr("raycl.models.load.converted", lambda path: tmp_path / "copy")
+    monkeypatch.setattr("raycl.models.shapes.converted", lambda path: tmp_path / "copy")
     (tmp_path / "file.gguf").write_text("")
     places = {"packaged": tmp_path / "file.gguf", "folder": tmp_path / "model", "owner/name": None}
     wanted = {"packaged": str(tmp_path / "copy"), "folder": str(tmp_path / "model"), "owner/name": "owner/name"}

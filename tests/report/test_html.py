@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -149,15 +151,16 @@ def test_without_data_a_section_is_left_out(tmp_path: Path) -> None:
 
 
 def test_nothing_comes_from_outside_or_runs(tmp_path: Path) -> None:
-    """No URL in any attribute or style, no script, no handler, and a policy that forbids both."""
+    """No URL in any attribute or style, no handler, one script, and a policy that forbids all but that one."""
     text, found = page(tmp_path, "Closed", [sequence()], sweep=TRIALS)
     assert not re.search(r"https?:|@import|url\((?!#)|javascript:|xmlns", text)
-    assert "script" not in {tag for tag, _ in found.tags}
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     for tag, attributes in found.tags:
         assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset")]
         assert (attributes.get("href") or "#").startswith("#"), tag
     policy = next(one for tag, one in found.tags if tag == "meta" and one.get("http-equiv"))
-    assert "default-src 'none'" in (policy["content"] or "")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy["content"] == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def test_ids_are_unique_and_references_resolve(tmp_path: Path) -> None:
@@ -179,8 +182,8 @@ def test_hostile_names_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         leaderboard=[{HOSTILE: HOSTILE}],
         sweep=[TrialView(HOSTILE, {HOSTILE: HOSTILE, "b": 1}, 3.0), TrialView("x", {HOSTILE: "y", "b": 2}, 4.0)],
     )
-    assert "<script" not in text
-    assert "script" not in {tag for tag, _ in found.tags}
+    assert text.count("<script") == 1 and 'alert("x")' not in re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]
+    assert [tag for tag, _ in found.tags].count("script") == 1
     assert "{{ 7*7 }}" in found.text
     assert text.count("</title>") == text.count("</style>") == 1
 
@@ -262,3 +265,29 @@ def test_a_page_is_the_same_twice(tmp_path: Path) -> None:
     first, _ = page(tmp_path, "Same", [sequence()], sweep=TRIALS)
     second, _ = page(tmp_path, "Same", [sequence()], sweep=TRIALS)
     assert first == second
+
+
+def test_seeds_of_a_line_are_one_mean_in_a_band(tmp_path: Path) -> None:
+    """Scores 80 and 90 after stage 1: one line through 85, and a band; a single seed has no band."""
+    import matplotlib.pyplot as plt
+
+    from raycl.report.charts import ap_chart, styles_of
+
+    views = []
+    for seed, score in ((0, 80.0), (1, 90.0)):
+        matrix = AccuracyMatrix(["a", "b"])
+        matrix.set(1, "a", score)
+        views.append(sequence(f"seed {seed}", seed=seed, matrix=matrix))
+    figure, (both, alone) = plt.subplots(1, 2)
+    ap_chart(views, styles_of([views[0].line])).draw(both)
+    ap_chart(views[:1], styles_of([views[0].line])).draw(alone)
+    assert [list(line.get_ydata()) for line in both.lines] == [[85.0]] and len(both.collections) == 1
+    assert [list(line.get_ydata()) for line in alone.lines] == [[80.0]] and not alone.collections
+    plt.close(figure)
+
+
+def test_paired_differences_are_a_table_of_their_own(tmp_path: Path) -> None:
+    """As the comparison tells them."""
+    rows = [{"first": "a", "second": "b", "AP difference": "+2.50", "p": "0.03"}]
+    _, found = page(tmp_path, "Differences", [sequence()], differences=rows)
+    assert "differences" in found.sections and "+2.50" in found.text

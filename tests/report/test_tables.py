@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from raycl.analysis.matrix import AccuracyMatrix
-from raycl.report.tables import matrix_markdown, matrix_tables, plan_table, short
+from raycl.report.tables import in_markdown, matrix_markdown, matrix_tables, plan_table, short
 
 
 def render(matrix: AccuracyMatrix, width: int) -> str:
@@ -51,6 +51,11 @@ def test_markdown(four: AccuracyMatrix) -> None:
 
 def test_markdown_escapes_bars() -> None:
     assert matrix_markdown(AccuracyMatrix(["a|b"])).startswith("| after stage | a\\|b | AP |")
+
+
+def test_markdown_holds_no_html_and_no_line_end_of_a_name() -> None:
+    assert in_markdown("<img src=x onerror=alert(1)>\n# b & c") == "&lt;img src=x onerror=alert(1)&gt; # b &amp; c"
+    assert "<script>" not in matrix_markdown(AccuracyMatrix(["<script>"]))
 
 
 def test_plan_shows_key_state_and_counts(plan: list[dict]) -> None:

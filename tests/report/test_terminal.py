@@ -8,6 +8,7 @@ import re
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.events import (
@@ -25,7 +26,7 @@ from raycl.events import (
     Status,
     Step,
 )
-from raycl.report.terminal import Terminal
+from raycl.report.terminal import Terminal, TimeLeft
 
 SECONDS = {"train": 10.0, "pass": 2.0, "evaluation": 0.0, "other": 1.0}
 
@@ -219,3 +220,43 @@ def test_a_failure_inside_a_stage_leaves_the_cursor_visible(four: AccuracyMatrix
     text = console.file.getvalue()
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
     assert "Accuracy matrix" not in text
+
+
+def test_a_bar_says_what_is_left_as_soon_as_it_can_be_told() -> None:
+    """Two units in four seconds: the other six take twelve. Before that, and at the end, how long it has taken."""
+    clock = [0.0]
+    bars, column = Progress(get_time=lambda: clock[0], console=Console(file=io.StringIO())), TimeLeft()
+    bars.add_task("a data pass", total=8, speed="")
+    (task,) = bars.tasks
+    clock[0] = 3.0
+    assert column.render(task).plain == "for 3 s"
+    for clock[0], done in ((4.0, 1), (6.0, 2)):
+        bars.update(task.id, completed=done)
+    assert column.render(task).plain == "12 s left"
+    bars.update(task.id, speed="about 9 s left")
+    assert column.render(task).plain == ""
+    bars.update(task.id, completed=8, speed="")
+    assert column.render(task).plain == "for 6 s"
+
+
+def test_all_stages_have_a_bar_while_a_stage_is_scored(four: AccuracyMatrix, plan: tuple[PlannedStage, ...]) -> None:
+    console = Console(file=io.StringIO(), width=110, force_terminal=True)
+    terminal = Terminal(console)
+    terminal.handle(SequenceStart({}, plan))
+    train(terminal, 1, "reviews")
+    terminal.handle(StageEnd(1, "reviews", "ab" * 32, False, SECONDS, {}))
+    before = len(console.file.getvalue())
+    terminal.handle(Phase(1, "evaluation", 1, 4))
+    terminal.close()
+    assert re.search(r"evaluation.*1/4.*all stages.*0/3", console.file.getvalue()[before:], re.DOTALL)
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16", True), ("fp32", False)])
+def test_rounding_is_said_beside_the_scores(four: AccuracyMatrix, precision: str, said: bool) -> None:
+    """Answers in bf16 depend on the shapes of their batches, by a little."""
+    console = Console(file=io.StringIO(), width=160)
+    terminal = Terminal(console)
+    stages = tuple(PlannedStage(n, task, "ab" * 32, True, 1, 1) for n, task in enumerate(four.tasks, start=1))
+    terminal.handle(SequenceStart({"model": {"name": "m", "precision": precision}}, stages))
+    terminal.handle(SequenceEnd("FINISHED", four.to_json(), {}, {}))
+    assert ("in fp32 none is" in console.file.getvalue()) is said

@@ -45,6 +45,8 @@ BASE: dict[str, Any] = {
 }
 """A spec in which every field has an effect that can have one."""
 CANDIDATES: list[Any] = [True, False, 1, 2, 3, 0.25, 0.3, "another", ["x"], [0.3, 0.7, 0.9], [2]]
+VALUES: dict[str, Any] = {"seed": 3, "workers": 3, "groups": 3, "imported": {"another": "0" * 64}}
+"""Other values of the run's own fields than a word."""
 
 
 TASKS = [toy(name) for name in NAMES]
@@ -97,7 +99,7 @@ def fields() -> Iterator[tuple[str, str, Any, bool]]:
             yield section, name, another(model, values, name), not marked(info)
     for name, info in RunSpec.model_fields.items():
         if name not in (*SECTIONS, "method", "tasks"):
-            yield "", name, 3 if name in ("seed", "workers", "groups") else "another", not marked(info)
+            yield "", name, VALUES.get(name, "another"), not marked(info)
 
 
 def marked(info: Any) -> bool:
@@ -284,3 +286,14 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "workers": {"workers": 2},
 }
 """What the fixture was made with, beside the cases."""
+
+
+def test_an_adapter_from_elsewhere_names_its_stage_and_nothing_else() -> None:
+    """What it is is in the key of the task's stage, and in no earlier one; what only trains is not, since nothing trains."""
+    plain, one, other = plan_of(), plan_of({"imported": {"b": "1" * 64}}), plan_of({"imported": {"b": "2" * 64}})
+    assert changed_from(plain, one) == changed_from(one, other) == 2
+    assert one.stages[1].recipe["imported"] == "1" * 64 and "train" not in one.stages[1].recipe
+    assert "imported" not in one.stages[2].recipe
+    rates = {"train": {"lr": [5e-4, 0.3, 5e-4]}}
+    assert plan_of({"imported": {"b": "1" * 64}}, rates).stages[1].key == one.stages[1].key
+    assert changed_from(plain, plan_of(rates)) == 2

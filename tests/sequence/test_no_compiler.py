@@ -17,7 +17,7 @@ def test_a_stage_on_cpu_compiles_nothing(commands: Commands, flags: MakeFlags, t
     programs.mkdir()
     extensions.mkdir()
     done = commands.cold(
-        flags(tmp_path / "store", order="roget"),
+        flags(tmp_path / "store", order="roget", train__engine="deepspeed"),
         PATH=str(programs),
         CXX="",
         TORCH_EXTENSIONS_DIR=str(extensions),

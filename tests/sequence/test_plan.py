@@ -151,6 +151,7 @@ def test_what_determines_a_stage_changes_every_key(changes: dict[str, Any]) -> N
         {"preset": "paper"},
         {"order": "another-name"},
         {"train": {"zero_stage": 3}},
+        {"train": {"engine": "torch"}},
         {"train": {"micro_batch_size": 2}},
         {"train": {"log_every": 1}},
         {"train": {"checkpoint_every": 3}},
@@ -164,6 +165,13 @@ def test_what_determines_a_stage_changes_every_key(changes: dict[str, Any]) -> N
 def test_what_only_says_how_and_where_changes_no_key(changes: dict[str, Any]) -> None:
     """World size, sharding, logging and paths; a held-out share that selects nothing; neither stages nor cells change."""
     assert (stage_keys(plan_of()), plan_of().cells) == (stage_keys(plan_of(**changes)), plan_of(**changes).cells)
+
+
+def test_the_best_epoch_of_nothing_held_out_is_the_last_one() -> None:
+    """`keep: best` selects nothing without a held-out share, so the stages are those of `keep: last`."""
+    best, last = (plan_of(train={"keep": keep, "holdout": 0.0}) for keep in ("best", "last"))
+    assert stage_keys(best) == stage_keys(last)
+    assert shared(plan_of(train={"keep": "best", "holdout": 0.1}), last) == 0
 
 
 def test_a_held_out_share_that_selects_changes_the_key() -> None:

@@ -16,16 +16,11 @@ import pytest
 from raycl.state.store import Store
 from tests.kit.cluster import Head, end
 from tests.kit.commands import SECONDS, Commands, Running
+from tests.kit.long_runs import LONG, WORKER, wait_for_early
 from tests.kit.outside import PLACE, write_package
 from tests.kit.runs import MakeFlags, assert_same_part, digests
 
 pytestmark = pytest.mark.slow
-LONG = {"train__epochs": [5, 30], "train__log_every": 10, "eval__forward": "false"}
-"""20 steps, then 120: enough to be killed in the middle of, since a worker is never more than two reports ahead."""
-EARLY = '"event": "step", "stage": 2,'
-"""In the driver's list of events once the long stage has done a step."""
-WORKER = "RayTrainWorker"
-"""What the command line of a process that trains has in it."""
 Start = Callable[..., Running]
 
 
@@ -61,17 +56,6 @@ def children(running: Running) -> list[psutil.Process]:
         return psutil.Process(running.process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def wait_for_early(running: Running) -> None:
-    """Wait until the long stage is under way; fails if the command ends first."""
-    deadline, path = time.monotonic() + SECONDS, running.folder / "events.jsonl"
-    while time.monotonic() < deadline:
-        if path.is_file() and EARLY in path.read_text():
-            return
-        assert running.process.is_alive(), (running.folder / "err").read_text()
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +105,28 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(
     assert line.startswith(f"the worker group failed ({retry['reason']})")
     store = Store(str(tmp_path / "store"))
     assert len({store.manifest(key).runtime["process"] for key in store.stage_keys()}) == 2
+
+
+def test_a_stopped_worker_is_missed_and_replaced(
+    started: Start, ray_head: Head, flags: MakeFlags, tmp_path: Path
+) -> None:
+    """SIGSTOP of one of two workers in the middle of stage 2: the other one, which waits for it, says where and ends itself;
+    the group is started again and goes on."""
+    settings = LONG | {"workers": 2, "train__lr": 1e-3, "train__patience": 20}
+    running = started(flags(tmp_path / "store", "gain_inf", "llama", "roget,snippets", **settings))
+    wait_for_early(running)
+    workers = ray_head.below(WORKER)
+    assert len(workers) == 2
+    workers[0].send_signal(signal.SIGSTOP)
+    done = running.wait()
+    assert done.code == 0, done.err
+    (retry,) = [event for event in done.events if event["event"] == "retry"]
+    assert "of 2: nothing has moved on for 20 s at train/" in retry["reason"]
+    assert f"the worker group failed ({retry['reason']})" in done.out
+    assert [event["stage"] for event in done.events if event["event"] == "stage_start"] == [1, 2, 2]
+    assert len(digests(tmp_path / "store")) == 2
+    _, alive = psutil.wait_procs(workers, timeout=SECONDS)
+    assert alive == []
 
 
 def test_a_killed_driver_takes_its_workers_along_and_the_rerun_ends_with_two_workers(
@@ -175,7 +181,8 @@ def test_groups_share_stages_that_depend_on_no_other(started: Start, flags: Make
     arguments = flags(tmp_path / "store", "route_lora", "llama", workers=1, groups=2, eval__forward="false")
     together = started(arguments)
     deadline = time.monotonic() + SECONDS
-    while len(store.stage_keys()) < 3:
+    # Until the one group has trained what it can, and the other is there and waits.
+    while len(store.stage_keys()) < 3 or "waiting for another run" not in (together.folder / "out").read_text():
         assert together.process.is_alive() and time.monotonic() < deadline, (together.folder / "err").read_text()
         time.sleep(0.1)
     lease.release()

@@ -89,6 +89,7 @@ def test_the_outputs_are_complete_and_agree(ended: Ended) -> None:
     """Matrix, figures, summary and spec; the numbers are those of the stored scores."""
     names = {path.name for path in ended.output.iterdir()}
     assert {"matrix.csv", "matrix.json", "matrix.md", "matrix.png", "matrix.svg", "ap.png", "summary.json"} <= names
+    assert "report.html" in names
     summary = json.loads((ended.output / "summary.json").read_text())
     assert summary["trained_stages"] == [1, 2, 3, 4]
     assert summary["stage"] == 4

@@ -74,6 +74,18 @@ def test_files_of_two_stages_swapped(store: Store, name: str) -> None:
         assert_refused(store, key, name)
 
 
+@pytest.mark.parametrize("name", ["adapter/adapter_model.bin", "adapter/adapter_config.json.bak", "x.safetensors"])
+def test_extra_files_are_found(store: Store, name: str) -> None:
+    """No reader of raycl's looks at them, but PEFT might."""
+    first, second = publish_chain(store, 2)
+    path = Path(store.folder(first)) / name
+    path.write_bytes(b"\x80\x04.")
+    assert [problem for problem in store.verify() if name in problem and "Move it away" in problem]
+    assert not any(second in problem for problem in store.verify())
+    path.unlink()
+    assert store.verify() == []
+
+
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_missing_file_and_folder_in_its_place(store: Store, name: str) -> None:
     key = publish(store).key

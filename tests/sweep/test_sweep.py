@@ -39,7 +39,7 @@ class Cluster:
     def __init__(self, root: Path, flags: MakeFlags, head: Head) -> None:
         import ray
 
-        self.root = root
+        self.root, self.head = root, head
         self.address = head.address
         ray.init(address=self.address, log_to_driver=False)
         self.uri = f"sqlite:///{root / 'mlflow.db'}"
@@ -73,6 +73,14 @@ class Cluster:
     def record(self, store: str) -> dict[str, Any]:
         """A sweep's sweep.json."""
         return json.loads((self.root / f"{store}-output" / "sweep.json").read_text())
+
+    def wait_for_stages(self, store: str, count: int, sweep: subprocess.Popen[str]) -> None:
+        """Wait until a sweep has made so many."""
+        deadline, place = time.monotonic() + SECONDS, Store(str(self.root / store))
+        while len(place.stage_keys()) < count:
+            assert sweep.poll() is None, sweep.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
     def wait_until_free(self) -> None:
         """Wait until all CPUs are free again."""
@@ -166,7 +174,8 @@ def test_mlflow_holds_sweep_sequence_and_stage(cluster: Cluster, swept: str) -> 
 
 
 def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, swept: str) -> None:
-    """SIGKILL of the driver: its trials end and give back the CPUs; --resume ends with the same trials, each stage kept.
+    """SIGKILL of a trial, which Tune takes up again, and then of the driver, whose trials end and give back the CPUs;
+    --resume ends with the same trials, each stage kept.
 
     Optuna's own state goes on too; a grid, which has none, is interrupted in test_driver.py.
     """
@@ -174,12 +183,10 @@ def test_a_killed_sweep_resumes_and_loses_no_finished_stage(cluster: Cluster, sw
     more = ["--scheduler", "none", "--max-concurrent", "1", "--search", "optuna", "--trials", "4"]
     arguments = cluster.arguments(name, *more)
     process = cluster.start(arguments)
-    store = Store(str(cluster.root / name))
-    deadline = time.monotonic() + SECONDS
-    while len(store.stage_keys()) < 5:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    cluster.wait_for_stages(name, 2, process)
+    (trial,) = cluster.head.below("ResourceTrainable")
+    trial.kill()
+    cluster.wait_for_stages(name, 5, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     cluster.wait_until_free()

@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from raycl.errors import DataError
 from raycl.spec import DataSpec
+from raycl.tasks.fetch import fetch as copy
 from raycl.tasks.load import load_tasks
 from tests.kit.hub import COMMIT, hub
 from tests.kit.streams import ROWS, TEAM, write_csv, write_jsonl, write_stream
@@ -20,6 +24,15 @@ def fetch(address: str, home: Path, *arguments: str) -> subprocess.CompletedProc
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
     command = [sys.executable, "-m", "raycl", "data", "fetch", *arguments]
     return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(("left", "found"), [("{", "Expecting property name"), ("[]", "a list")])
+def test_a_damaged_manifest_is_refused_and_kept(left: str, found: str, tmp_path: Path) -> None:
+    """The next step is the user's: nothing is overwritten."""
+    (tmp_path / "manifest.json").write_text(left)
+    with pytest.raises(DataError, match=f"manifest.json: got {found}.*restore the file"):
+        copy([], tmp_path, 42, lambda name, record: None)
+    assert (tmp_path / "manifest.json").read_text() == left
 
 
 def test_own_and_published_tasks_are_copied_and_read_from_the_copy(tmp_path: Path) -> None:

@@ -70,3 +70,28 @@ def test_a_text_has_a_longest() -> None:
 def test_any_text_renders_or_is_a_value_error(text: str, row: dict[str, object]) -> None:
     with contextlib.suppress(ValueError):
         render(check_template(text), row)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in x %}{% for b in x %}{% for c in x %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for a in x %}{% for b in x %}{% if false %}y{% endif %}{% endfor %}{% endfor %}",
+        "{% for a in x %}{{ x }}{% endfor %}",
+        "{{ x | replace('a', x) }}",
+        "{{ x | list | join(x) }}",
+        "{{ x | list | map('replace', 'a', x) | join }}",
+    ],
+)
+def test_what_grows_or_turns_without_end_is_refused(template: str) -> None:
+    """Loops in loops that write nothing, too: a row of 20,000 characters makes thousands of millions of them."""
+    with pytest.raises(ValueError, match="longer than 4,000,000"):
+        render(check_template(template), {"x": "a" * 20_000})
+
+
+def test_loops_and_filters_of_a_sensible_size_write_what_jinja_writes() -> None:
+    """The count leaves no trace."""
+    text = "{% for a in x %}{{ loop.index }}{{ a | replace('b', '-') }}{% else %}none{% endfor %} {{ x | join(', ') }}"
+    assert render(check_template(text), {"x": ["ab", "c"]}) == "1a-2c ab, c"
+    assert render(check_template(text), {"x": []}) == "none "
+    assert render("{{ x | join(',', attribute='a') }}", {"x": [{"a": 1}, {"a": 2}]}) == "1,2"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycl.adapters.backbone import IGNORE
-from raycl.methods.common.base import Row
+from raycl.methods.common.rows import Row
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder, MicroBatch, by_length, global_batches
 

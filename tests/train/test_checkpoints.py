@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from raycl.errors import DivergedError
 from raycl.events import Step
 from raycl.train.checkpoints import Checkpoints, generators, set_generators
 from raycl.train.meter import Meter
@@ -150,3 +152,20 @@ def test_a_gpu_has_a_generator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     assert heard == []
     set_generators(states, "cuda:1")
     assert heard == [([1], "cuda:1")]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["weight", "loss"])
+def test_what_no_run_could_go_on_from_is_not_kept(bad: float, where: str) -> None:
+    """The checkpoint before stays; the message says what is wrong and what to change."""
+    kept = Kept()
+    saved, engine, _, meter = begun(3.0, kept)
+    saved.save(4, [STEP], meter)
+    before = kept.found
+    if where == "weight":
+        engine.parameters[1].data[0, 1] = bad
+    else:
+        meter.add(torch.tensor(bad), {}, 1)
+    with pytest.raises(DivergedError, match=rf"after step 6 a {where} is no number.*is kept.*Lower train.lr"):
+        saved.save(6, [STEP, STEP], meter)
+    assert kept.found is before

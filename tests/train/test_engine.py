@@ -1,4 +1,4 @@
-"""The engine's arithmetic: one optimizer step by hand."""
+"""The engines' arithmetic: one optimizer step by hand, the same for both; which one takes a stage's steps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raycl.spec import TrainSpec
-from raycl.train.engine import BatchShape, Engine
+from raycl.train.engine import BatchShape, Engine, Work, engine_name, make_engine
+from raycl.train.engine_deepspeed import DeepSpeedEngine
 from raycl.train.workers import Workers
 
 ONE = BatchShape(1, 1, 1)
 
 
-@pytest.fixture
-def engine_of() -> Iterator[Callable[..., tuple[Engine, nn.Linear]]]:
-    """Makes engines around a layer with weights 3 and -4, closed at the end."""
+@pytest.fixture(params=["deepspeed", "torch"])
+def engine_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[Engine, nn.Linear]]]:
+    """Makes engines of either kind around a layer with weights 3 and -4, closed at the end."""
     made: list[Engine] = []
 
     def make(shape: BatchShape = ONE, bf16: bool = False, **train: Any) -> tuple[Engine, nn.Linear]:
         layer = nn.Linear(2, 1, bias=False)
         layer.weight.data = torch.tensor([[3.0, -4.0]])
-        made.append(Engine(layer, [layer.weight], TrainSpec(**train), shape, bf16, Workers()))
+        made.append(make_engine(Work(layer, TrainSpec(**{"engine": request.param} | train), shape, bf16, Workers())))
         return made[-1], layer
 
     yield make
@@ -66,6 +67,7 @@ def test_gradients_are_clipped_by_their_global_norm(engine_of: Any, norm: float,
     step(engine, torch.tensor([[3.0, 4.0]]))
     first_moment = engine.optimizer.state[layer.weight]["exp_avg"] / 0.1
     assert first_moment.norm().item() == pytest.approx(length, rel=1e-4)
+    assert engine.grad_norm == pytest.approx(5.0)  # as it was before
 
 
 def test_micro_batches_are_averaged_into_one_step(engine_of: Any) -> None:
@@ -78,13 +80,15 @@ def test_micro_batches_are_averaged_into_one_step(engine_of: Any) -> None:
     assert not math.isclose(layer.weight[0, 0].item(), 3.0)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_a_closed_engine_leaves_the_module_as_any_other(zero: int) -> None:
+@pytest.mark.parametrize(
+    ("engine_kind", "zero"), [("torch", 0), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+)
+def test_a_closed_engine_leaves_the_module_as_any_other(engine_kind: Any, zero: Any) -> None:
     """No hook of it sees the next backward pass, and the next engine starts from the trained weights."""
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.data = torch.tensor([[3.0, -4.0]])
     for expected in ([[2.9, -3.9]], [[2.8, -3.8]]):
-        engine = Engine(layer, [layer.weight], TrainSpec(zero_stage=zero), ONE, False, Workers())
+        engine = make_engine(Work(layer, TrainSpec(zero_stage=zero, engine=engine_kind), ONE, False, Workers()))
         step(engine, torch.tensor([[2.0, -3.0]]))
         engine.close()
         assert torch.allclose(layer.weight, torch.tensor(expected), atol=1e-4) and layer.weight.grad is None
@@ -95,7 +99,7 @@ def test_a_closed_engine_leaves_the_module_as_any_other(zero: int) -> None:
 
 def test_a_process_alone_is_a_world_of_one(engine_of: Any) -> None:
     """As DeepSpeed and what it starts read it from the environment."""
-    engine_of()
+    engine_of(engine="deepspeed")
     assert {os.environ[name] for name in ("WORLD_SIZE", "LOCAL_SIZE")} == {"1"}
     assert {os.environ[name] for name in ("RANK", "LOCAL_RANK")} == {"0"}
 
@@ -105,7 +109,7 @@ def test_groups_of_an_earlier_world_are_forgotten() -> None:
     for _ in range(2):
         layer = nn.Linear(2, 1, bias=False)
         layer.weight.data = torch.tensor([[3.0, -4.0]])
-        engine = Engine(layer, [layer.weight], TrainSpec(zero_stage=2), ONE, False, Workers())
+        engine = DeepSpeedEngine(Work(layer, TrainSpec(zero_stage=2), ONE, False, Workers()))
         step(engine, torch.tensor([[2.0, -3.0]]))
         engine.close()
         assert torch.allclose(layer.weight, torch.tensor([[2.9, -3.9]]), atol=1e-4)
@@ -117,6 +121,48 @@ def test_no_gradient_travels_in_less_than_its_own_precision(engine_of: Any) -> N
     """DeepSpeed marks parameters that may travel in bf16, linear layers unless told otherwise: here none."""
     from deepspeed.runtime.torch_autocast import get_comm_dtype, is_autocast_initialized
 
-    _, layer = engine_of(bf16=True)
+    _, layer = engine_of(bf16=True, engine="deepspeed")
     assert is_autocast_initialized()
     assert get_comm_dtype(layer.weight) == torch.float32
+
+
+def test_a_gradient_can_be_read_and_replaced_before_the_step(engine_of: Any) -> None:
+    """After the last micro-batch: (2, 0) is read, (0, -5) is put in its place, and the first step follows its sign."""
+    engine, layer = engine_of(max_grad_norm=0.0)
+    engine.backward(engine.loss(torch.tensor([[2.0, 0.0]])).sum())
+    read, write = engine.gradients()
+    assert read(layer.weight).tolist() == [[2.0, 0.0]]
+    write(layer.weight, torch.tensor([[0.0, -5.0]]))
+    engine.step(0.5)
+    assert torch.allclose(layer.weight, torch.tensor([[3.0, -3.5]]), atol=1e-5)
+
+
+def test_a_parameter_that_no_batch_used_decays_like_any_other(engine_of: Any) -> None:
+    """A step whose loss does not reach it has gradient zero for it, not none: w <- w (1 - rate decay)."""
+    engine, layer = engine_of(weight_decay=0.5)
+    engine.backward(torch.zeros(1, requires_grad=True).sum())
+    engine.step(0.1)
+    assert torch.allclose(layer.weight, torch.tensor([[2.85, -3.8]]))
+
+
+def test_in_bf16_the_forward_pass_rounds_and_the_weights_do_not(engine_of: Any) -> None:
+    """1 + 2^-9 is 1 in bf16: 3 * 1 - 4 * 0 in place of 3.006; the weight keeps its fp32 step."""
+    engine, layer = engine_of(bf16=True)
+    assert engine.loss(torch.tensor([[1 + 2**-9, 0.0]])).item() == 3.0
+    step(engine, torch.tensor([[1.0, 0.0]]), 2**-12)
+    assert layer.weight.dtype == torch.float32 and layer.weight[0, 0].item() == pytest.approx(3 - 2**-12, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engine", "zero", "world", "expected"),
+    [
+        ("auto", 0, 1, "torch"),
+        ("auto", 1, 1, "deepspeed"),
+        ("auto", 0, 2, "deepspeed"),
+        ("deepspeed", 0, 1, "deepspeed"),
+        ("torch", 0, 2, "torch"),
+    ],
+)
+def test_which_engine_takes_the_steps(engine: Any, zero: Any, world: int, expected: str) -> None:
+    """Plain torch by default where one process takes them at ZeRO stage 0."""
+    assert engine_name(TrainSpec(engine=engine, zero_stage=zero), world) == expected

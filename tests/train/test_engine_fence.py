@@ -15,14 +15,15 @@ import torch
 from torch import nn
 
 from raycl.spec import TrainSpec
-from raycl.train import engine as engine_module
-from raycl.train.engine import BatchShape, Engine
+from raycl.train import engine_deepspeed as engine_module
+from raycl.train.engine import BatchShape, Work
+from raycl.train.engine_deepspeed import DeepSpeedEngine
 from raycl.train.workers import Workers
 
 
 def moved(what: str, function: str) -> str:
     """The message for whoever raises DeepSpeed's version."""
-    return f"DeepSpeed moved {what}: see raycl/train/engine.py {function}"
+    return f"DeepSpeed moved {what}: see raycl/train/engine_deepspeed.py {function}"
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def sharded(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A ZeRO-3 engine around a small module, as DeepSpeed leaves it; closed at the end of the test."""
     monkeypatch.setattr(engine_module, "keep_whole", lambda engine, parameters: None)
     module = nn.Linear(4, 3)
-    engine = Engine(module, [*module.parameters()], TrainSpec(zero_stage=3), BatchShape(1, 1, 1), False, Workers())
+    engine = DeepSpeedEngine(Work(module, TrainSpec(zero_stage=3), BatchShape(1, 1, 1), False, Workers()))
     yield engine
     engine.close()
 
@@ -68,7 +69,7 @@ def test_groups_are_variables_that_start_empty() -> None:
         assert value is None or value == {}, moved(f"utils.groups.{name}", "_forget_groups")
 
 
-def test_zero_3_keeps_a_list_of_small_parameters(sharded: Engine) -> None:
+def test_zero_3_keeps_a_list_of_small_parameters(sharded: DeepSpeedEngine) -> None:
     """The optimizer lists the parameters below the threshold, which gather each other; none is marked yet."""
     persistent = getattr(sharded.deepspeed.optimizer, "persistent_parameters", None)
     assert isinstance(persistent, list) and persistent, moved("optimizer.persistent_parameters", "keep_whole")
@@ -77,7 +78,7 @@ def test_zero_3_keeps_a_list_of_small_parameters(sharded: Engine) -> None:
         assert getattr(parameter, "is_external_param", None) is False, moved("is_external_param", "keep_whole")
 
 
-def test_zero_3_marks_partitioned_parameters(sharded: Engine) -> None:
+def test_zero_3_marks_partitioned_parameters(sharded: DeepSpeedEngine) -> None:
     """They have attributes that start with `ds_`, `ds_id` among them, and none after the stage."""
     for parameter in sharded.parameters:
         assert isinstance(getattr(parameter, "ds_id", None), int), moved("a parameter's ds_id", "unpartition")
@@ -90,7 +91,7 @@ def test_zero_3_marks_partitioned_parameters(sharded: Engine) -> None:
 def test_what_deepspeed_says_while_it_starts_is_not_on_standard_output() -> None:
     """That is for results. Its loggers keep to it too: they take the stream that stands when they are made."""
     code = (
-        "from raycl.train.engine import start_deepspeed; start_deepspeed('cpu')\n"
+        "from raycl.train.engine_deepspeed import start_deepspeed; start_deepspeed('cpu')\n"
         "from deepspeed.utils import logger; logger.error('a word of DeepSpeed')"
     )
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,17 +82,20 @@ def test_settings_of_a_checkpoint_change_no_answer(tmp_path: Path, name: str) ->
         assert one == two
 
 
-def test_the_length_of_an_answer_comes_from_the_labels(tmp_path: Path) -> None:
-    """Whatever the limit for free text, a label task's answers have as many tokens as its longest label."""
+@pytest.mark.parametrize("readable", [True, False])
+def test_the_length_of_an_answer_comes_from_the_labels(tmp_path: Path, readable: bool) -> None:
+    """Whatever the limit for free text, a label task's answers have as many tokens as its longest label: no fewer without an
+    end token, and no more."""
     found = decoder(save_odd("llama", tmp_path / "llama"))
+    if not readable:
+        found = replace(found, model=replace(found.model, backbone=replace(found.model.backbone, readable=0)))
     labels = ("yes", "a label of several words")
-    rows = (Example("0", "", PROMPTS[0], "", ("yes",)),)
-    calls = []
-    generate = found.model.backbone.model.generate
-    object.__setattr__(found.model.backbone.model, "generate", lambda **how: calls.append(how) or generate(**how))
-    found.score(Task("t", "t", "exact_match", labels, rows, rows, {}))
+    rows = tuple(Example(str(i), "", text, "", ("yes",)) for i, text in enumerate(PROMPTS))
+    scored = found.score(Task("t", "t", "exact_match", labels, rows, rows, {}))
     longest = len(found.model.tokenizer(" a label of several words", add_special_tokens=False).input_ids) + 1
-    assert [call["max_new_tokens"] for call in calls] == [longest]
+    free = [found.answer([row], tokens)[0].text for row in rows for tokens in (longest - 1, longest)]
+    assert [row["prediction"] for row in scored.predictions] == free[1::2] != free[::2]
+    assert not all(scored.ended)
 
 
 class Letters:
@@ -126,7 +130,8 @@ class Echo(torch.nn.Module):
 def echo(batch_size=2, workers=None, method=None):
     """A decoder around it, in training mode before it is asked."""
     model = Echo().train()
-    backbone = SimpleNamespace(model=model, dtype=torch.float32, device=torch.device("cpu"), encoder_decoder=False)
+    on = torch.device("cpu")
+    backbone = SimpleNamespace(model=model, dtype=torch.float32, device=on, encoder_decoder=False, readable=0)
     loaded = SimpleNamespace(backbone=backbone, tokenizer=Letters())
     return Decoder(loaded, method, Encoder(Letters(), False, 64, 8), batch_size, workers or Workers()), model
 
@@ -245,3 +250,32 @@ def test_an_answer_whose_route_is_the_same_is_not_made_again(monkeypatch, alone)
     assert scored.predictions[0]["prediction"] == ("old a" if alone else "a!")
     assert [row["route"]["task"] for row in scored.predictions] == ["one", "two", "one"]
     assert [row["prediction"] for row in scored.predictions[1:]] == ["b!", "c!"]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_tokens_are_counted_up_to_the_end(family: str, model_folders: dict[str, Path]) -> None:
+    """Of each row of a batch, against the likeliest tokens one by one: one of them made the end token ends the rows that
+    have it, each at its own place; the others come to the limit."""
+    limit, one = 6, decoder(model_folders[family])
+    examples = [Example("", "", text[: 12 + 9 * i], "", ("",)) for i, text in enumerate(PROMPTS)]
+    rows = [greedy(one, example.prompt, limit) for example in examples]
+    end = rows[0][2]
+    one.model.tokenizer.eos_token = one.model.tokenizer.convert_ids_to_tokens(end)
+    for row, found in zip(rows, one.answer(examples, limit), strict=True):
+        expected = (row.index(end) + 1, True) if end in row else (limit, False)
+        assert (found.tokens, found.ended) == expected
+    assert {end in row for row in rows} == {True, False}
+
+
+def greedy(one: Decoder, prompt: str, limit: int) -> list[int]:
+    """The likeliest continuation of a prompt, a forward pass for each token."""
+    model, ids = one.model.backbone.model, one.model.tokenizer(prompt).input_ids
+    written: list[int] = []
+    with torch.no_grad():
+        for _ in range(limit):
+            if one.model.backbone.encoder_decoder:
+                fed = {"input_ids": torch.tensor([ids]), "decoder_input_ids": torch.tensor([[0, *written]])}
+            else:
+                fed = {"input_ids": torch.tensor([ids + written])}
+            written.append(int(model(**fed).logits[0, -1].argmax()))
+    return written

@@ -40,6 +40,7 @@ class Listener:
         self.heard: list[tuple[str, Any]] = []
         self.progress: list[float] = []
         self.logits = torch.zeros(1)
+        self.grad_norm = 0.5
 
     def collate(self, rows: list[Encoded], device: str) -> Any:
         """A batch."""
@@ -149,7 +150,7 @@ def test_the_log_has_the_first_the_last_and_every_nth_step() -> None:
     )
     term = log[0].terms["norm"]
     assert (term.raw, term.weighted) == (8.0, 4.0) and term.ratio == pytest.approx(4 / losses[0], rel=1e-3)
-    assert all(one.tokens_per_s > 0 and one.gauges == {"gate": 0.25} for one in log)
+    assert all(one.tokens_per_s > 0 and one.gauges == {"gate": 0.25, "grad_norm": 0.5} for one in log)
 
 
 def test_a_checkpoint_is_left_every_nth_step_but_not_at_the_end() -> None:

@@ -136,3 +136,25 @@ def test_a_pass_of_few_rows_draws_them_by_the_seed(tiny, toy_task, monkeypatch):
         run = untrained(tiny, task, Workers(), {"name": "ewc", "rank": 2, "alpha": 4, "fisher_examples": wanted})
         assert passed.pop() == [run.seen["rows"][index] for index in expected]
     assert not passed
+
+
+class Tampered(Untrained):
+    """A stage whose training changes what an earlier one has trained."""
+
+    def train(self, module: Any, train: Any, held_out: Any) -> None:
+        next(iter(self.state.parts[0].pair.b.values())).add_(1)
+
+
+def test_a_stage_that_changed_an_earlier_branch_ends_with_its_name_and_a_clean_backbone(tiny, toy_task, run_stage):
+    """No part comes out of it, so nothing can be published."""
+    before = set(tiny.backbone.model.state_dict())
+    params = method_params("inc_lora").model_validate(INC)
+    task = toy_task(1, distinct=2, repeats=1)
+    first = run_stage(tiny, INC, [task])
+    method = build(params, StageInfo(2, 2, "t", SEED))
+    spec = RunSpec(order="toy", tasks=["one", task.name], method=params, train=TrainSpec(batch_size=2))
+    encoder = Encoder(tiny.tokenizer, tiny.backbone.encoder_decoder, 64, 8)
+    state = StageState((first.part,))
+    with pytest.raises(RuntimeError, match=r"changed 1 tensors of earlier stages, B of .* of stage 1 first"):
+        Tampered(tiny, method, state, task, spec, encoder, Workers(), lambda event: None).run()
+    assert set(tiny.backbone.model.state_dict()) == before

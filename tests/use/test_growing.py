@@ -53,6 +53,22 @@ def test_a_task_more_is_the_longer_sequence(method: str, head: Any, tmp_path: Pa
     assert find_head(str(tmp_path / "grown")).stages == whole.stages
 
 
+@pytest.mark.parametrize("method", ["inc_lora", "route_lora"])
+def test_a_branch_off_an_earlier_stage_is_a_run_of_its_own(method: str, head: Any, tmp_path: Path) -> None:
+    """What goes on from `RUN@1` has the stages and scores of a run that never went the other way; that one stays."""
+    first = head(method, "roget", "snippets", "plots", lr=[0.02, 0.03, 0.04])
+    early = find_head(f"{first.name}@1")
+    assert early.spec.tasks == ["roget"] and early.spec.train.lr == [0.02] and early.stages == first.stages[:1]
+    assert early.spec == find_head(f"{first.name}@2").after(1).spec and list(early.records) == ["roget"]
+    done = append(early, "plots", options(tmp_path, tmp_path / "grown"), listeners=[])
+    other = head(method, "roget", "plots", lr=[0.02, 0.02])
+    assert done.head.stages == other.stages and done.head.stages[:1] == first.stages[:1]
+    assert find_head(first.name).stages == first.stages == find_head(f"{first.name}@3").stages
+    for stage in ("0", "4"):
+        with pytest.raises(SpecError, match=r"allowed: .*@1 to @3"):
+            find_head(f"{first.name}@{stage}")
+
+
 def test_a_task_less_is_the_shorter_sequence(head: Any) -> None:
     """The cells of the state without a task are those of a run that never had it, so their scores are too."""
     left = forget(head("route_lora", "roget", "snippets", "plots", lr=[0.02, 0.03, 0.04]), "snippets")

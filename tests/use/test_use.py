@@ -1,76 +1,27 @@
-"""A finished state in use: it answers as it was scored, for every method; exports without raycl are the same model."""
+"""A finished state in use: it answers as it was scored, for every method; what names it; its history."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from raycl import Options, SpecError, StoreError, find_head, load, resolve, run_sequence
+from raycl import SpecError, StoreError, find_head, load
 from raycl.adapters.stacked_lora import StackedLora
 from raycl.analysis.history import diff, log, shared
+from raycl.files import finite
 from raycl.methods.registry import METHODS, method_class, method_params
-from raycl.sequence.job import make_job
-from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
-from raycl.use.export import added, export, served_branch
+from raycl.use.forms import EXACT
 from raycl.use.heads import tag
-
-ORDER = ("roget", "snippets")
-SETTINGS: dict[str, dict[str, Any]] = {
-    "gain_lora": {"gate_hidden": [8]},
-    "migu": {"over": "sin_lora"},
-    "lfpt5": {"length": 4},
-    "merging": {"merge": "mean"},
-}
-Trained = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def trained(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The output folder of a short sequence of a method, trained once."""
-    root = tmp_path_factory.mktemp("use")
-
-    def run(method: str) -> Path:
-        folder = root / method
-        if not folder.exists():
-            known = method_params(method).model_fields
-            rank = {"rank": 2} if "rank" in known else {}
-            chosen = {key: value for key, value in SETTINGS.get(method, {}).items() if key in known}
-            data = {
-                "source": "demo",
-                "train_examples": 16,
-                "test_examples": 6,
-                "max_source_tokens": 48,
-                "max_target_tokens": 8,
-            }
-            layer = {
-                "order": ",".join(ORDER),
-                "model": {"name": str(model_folders["llama"]), "precision": "fp32"},
-                "data": data | {"max_target_tokens": 8},
-                "method": {"name": method, **rank, **chosen},
-                "train": {"lr": 0.02, "epochs": 2},
-                "workers": 0,
-            }
-            options = Options(str(root / "store"), f"sqlite:///{root / 'mlflow.db'}", output=str(folder))
-            run_sequence(resolve("laptop", [layer]), options, listeners=[])
-        return folder
-
-    return run
-
-
-def stored(folder: Path, task: str) -> list[str]:
-    """The predictions that the last row holds for a task."""
-    head = find_head(str(folder))
-    job = make_job(head.spec, head.store)
-    cell = next(cell for cell in job.plan.cells_of(job.plan.stages[-1].row) if cell.task == task)
-    return [row["prediction"] for row in head.store.read_predictions(cell.key)]
+from raycl.use.served import Served, load_base
+from raycl.use.stages import facts, scores_of
+from tests.kit.cli import invoke
+from tests.kit.serving import client_of
+from tests.kit.trained import ORDER, Trained, stored
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,6 +38,20 @@ def test_what_is_loaded_answers_as_it_was_scored(method: str, trained: Trained) 
         assert [answer.prompt for answer in answers] == [example.prompt for example in data.test]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_served_answers_as_it_was_scored(method: str, trained: Trained) -> None:
+    """Over the API, all texts of a task in one request; what the method must be told is in the model's name."""
+    folder = trained(method)
+    head = find_head(str(folder))
+    with client_of(str(folder)) as client:
+        for task in ORDER:
+            (data,) = load_tasks([task], head.spec.data)
+            model = f"{folder.name}/{task}" if method_class(method).needs_task_id else folder.name
+            body = {"model": model, "prompt": [one.body for one in data.test], "raycl": {"task": task}}
+            found = client.post("/v1/completions", json=body).json()
+            assert [choice["text"] for choice in found["choices"]] == stored(folder, task)
+
+
 def test_an_input_is_explained_by_branch(trained: Trained) -> None:
     """Gates of both tasks, alike in every layer; a route with its probability; nothing where branches are summed."""
     with load(str(trained("gain_lora"))) as served:
@@ -100,8 +65,10 @@ def test_an_input_is_explained_by_branch(trained: Trained) -> None:
     with load(str(trained("route_lora"))) as served:
         (answer,) = served.generate(["Text: fine"], 4, explain=True, task="snippets")
         assert answer.route is not None and answer.route.task in ORDER
+        assert served.routes([served.prompt("snippets", "Text: fine")]) == [answer.route]
     with load(str(trained("inc_lora"))) as served:
         assert served.generate(["x"], 2, explain=True)[0].strengths is None
+        assert served.routes([served.prompt("snippets", "x")]) == []
 
 
 def test_a_text_is_put_into_the_prompt_that_was_trained(trained: Trained) -> None:
@@ -138,72 +105,6 @@ def test_another_model_is_refused(trained: Trained, tiny_folders: dict[str, Path
         load(str(trained("inc_lora")), model=str(tiny_folders["llama"]))
 
 
-LOADED = """
-import sys, json, torch
-form, base, folder, out = sys.argv[1:]
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(base if form == "adapter" else folder, dtype=torch.float32)
-if form == "adapter":
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(model, folder)
-ids = torch.arange(3, 15)[None]
-torch.save(model.eval()(ids).logits, out)
-assert not [name for name in sys.modules if name.split(".")[0] == "raycl"]
-"""
-
-
-@pytest.mark.parametrize("form", ["adapter", "model"])
-@pytest.mark.parametrize("method", ["inc_lora", "o_lora", "ewc", "per_task"])
-def test_an_export_is_the_same_model_without_raycl(method: str, form: str, trained: Trained, tmp_path: Path) -> None:
-    """In a process that never imports raycl: logits equal within 1e-5 in fp32; the rank is the sum of the branches'."""
-    head, task = find_head(str(trained(method))), "roget" if method == "per_task" else None
-    done = export(head, tmp_path / "out", form, task)  # type: ignore[arg-type]
-    assert done.rank == (4 if method in ("inc_lora", "o_lora") else 2)
-    (tmp_path / "loaded.py").write_text(LOADED)
-    arguments = [form, head.spec.model.name, str(tmp_path / "out"), str(tmp_path / "logits")]
-    subprocess.run(
-        [sys.executable, "-P", str(tmp_path / "loaded.py"), *arguments], check=True, cwd=tmp_path, timeout=300
-    )
-    with load(str(trained(method)), task=task) as served:
-        ours = served.model(torch.arange(3, 15)[None]).logits
-    theirs = torch.load(tmp_path / "logits", weights_only=True)
-    assert (ours - theirs).abs().max() < 1e-5
-    assert ours.abs().max() > 0.1
-    if form == "adapter":
-        assert json.loads((tmp_path / "out/adapter_config.json").read_text())["r"] == done.rank
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("inc_lora", "o_lora", "ewc", "per_task")])
-def test_what_is_no_adapter_is_not_exported_as_one(method: str, trained: Trained, tmp_path: Path) -> None:
-    """Whatever PEFT alone does not make the served model of is refused; all others are one branch."""
-    head = find_head(str(trained(method)))
-    said = method_class(method).in_peft(head.spec.method)
-    task = "roget" if head.needs_task else None
-    if said != "none":
-        assert served_branch(head, task).rank >= 2
-        return
-    with pytest.raises(SpecError, match="no single LoRA adapter"):
-        export(head, tmp_path / "out", task=task)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_with_something_in_it_is_left_alone(trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("x")
-    with pytest.raises(SpecError, match="is not empty"):
-        export(find_head(str(trained("inc_lora"))), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_the_sum_of_branches_by_hand(trained: Trained) -> None:
-    """Of each module: s_1 B_1 A_1 + s_2 B_2 A_2, within rounding."""
-    head = find_head(str(trained("inc_lora")))
-    parts = [Store(head.store.uri).read(key).pair for key in head.stages]
-    one = added(parts)
-    for path in one.a:
-        by_hand = sum(part.alpha / part.rank * part.b[path] @ part.a[path] for part in parts)
-        assert torch.allclose(one.alpha / one.rank * one.b[path] @ one.a[path], torch.as_tensor(by_hand), atol=1e-6)
-
-
 def test_a_history_and_what_differs(trained: Trained) -> None:
     """The same run has no difference; another method's stages differ in their settings, and a shorter one lacks a stage."""
     head, other = find_head(str(trained("inc_lora"))), find_head(str(trained("o_lora")))
@@ -220,6 +121,25 @@ def test_a_history_and_what_differs(trained: Trained) -> None:
     assert shared(head.manifests, first.manifests) == 1
 
 
+def test_what_the_stages_hold_and_scored(trained: Trained, tmp_path: Path) -> None:
+    """Branches, gates, parents and sizes from the store; the matrix is the one the run wrote; a stage's key has no data."""
+    head = find_head(str(trained("gain_lora")))
+    one, other = facts(head)
+    assert (one.entry.task, one.parent, other.parent) == ("roget", None, head.stages[0])
+    assert one.branch == {"rank": 2, "alpha": 32.0, "modules": 4} and set(one.tensors) == {"gate", "gate_basis"}
+    part = head.store.read(head.stages[0])
+    assert one.tensors["gate"] == sum(part.tensors[f"gate/{level}"].numel() for level in range(3))
+    folder = Path(head.store.folder(head.stages[0]))
+    assert one.size == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    matrix = scores_of(head)
+    assert matrix is not None and finite(matrix.to_json()) == json.loads(
+        (trained("gain_lora") / "matrix.json").read_text()
+    )
+    early = scores_of(head.after(1))
+    assert early is not None and early.get(1, "roget") == matrix.get(1, "roget") and list(early.tasks) == ["roget"]
+    assert scores_of(find_head(head.last, head.store.uri)) is None
+
+
 def test_a_tag_names_a_state_and_moves(trained: Trained) -> None:
     head, other = find_head(str(trained("inc_lora"))), find_head(str(trained("o_lora")))
     tag(head, "production")
@@ -230,3 +150,46 @@ def test_a_tag_names_a_state_and_moves(trained: Trained) -> None:
     for name in ("", "a/b", "../x", "-x"):
         with pytest.raises(SpecError, match="tag"):
             tag(head, name)
+
+
+def test_a_folder_is_never_taken_for_a_tag(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`out/1` is a place, whatever `out-1` is a name of."""
+    monkeypatch.setenv("RAYCL_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    tag(find_head(str(trained("inc_lora"))), "out-1")
+    assert find_head("out-1").spec.method.name == "inc_lora"
+    with pytest.raises(SpecError, match="no run and no stage of that name"):
+        find_head("out/1")
+    shutil.copytree(trained("o_lora"), tmp_path / "out" / "1")
+    assert find_head("out/1").spec.method.name == "o_lora"
+
+
+MERGED = [name for name in METHODS if "model" in EXACT[method_class(name).in_peft(method_params(name)(name=name))]]
+"""Methods whose branches, under their settings here, are a part of the weights."""
+
+
+@pytest.mark.parametrize("run", [*MERGED, "inc_lora/mix", "merging/factors"])
+def test_what_is_merged_answers_as_it_was_scored(run: str, trained: Trained) -> None:
+    """In fp32, with no layer of raycl's on the model; afterwards the weights are what they were, bit for bit."""
+    folder = trained(run)
+    head = find_head(str(folder))
+    loaded = load_base(head, None, "cpu")
+    before = {name: value.clone() for name, value in loaded.backbone.model.state_dict().items()}
+    task = ORDER[1] if head.needs_task else None
+    with Served(head, loaded, task, merge=True) as served:
+        assert not [module for module in served.model.modules() if isinstance(module, StackedLora)]
+        assert [row["prediction"] for row in served.evaluate(ORDER[1]).predictions] == stored(folder, ORDER[1])
+    after = loaded.backbone.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("method", ["gain_lora", "route_lora", "prog_prompt"])
+def test_what_depends_on_the_input_is_not_merged(method: str, trained: Trained) -> None:
+    """With the reason; the base model is left as it was."""
+    folder, task = trained(method), ORDER[0] if method == "prog_prompt" else None
+    with pytest.raises(SpecError, match=r"merge: .* no part of the weights"):
+        load(str(folder), task=task, merge=True)
+    done = invoke("generate", [str(folder), "x", "--merge", *(["--task", task] if task else [])])
+    assert done.code == 2 and "next step: leave it out" in done.stderr
+    plain = invoke("generate", [str(trained("inc_lora")), "Entry: oak", "--task", "roget"]).stdout
+    assert invoke("generate", [str(trained("inc_lora")), "Entry: oak", "--task", "roget", "--merge"]).stdout == plain

@@ -11,11 +11,12 @@ One object serves one stage (or one evaluation). The stage loop calls, in this o
     routes()                      whose weights answer the inputs that `condition` saw, where the method decides that
     penalties(step)               after every training forward pass: extra loss terms
     gradients(...)                after the backward pass of a global batch, where `follows_gradients`
+    take(branch)                  in the place of training, where an adapter from elsewhere is the stage
     collect("after"), consolidate(moments) -> the stage's part
     remove()                      the backbone is as it was
 
-and, to score a published state, serve(backbone, state) ... remove(). A method knows torch, the adapters, the stage state
-and examples; it knows no Ray, no DeepSpeed, no MLflow and no files.
+and, to score a published state, serve(backbone, state) ... remove(), with rule() in between to export it. A method knows
+torch, the adapters, the stage state and examples; it knows no Ray, no DeepSpeed, no MLflow and no files.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.routes import Route, RoutingRule
 from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.files import Json
+from raycl.methods.common.rows import Row, own_rows
 from raycl.spec import MethodParams
-from raycl.state.stage_state import StagePart, StageState
-from raycl.tasks.stored import Picked
+from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.tasks.task import Example
 
 
@@ -53,8 +55,11 @@ Observes = Literal["inputs", "layers", "gradients"]
 Replays = Literal["no", "real", "pseudo", "all data"]
 Carries = Literal["all", "last"]
 """Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
-InPeft = Literal["last", "sum", "none"]
-"""What PEFT alone makes the served model of: the last stage's adapter, all stages' adapters active at once, or nothing."""
+InPeft = Literal["last", "sum", "fixed", "each", "prompt", "weights", "none"]
+"""What the served model is, so far as PEFT and transformers can load it without raycl: the last stage's adapter; all stages'
+adapters active at once; one adapter that an export works out, since the weights of the branches are the same for all inputs;
+one of the stages' adapters for each input, and a rule that chooses it; a soft prompt in front of the input; the base model
+with other weights; or nothing of these."""
 P = TypeVar("P", bound=MethodParams)
 
 
@@ -104,31 +109,6 @@ class StageInfo:
         """
         text = f"{self.seed}:{1 if self.alone else self.stage}:{purpose}".encode()
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:6], "big"))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training row: an example, whose task it belongs to, and how much it weighs."""
-
-    example: Example
-    stage: int = 0
-    """1-based stage of the task the row stands for; 0 = the current one."""
-    weight: float = 1.0
-    """Weight of the row's answer tokens in the cross-entropy."""
-    mean: bool = False
-    """Whether the row counts as one token, whose cross-entropy is the mean over its answer: so long answers do not outweigh
-    short ones."""
-    tokens: int | None = None
-    """Longest answer, with its end token; none = `data.max_target_tokens`."""
-
-
-def own_rows(examples: Sequence[Example]) -> Sequence[Row]:
-    """Each example as a row of the current task, made when it is asked for."""
-    return Picked(examples, range(len(examples)), _own_row)
-
-
-def _own_row(index: int, example: Example) -> Row:
-    return Row(example)
 
 
 @dataclass(frozen=True)
@@ -191,23 +171,6 @@ class Gradients:
     """Adds tensors up over the data-parallel workers, in place."""
 
 
-@dataclass(frozen=True)
-class Route:
-    """Whose weights answer one input, where a method that needs no task id decides that input by input."""
-
-    task: str
-    """The likeliest task."""
-    probability: float
-    """How likely it is, 0 to 1."""
-    runner_up: str | None = None
-    """The second likeliest task; none where there is one task."""
-    runner_up_probability: float = 0.0
-    known: bool = True
-    """Whether the input is like those of its task; if not, the base model answers alone."""
-    alone: bool = True
-    """Whether the weights of this one task answer (or the base model's): then the answer stays as long as the route does."""
-
-
 class Method(ABC, Generic[P]):
     """Base class of all methods, over the model of its hyper-parameters.
 
@@ -251,8 +214,18 @@ class Method(ABC, Generic[P]):
 
     @classmethod
     def in_peft(cls, params: P) -> InPeft:
-        """What PEFT alone, without raycl, makes the served model of."""
+        """What PEFT or transformers alone, without raycl, make the served model of."""
         return "none"
+
+    @classmethod
+    def takes(cls, params: P) -> bool:
+        """Whether a LoRA branch that was trained elsewhere can be a stage: then `take` puts it there."""
+        return False
+
+    @classmethod
+    def passes(cls, params: P) -> Mapping[When, Observes]:
+        """The data passes that `collect` will ask for, and what each must run: known before anything is installed."""
+        return {}
 
     @abstractmethod
     def install(self, backbone: Backbone, state: StageState) -> None:
@@ -285,6 +258,13 @@ class Method(ABC, Generic[P]):
     def initialise(self, moments: Moments) -> None:
         """Use the moments of the pass before training. Called only if there were any."""
 
+    def take(self, branch: Branch) -> None:
+        """In the place of training, and after the pass before it: make `branch` what this stage trained.
+
+        Raises TypeError for a method that `takes` none; a run asks that before anything starts.
+        """
+        raise TypeError(f"{type(self).__name__} takes no branch from elsewhere")
+
     def condition(self, inputs: Inputs) -> None:
         """Prepare for a forward pass on `inputs`: what depends on the input and stays fixed over layers and decoding."""
 
@@ -294,6 +274,10 @@ class Method(ABC, Generic[P]):
 
     def routes(self) -> Sequence[Route] | None:
         """Where the inputs of the batch that `condition` saw last went, one per input; none = the method routes nothing."""
+        return None
+
+    def rule(self) -> RoutingRule | None:
+        """How `routes` are found, as numbers for other programs, once a state is served; none = nothing is routed."""
         return None
 
     def penalties(self, step: Step) -> dict[str, Penalty]:
@@ -338,3 +322,11 @@ class Method(ABC, Generic[P]):
     def facts(self) -> dict[str, Any]:
         """What the part records beside tensors."""
         return {}
+
+
+def one_function(method: Method[Any]) -> bool:
+    """Whether a served method makes one function of the tokens, the same for every input: no gate, no route, no prompt.
+
+    No hook: of a method around another one the outer one's answer counts.
+    """
+    return method.in_peft(method.params) in ("last", "sum", "fixed", "weights")

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.routes import RoutingRule
 from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.methods.common.base import (
     Carries,
@@ -26,7 +27,7 @@ from raycl.methods.common.base import (
     When,
     Write,
 )
-from raycl.state.stage_state import StagePart, StageState
+from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.tasks.task import Example
 
 Inner = TypeVar("Inner", bound=Method[Any])
@@ -64,6 +65,16 @@ class Wrapping(Method[P], Generic[P, Inner]):
         """The inner method's."""
         return cls.inner_class(params).in_peft(params)
 
+    @classmethod
+    def takes(cls, params: P) -> bool:
+        """The inner method's."""
+        return cls.inner_class(params).takes(params)
+
+    @classmethod
+    def passes(cls, params: P) -> Mapping[When, Observes]:
+        """The inner method's."""
+        return cls.inner_class(params).passes(params)
+
     def install(self, backbone: Backbone, state: StageState) -> None:
         """The inner method's."""
         self.inner.install(backbone, state)
@@ -94,6 +105,10 @@ class Wrapping(Method[P], Generic[P, Inner]):
         """The inner method's."""
         self.inner.initialise(moments)
 
+    def take(self, branch: Branch) -> None:
+        """The inner method's."""
+        self.inner.take(branch)
+
     def condition(self, inputs: Inputs) -> None:
         """The inner method's."""
         self.inner.condition(inputs)
@@ -105,6 +120,10 @@ class Wrapping(Method[P], Generic[P, Inner]):
     def routes(self) -> Sequence[Route] | None:
         """The inner method's."""
         return self.inner.routes()
+
+    def rule(self) -> RoutingRule | None:
+        """The inner method's."""
+        return self.inner.rule()
 
     def penalties(self, step: Step) -> dict[str, Penalty]:
         """The inner method's."""

@@ -78,13 +78,18 @@ class LoraMethod(Method[L]):
 
     @classmethod
     def in_peft(cls, params: L) -> InPeft:
-        """The plain sum of all branches, unless the user weighs them."""
-        return "none" if params.serving() else "sum"
+        """The sum of all branches, plain or under the user's weights."""
+        acting = params.serving()
+        return ("fixed" if acting.keys() == {"mix"} else "none") if acting else "sum"
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """Stack the frozen branches and start a new one: A Kaiming-uniform, B = 0."""
         self.branches = Branches(backbone, self.params.shape, state.branches)
         self.branches.start(None, None, self.info.generator("branch"))
+
+    def take(self, branch: Branch) -> None:
+        """As the current branch."""
+        self.branches.take(branch, self.params.shape)
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The trained branch."""

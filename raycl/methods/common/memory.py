@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raycl.methods.common.base import Row, StageInfo
+from raycl.methods.common.base import StageInfo
+from raycl.methods.common.rows import Row
 from raycl.state.stage_state import StageState
 from raycl.tasks.sampling import draw
 from raycl.tasks.task import Example, turns

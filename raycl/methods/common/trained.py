@@ -27,8 +27,8 @@ class TrainedMethod(Method[P], Generic[P, W]):
 
     @classmethod
     def in_peft(cls, params: P) -> InPeft:
-        """The last adapter is all that trains; full weights are none."""
-        return "last" if params.adapts_modules() else "none"
+        """The last adapter is all that trains, or all weights are."""
+        return "last" if params.adapts_modules() else "weights"
 
     @abstractmethod
     def make_trainee(self) -> W:

@@ -1,0 +1,115 @@
+"""The rows of benchmarks/performance.py on single training steps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import lru_cache, partial
+
+from performance_cell import Bar, Cell, Figure
+from shapes import PACKAGED, backbone_of
+from step_time import METHODS, Case, memory_ratio, penalty_share, step_costs
+from steps import SIZES, Clock, Sizes
+
+from raycl.adapters.backbone import Backbone
+from raycl.models.precision import native_precision
+from raycl.train.workers import set_threads
+
+GATED = ("gain_lora", "am_lora")
+"""The methods that weigh every branch by the input: their branches cannot be less than the floor."""
+COUNTS = (15, 64)
+SHAPE_BARS = {"t5-large": {15: 1.04, 64: 1.10}, "llama-7b": {15: 1.02, 64: 1.05}}
+"""What a step may take over a plain LoRA's, by shape and frozen branches."""
+RANKS = {"t5-large": (4, 8), "llama-7b": (8,)}
+SHAPE_LAYERS = {PACKAGED: 0, "t5-large": 4, "llama-7b": 1}
+SHAPE_SIZES = {PACKAGED: SIZES, "t5-large": SIZES, "llama-7b": Sizes(4, 64)}
+"""A step of a Llama-7B layer takes seconds on two cores, so fewer tokens."""
+ROUNDS = 5
+
+
+@lru_cache(maxsize=1)
+def _backbone(shape: str) -> Backbone:
+    return backbone_of(shape, SHAPE_LAYERS[shape], native_precision(), _device())
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def case_of(shape: str, rank: int) -> Case:
+    """What the rows of a shape are measured on; on a CPU with one thread, in CPU seconds."""
+    set_threads(1)
+    clock = Clock(_device(), busy=_device() == "cpu")
+    return Case(_backbone(shape), rank, SHAPE_SIZES[shape], ROUNDS, clock)
+
+
+def figure(case: Case, value: float, note: str, **details: float) -> Figure:
+    """A measured value with what the case says of it."""
+    sizes = case.sizes
+    told = f"{note}{sizes.rows} x {sizes.tokens} tokens" + (", CPU seconds" if case.clock.busy else "")
+    precision = "bf16" if case.backbone.dtype.itemsize == 2 else "fp32"
+    return Figure(value, precision, 1, {"note": told, **details})
+
+
+def step(shape: str, rank: int, name: str, tasks: int, over_floor: bool) -> Figure:
+    """A step over a plain LoRA's, or over the floor of that."""
+    case = case_of(shape, rank)
+    cost = step_costs(case, [name], tasks)[name]
+    value = cost.ratio / cost.floor if over_floor else cost.ratio
+    layers = f"{SHAPE_LAYERS[shape]} layers, " if SHAPE_LAYERS[shape] else ""
+    note = f"{cost.ratio:.3f} x LoRA, floor {cost.floor:.3f}, {layers}"
+    return figure(case, value, note, **asdict(cost))
+
+
+def memory(name: str) -> Figure:
+    """Memory of a step with 15 frozen branches over that of one branch and what the 15 hold."""
+    case = case_of(PACKAGED, 8)
+    return figure(case, memory_ratio(case, name, COUNTS[0]), "all tensors at the end of a forward pass, ")
+
+
+def penalty() -> Figure:
+    """O-LoRA's penalty in a step, in percent."""
+    case = case_of(PACKAGED, 8)
+    return figure(case, 100 * penalty_share(case, COUNTS[0]), "")
+
+
+def _packaged(name: str, tasks: int) -> Cell:
+    gated = name in GATED
+    return Cell(
+        f"step-{PACKAGED}-{tasks}-{name}",
+        f"step of `{name}`, {tasks} branches, packaged model",
+        Bar(1.03, " x floor" if gated else " x LoRA"),
+        partial(step, PACKAGED, 8, name, tasks, gated),
+    )
+
+
+def _shaped(shape: str, rank: int, name: str, tasks: int) -> Cell:
+    return Cell(
+        f"step-{shape}-r{rank}-{tasks}-{name}",
+        f"step of `{name}`, {tasks} branches of rank {rank}, {shape} shapes",
+        Bar(SHAPE_BARS[shape][tasks], " x LoRA"),
+        partial(step, shape, rank, name, tasks, False),
+    )
+
+
+STEP_CELLS = (
+    *(_packaged(name, tasks) for tasks in COUNTS for name in METHODS),
+    *(
+        _shaped(shape, rank, name, tasks)
+        for shape, ranks in RANKS.items()
+        for rank in ranks
+        for tasks in COUNTS
+        for name in GATED
+    ),
+    Cell("penalty-o_lora-15", "O-LoRA's penalty in its step, 15 branches, packaged model", Bar(3.0, " %"), penalty),
+    *(
+        Cell(
+            f"memory-15-{name}",
+            f"memory of a step of `{name}`, 15 branches over one",
+            Bar(1.05, "x"),
+            partial(memory, name),
+        )
+        for name in METHODS
+    ),
+)

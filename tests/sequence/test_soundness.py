@@ -1,0 +1,61 @@
+"""What follows a sign that a stage went wrong: it ends the run, is said and recorded, or only recorded."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raycl.errors import DivergedError
+from raycl.report.terminal import Terminal
+from raycl.sequence.driver import Options, run_sequence
+from raycl.sequence.resolve import resolve
+from raycl.state.store import Store
+from tests.kit.runs import MakeFlags
+
+
+class Runs:
+    """Runs of stages on one store, under a policy each; the second stage's rate is far above the first one's."""
+
+    def __init__(self, flags: MakeFlags, folder: Path) -> None:
+        self.flags, self.folder = flags, folder
+        self.store = Store(str(folder / "store"))
+
+    def __call__(self, policy: str, tasks: int = 2) -> str:
+        """What the terminal shows."""
+        rates = [1e-4, 10, 1e-4][:tasks]
+        fields: dict[str, Any] = self.flags.spec("sin_lora", "llama")
+        fields |= {"order": ",".join(["roget", "speakers", "plots"][:tasks]), "eval": {"forward": False}}
+        fields |= {"train": {"lr": rates, "batch_size": 8, "log_every": 1, "health": policy}}
+        shown = StringIO()
+        options = Options(self.store.uri, "off", output=str(self.folder / f"out {policy} {tasks}"))
+        run_sequence(resolve("laptop", [fields]), options, [Terminal(Console(file=shown, width=400))])
+        return shown.getvalue()
+
+
+def test_what_follows_a_sign(flags: MakeFlags, tmp_path: Path) -> None:
+    """`fail` stores nothing of the stage; `warn` says the sign and notes it in the manifest; `continue` only notes it.
+
+    A stage that was stored with a sign ends a run under `fail` before the next one is trained.
+    """
+    runs = Runs(flags, tmp_path)
+    with pytest.raises(
+        DivergedError, match=r"2 \(speakers\): its branch's update .* nothing of it .* train.health=warn"
+    ):
+        runs("fail")
+    (sound,) = runs.store.stage_keys()
+    assert runs.store.manifest(sound).end.health == ()
+
+    assert "look at speakers: its branch's update has the length" in runs("warn")
+    (key,) = set(runs.store.stage_keys()) - {sound}
+    (sign,) = runs.store.manifest(key).end.health
+    assert "it drowns what they know" in sign
+    again = runs("continue")
+    assert "stage 2/2 speakers: taken from the store" in again and "look at" not in again
+
+    with pytest.raises(DivergedError, match=r"stage 2 \(speakers\): its branch's update .* and it is stored"):
+        runs("fail", 3)
+    assert set(runs.store.stage_keys()) == {sound, key}
