@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -43,7 +44,7 @@ def figures(cells: Sequence[GridCell], known: Sequence[Figures] = ()) -> list[Fi
             found += kept[:1]
             continue
         matrix = stored_matrix(cell.job.store, cell.job.plan, cell.job.spec.tasks)
-        values = (matrix.learning_accuracy(), matrix.forgetting(), matrix.ap())
+        values = [known_value(value) for value in (matrix.learning_accuracy(), matrix.forgetting(), matrix.ap())]
         found.append(
             {
                 "label": cell.entry.label,
@@ -57,6 +58,11 @@ def figures(cells: Sequence[GridCell], known: Sequence[Figures] = ()) -> list[Fi
             }
         )
     return found
+
+
+def known_value(value: float) -> float | None:
+    """A measure, or none where the sequence has no such one: a method with one stage for all tasks forgets nothing."""
+    return None if math.isnan(value) else value
 
 
 def made_on(job: SequenceJob) -> str:
@@ -147,8 +153,13 @@ def _mean_line(label: str, rows: Sequence[Figures]) -> tuple[Any, ...] | None:
     """An arm's means over its finished sequences, with lowest and highest."""
     if not rows:
         return None
-    values = ([row[measure] for row in rows] for measure in MEASURES)
-    return label, len(rows), *(f"{mean(one):.1f} ({min(one):.1f} to {max(one):.1f})" for one in values)
+    return label, len(rows), *(_mean([row[measure] for row in rows]) for measure in MEASURES)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Mean with lowest and highest; a dash where a sequence has no such measure."""
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.1f} ({min(known):.1f} to {max(known):.1f})" if len(known) == len(values) else "-"
 
 
 def _differences(found: Sequence[dict[str, Any]]) -> list[str]:

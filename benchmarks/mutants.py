@@ -41,7 +41,7 @@ ROOMS = {
     "store": ("state/*.py", 44),
     "loop": ("train/loop.py train/stage.py train/[be]*.py train/passes.py train/selection.py train/checkpoints.py", 50),
     "generation and scoring": (
-        "train/generation.py train/decoding.py tasks/scoring.py tasks/sampling.py analysis/matrix.py",
+        "train/generation.py train/greedy.py train/decoding.py tasks/scoring.py tasks/sampling.py analysis/matrix.py",
         32,
     ),
     "adapters": ("adapters/*.py", 34),

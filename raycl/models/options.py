@@ -28,6 +28,15 @@ def loading_options(spec: ModelSpec, device: str, dtype: torch.dtype) -> dict[st
     return options
 
 
+def leave_out_unsound_kernels() -> None:
+    """Keep this process from cuDNN's attention; PyTorch then takes one of its own kernels for `sdpa`.
+
+    On Hopper GPUs its backward pass gives NaN for batches of 64, 192, 320, ... tokens that have a mask, from PyTorch 2.11 on
+    (pytorch/pytorch#196678): a run ended there with a loss of NaN at the first batch as wide as that.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def _bits(spec: ModelSpec, dtype: torch.dtype) -> Any:
     """bitsandbytes' settings: LLM.int8, or NF4 with its constants quantised too, as QLoRA has it."""
     from transformers import BitsAndBytesConfig

@@ -322,11 +322,12 @@ class SequenceWorker:
             "examples": len(task.test),
             "seconds": time.perf_counter() - started,
             **({"further": scored.further} if scored.further else {}),
-            **({"health": found} if (found := signs_of_answers(self.job.plan, cell, task, scored)) else {}),
         }
-        self.store.write_scores(cell.key, record, scored.predictions)
+        signs = signs_of_answers(self.job.plan, cell, task, scored)
+        written = record | ({"health": list(signs)} if signs else {})
+        self.store.write_scores(cell.key, written, scored.predictions)
         if cell in self.job.plan.cells:
-            self.report(Scored(stage=cell.stage, seen=cell.seen, **record))
+            self.report(Scored(stage=cell.stage, seen=cell.seen, health=signs, **record))
 
     def _earlier(self, cell: Cell) -> list[Json]:
         """Where states are made of parts that stand alone: the stored predictions for a cell's task with its own part alone,

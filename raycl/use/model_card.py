@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 EXACT = (
-    "Yes: in fp32 it is the function that was scored. raycl's tests compare logits without raycl, within 1e-5, for every "
-    "method that is exported so."
+    "Yes: in fp32 it is the function that was scored. raycl's tests compare logits without raycl, within 1e-5 of the "
+    "largest, for every method that is exported so."
 )
 PROMPTS = (
     "Yes, one input at a time or padded on the right: in fp32 it is the function that was scored. PEFT puts its prompt in "

@@ -181,3 +181,10 @@ def test_a_checkpoint_in_several_files_is_the_same_model(family: str, tmp_path: 
     assert not again.faults
     before, after = whole.backbone.model.state_dict(), again.backbone.model.state_dict()
     assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
+
+
+def test_no_model_runs_with_attention_whose_gradients_are_nan(tmp_path: Path) -> None:
+    """Loading keeps the process from cuDNN's attention (pytorch/pytorch#196678)."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_model(named(save_odd("llama", tmp_path)), "cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

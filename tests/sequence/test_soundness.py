@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from raycl.analysis.health import FEWEST
 from raycl.errors import DivergedError
 from raycl.report.terminal import Terminal
 from raycl.sequence.driver import Options, run_sequence
@@ -59,3 +60,29 @@ def test_what_follows_a_sign(flags: MakeFlags, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"stage 2 \(speakers\): its branch's update .* and it is stored"):
         runs("fail", 3)
     assert set(runs.store.stage_keys()) == {sound, key}
+
+
+def test_a_score_no_better_than_one_answer_is_told_recorded_and_read_again(flags: MakeFlags, tmp_path: Path) -> None:
+    """A stage that learns nothing: its score is stored with the sign, which the next run and `fail` read again."""
+    fields: dict[str, Any] = flags.spec("sin_lora", "llama")
+    fields |= {"eval": {"forward": False}}
+    fields["train"] = {"lr": 1e-6, "batch_size": 16}
+    fields["data"] |= {"test_examples": FEWEST}
+    store = Store(str(tmp_path / "store"))
+
+    def run(policy: str, order: str = "roget,speakers") -> str:
+        shown = StringIO()
+        job = resolve("laptop", [fields, {"order": order, "train": {"health": policy}}])
+        terminal = Terminal(Console(file=shown, width=400))
+        run_sequence(job, Options(store.uri, "off", output=str(tmp_path / policy)), [terminal])
+        return shown.getvalue()
+
+    sign = "look at roget: 0.0 after its own stage is no more than always answering"
+    assert sign in run("warn")
+    stored = [store.read_scores(key).get("health", []) for kind, key in store.entries() if kind == "scores"]
+    assert sum("learned nothing" in sign for health in stored for sign in health) == 2, (
+        "each task once, after its own stage"
+    )
+    assert "stage 2/2 speakers: taken from the store" in run("continue")
+    with pytest.raises(DivergedError, match=r"stage 1 \(roget\): 0.0 after its own stage .* and it is stored"):
+        run("fail", "roget,speakers,plots")
