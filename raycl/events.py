@@ -146,6 +146,8 @@ class Scored:
     """The task's further metrics, 0 to 100 each."""
     health: tuple[str, ...] = ()
     """Signs that the stage did not learn what the score seems to say, a sentence each."""
+    doubtful: float | None = None
+    """Share of the answers that another batch may turn into others, by rounding in bf16, 0 to 100; none = not known."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ class RowDone:
     """Where the method routes its inputs."""
     further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Task -> further metrics of the tasks seen so far that have any."""
+    doubtful: float | None = None
+    """Share of the row's answers that another batch may turn into others, 0 to 100; none = not known of any task."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def methods(context: typer.Context, method: Named = None) -> None:
     Methods of installed packages stand at the end, each with its package.
     """
     if context.invoked_subcommand is None:
-        from raycl.report.terminal import print_methods
+        from raycl.report.lists import print_methods
 
         print_methods(named=method or ())
 

@@ -22,7 +22,7 @@ SHORTEST_PREFIX = 4
 @app.command("ls")
 def list_stages(store: StoreFlag = None) -> None:
     """List the stages: key, stage, task, method, size, when it was made."""
-    from raycl.report.terminal import print_stages
+    from raycl.report.lists import print_stages
 
     opened = _opened(store)
     print_stages([opened.manifest(key) for key in opened.stage_keys()])

@@ -12,14 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.analysis.routing import measures
-from raycl.errors import SpecError, shown
 from raycl.events import (
     START_UP,
     Adapted,
@@ -36,16 +34,13 @@ from raycl.events import (
     Step,
     work_seconds,
 )
-from raycl.methods.outside import installed
-from raycl.methods.registry import METHODS, short_name
 from raycl.report.pace import Pace, duration
 from raycl.report.plan import aligned, plan_lines
 from raycl.report.tables import matrix_tables, number, plan_table
-from raycl.state.manifest import Manifest
 
 LOG_WIDTH = 160
 """Columns of what is no terminal: a file or a job's log."""
-ROUNDED = "answers in bf16: a few may be others in another eval.batch_size or number of workers; in fp32 none is"
+ROUNDED = "answers in bf16: {} may be others in another eval.batch_size or number of workers; in fp32 none is"
 """What is said beside the scores of a run in bf16, whose rounding depends on the shapes of its batches."""
 PROGRESS_LINES_PER_STAGE = 4
 """Progress lines of a stage where there is no live display: one per quarter of its steps."""
@@ -81,6 +76,7 @@ class Terminal:
         self.console = console or standard_output()
         self._stages = 0
         self._rounded, self._watchful = False, True
+        self._doubtful: float | None = None
         self._tasks: dict[int, str] = {}
         self._quarters: dict[int, int] = {}
         """Stage -> the quarter of its steps that was last shown; groups of workers train several at the same time."""
@@ -150,6 +146,7 @@ class Terminal:
     def _row(self, event: RowDone) -> None:
         """The new row of the accuracy matrix: the scores of the tasks seen, and the measures so far."""
         self.close()
+        self._doubtful = event.doubtful
         scores = "  ".join(f"{task} {number(score)}" for task, score in event.scores.items())
         self._line(f"{self._name(event.stage)} scores: {scores}  |  {_measures(event.measures)}")
         for task, metrics in event.further.items():
@@ -173,7 +170,11 @@ class Terminal:
         if last := matrix.last_stage:
             self._line(f"After stage {last}/{len(matrix.tasks)}: {_measures(matrix.summary(last))}")
             if self._rounded:
-                self._line(ROUNDED)
+                self._line(
+                    ROUNDED.format(
+                        "a few" if self._doubtful is None else f"up to {self._doubtful:.1f} % of the last row"
+                    )
+                )
         for line in aligned(event.places):
             self._line(line)
 
@@ -293,56 +294,3 @@ def _routes(routing: Routing) -> str:
     if not math.isnan(routing.oracle_ap):
         words.append(f"AP {number(routing.oracle_ap, 2)} with all of them right")
     return ", ".join(words)
-
-
-def print_stages(manifests: Sequence[Manifest], console: Console | None = None) -> None:
-    """The stages of a store, in the order of their making."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("key", "stage", "task", "method", "KiB", "made (UTC)"):
-        table.add_column(name, justify="right" if name in ("stage", "KiB") else "left", no_wrap=True)
-    for one in sorted(manifests, key=lambda manifest: manifest.created):
-        size = sum(file.bytes for file in one.files.values()) / 1024
-        method = str(one.recipe.get("method", {}).get("name", "?"))
-        words = [one.key[:12], str(one.stage), Text(one.task), Text(short_name(method)), f"{size:,.0f}"]
-        table.add_row(*words, one.created[:19])
-    (console or standard_output()).print(table)
-
-
-def print_methods(console: Console | None = None, named: Sequence[str] = ()) -> None:
-    """The list of all methods, a block each so that it fits any width: raycl's own, those of installed packages, and the
-    classes of the user's that are `named`.
-
-    One that cannot be used is shown with the reason. Raises SpecError for a named one.
-    """
-    from raycl.report.cards import line
-
-    console = console or standard_output()
-    packages = installed()
-    for name in dict.fromkeys([*METHODS, *sorted(packages)]):
-        origin = " and ".join(f"{one.package} ({one.place})" for one in packages.get(name, []))
-        try:
-            _print_method(console, line(name), origin)
-        except ValueError as error:
-            console.print(f"[bold]{escape(name)}[/bold]  cannot be used: {escape(str(error))}", soft_wrap=True)
-    for name in named:
-        try:
-            _print_method(console, line(name))
-        except ValueError as error:
-            raise SpecError(f"--method {shown(name)}: {error}") from None
-
-
-def _print_method(console: Console, row: Sequence[str], origin: str = "") -> None:
-    """A method's block; `origin` is the package that it comes from."""
-    name, title, paper, trains, growth, task_id, replays = row
-    console.print(f"[bold]{escape(name)}[/bold]  {escape(title)}", soft_wrap=True)
-    lines = {
-        "paper": paper,
-        "trains": trains,
-        "state grows by": growth,
-        "task id at test": task_id,
-        "replays": replays,
-        "package": origin,
-    }
-    for label, text in lines.items():
-        if text:
-            console.print(f"    {label + ':':<17}{escape(text)}", soft_wrap=True)

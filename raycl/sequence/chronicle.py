@@ -53,6 +53,8 @@ class Chronicle:
         self._rows: set[int] = set()
         self._further: dict[tuple[int, str], Mapping[str, float]] = {}
         """(row, task) -> its further metrics."""
+        self._doubtful: dict[tuple[int, str], tuple[float, int]] = {}
+        """(row, task) -> share of its answers that rounding may turn, and how many answers there are."""
 
     def start(self, missing: Missing, places: Mapping[str, str] | None = None) -> None:
         """Say what is going to happen; `places` as in `SequenceStart`."""
@@ -81,6 +83,8 @@ class Chronicle:
                 self.matrix.set(cell.stage, cell.task, event.score)
                 if event.further:
                     self._further[cell.stage, cell.task] = event.further
+                if event.doubtful is not None:
+                    self._doubtful[cell.stage, cell.task] = event.doubtful, event.examples
         self._heard.add(key)
         self._tell(event)
         if event.stage and all(cell.key in self._heard for cell in cells):
@@ -91,7 +95,13 @@ class Chronicle:
             self._rows.add(row)
             scores = self.matrix.seen(row)
             further = self.further(row)
-            self._tell(RowDone(row, scores, self.matrix.summary(row), self._routing(row), further))
+            self._tell(RowDone(row, scores, self.matrix.summary(row), self._routing(row), further, self._doubts(row)))
+
+    def _doubts(self, row: int) -> float | None:
+        """Share of a row's answers that rounding may turn, over the tasks seen of which it is known."""
+        known = [self._doubtful[row, task] for task in self.matrix.seen(row) if (row, task) in self._doubtful]
+        answers = sum(count for _, count in known)
+        return sum(share * count for share, count in known) / answers if answers else None
 
     def further(self, row: int) -> dict[str, Mapping[str, float]]:
         """The further metrics of a row, of the tasks seen by then that have any."""

@@ -322,6 +322,7 @@ class SequenceWorker:
             "examples": len(task.test),
             "seconds": time.perf_counter() - started,
             **({"further": scored.further} if scored.further else {}),
+            **({"doubtful": scored.doubtful} if scored.doubtful is not None else {}),
         }
         signs = signs_of_answers(self.job.plan, cell, task, scored)
         written = record | ({"health": list(signs)} if signs else {})

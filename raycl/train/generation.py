@@ -38,6 +38,8 @@ class Scored:
     """Per test example, in order: id, prediction, answers, and the route where the method chooses one."""
     ended: list[bool] = field(default_factory=list)
     """Per test example, whether its answer came to its end token, and not to the limit."""
+    doubtful: float | None = None
+    """Share of the answers that rounding may turn into others, 0 to 100 (`Written.doubtful`); none = not known."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Written:
     """Tokens that were generated, the end token included."""
     ended: bool = True
     """Whether it came to its end token, and not to the limit."""
+    doubtful: bool | None = None
+    """Whether another batch may choose another token, since two were equally likely but for rounding; none = not known, or
+    of no account, in fp32."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,9 @@ class Decoder:
         texts = [one.text for one in written]
         further = {metric: score(metric, texts, task.test, task.code) for metric in task.metrics}
         ended = [one.ended for one in written]
-        return Scored(score(task.metric, texts, task.test, task.code), further, rows, ended)
+        doubts = [one.doubtful for one in written if one.doubtful is not None]
+        share = 100 * sum(doubts) / len(doubts) if doubts else None
+        return Scored(score(task.metric, texts, task.test, task.code), further, rows, ended, share)
 
     @torch.no_grad()
     def _kept(self, encoded: Sequence[Encoded], earlier: Sequence[Json]) -> dict[int, Written]:
@@ -220,9 +227,11 @@ class Decoder:
         if begin is not None:
             inputs = self._collated([replace(one, prompt=one.prompt[begin.tokens :], body=None) for one in rows])
         found = follow(*self._read(inputs, begin), asked.expected, asked.ends, asked.tokens)
-        texts = self.model.tokenizer.batch_decode(found, skip_special_tokens=True)
+        texts = self.model.tokenizer.batch_decode([ids for ids, _ in found], skip_special_tokens=True)
+        rounded = backbone.dtype != torch.float32
         return [
-            Written(text.strip(), None, len(ids), ids[-1] in asked.ends) for text, ids in zip(texts, found, strict=True)
+            Written(text.strip(), None, len(ids), ids[-1] in asked.ends, doubtful if rounded else None)
+            for text, (ids, doubtful) in zip(texts, found, strict=True)
         ]
 
     def _read(self, inputs: Inputs, begin: Reading | None = None) -> tuple[Reading, Tensor]:

@@ -8,6 +8,7 @@ follows the answer as far as they agree, and from there on another expected one,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -15,26 +16,39 @@ from raycl.models.reading import Reading
 
 Answer = tuple[int, ...]
 """Token ids of an answer, its end token included."""
+ROUNDING = 2.0**-7
+"""Share of the largest logit that two others may be apart and still change places: the distance of neighbours in bf16."""
 
 
 def follow(
     reading: Reading, first: Tensor, expected: Sequence[Answer], ends: Sequence[int], length: int
-) -> list[list[int]]:
-    """What greedy decoding writes behind each prompt that was read: token ids up to an end token, at most `length` of them.
+) -> list[tuple[list[int], bool]]:
+    """What greedy decoding writes behind each prompt that was read: token ids up to an end token, at most `length` of them;
+    and whether one of them was all but another (`close`).
 
     `first` (B, V) are the logits of the first token; `ends` end an answer.
     """
     written = [[token] for token in first.argmax(dim=-1).tolist()]
+    doubtful = close(first)
     while True:
         going = [not (row[-1] in ends or len(row) == length) for row in written]
         if not any(going):
-            return written
+            return list(zip(written, doubtful, strict=True))
         # Rows that have ended stay in the batch: a gate weighs each row where it stood when the prompts were read.
         tried = [_tried(row, expected, length) if on else row[:1] for row, on in zip(written, going, strict=True)]
-        likeliest = reading.follow(tried).argmax(dim=-1).tolist()
-        for row, tokens, after, on in zip(written, tried, likeliest, going, strict=True):
-            if on:
-                _take(row, tokens, after, ends)
+        logits = reading.follow(tried)
+        likeliest, near = logits.argmax(dim=-1).tolist(), close(logits)
+        for index, row in enumerate(written):
+            if going[index]:
+                start = len(row) - 1
+                _take(row, tried[index], likeliest[index], ends)
+                doubtful[index] |= any(near[index][start : len(row) - 1])
+
+
+def close(logits: Tensor) -> list[Any]:
+    """Whether rounding in bf16 may choose between the two likeliest tokens of (..., V): nested lists."""
+    best, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+    return (best - second <= ROUNDING * best.abs()).tolist()
 
 
 def _tried(written: Sequence[int], expected: Sequence[Answer], length: int) -> list[int]:

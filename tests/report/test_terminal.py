@@ -251,12 +251,23 @@ def test_all_stages_have_a_bar_while_a_stage_is_scored(four: AccuracyMatrix, pla
     assert re.search(r"evaluation.*1/4.*all stages.*0/3", console.file.getvalue()[before:], re.DOTALL)
 
 
-@pytest.mark.parametrize(("precision", "said"), [("bf16", True), ("fp32", False)])
-def test_rounding_is_said_beside_the_scores(four: AccuracyMatrix, precision: str, said: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "share", "said"),
+    [
+        ("bf16", None, ["a few may be others"]),
+        ("bf16", 1.25, ["up to 1.2 % of the last row may be others"]),
+        ("fp32", None, []),
+    ],
+)
+def test_rounding_is_said_beside_the_scores(
+    four: AccuracyMatrix, precision: str, share: float | None, said: list[str]
+) -> None:
     """Answers in bf16 depend on the shapes of their batches, by a little."""
     console = Console(file=io.StringIO(), width=160)
     terminal = Terminal(console)
     stages = tuple(PlannedStage(n, task, "ab" * 32, True, 1, 1) for n, task in enumerate(four.tasks, start=1))
     terminal.handle(SequenceStart({"model": {"name": "m", "precision": precision}}, stages))
+    terminal.handle(RowDone(1, four.seen(1), four.summary(1), doubtful=50.0))
+    terminal.handle(RowDone(2, four.seen(2), four.summary(2), doubtful=share))
     terminal.handle(SequenceEnd("FINISHED", four.to_json(), {}, {}))
-    assert ("in fp32 none is" in console.file.getvalue()) is said
+    assert re.findall(r"answers in bf16: (.* may be others)", console.file.getvalue()) == said

@@ -18,7 +18,7 @@ from raycl.spec import ModelSpec
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder, shared_start
 from raycl.train.generation import Decoder
-from raycl.train.greedy import follow
+from raycl.train.greedy import close, follow
 from raycl.train.workers import Workers
 from tests.kit.odd_models import FAMILIES, REFUSED, save_odd
 
@@ -80,7 +80,7 @@ def test_the_answers_are_those_of_one_token_at_a_time(
     """Whatever is expected, and never in more passes."""
     reading: Any = Table(table, prompts)
     expected = [(*word, END) for word in words]
-    found = follow(reading, reading.first, expected, [END], length)
+    found = [ids for ids, _ in follow(reading, reading.first, expected, [END], length)]
     alone = [reading.one_by_one(prompt, length) for prompt in prompts]
     assert found == alone
     assert reading.passes <= max(map(len, alone)) - 1
@@ -90,11 +90,29 @@ def test_an_expected_answer_takes_one_pass() -> None:
     """Of three tokens and an end; one by one there would be three."""
     reading: Any = Table([1], [0])
     reading.says = lambda prompt, row: (1, 2, 3, END)[len(row)]
-    assert follow(reading, reading.first, [(1, 3, END), (1, 2, 3, END)], [END], 8) == [[1, 2, 3, END]]
+    assert follow(reading, reading.first, [(1, 3, END), (1, 2, 3, END)], [END], 8) == [([1, 2, 3, END], False)]
     assert reading.passes == 2  # the first answer that begins with 1 is another one
     reading.passes = 0
-    assert follow(reading, reading.first, [(1, 2, 3, END), (1, 3, END)], [END], 8) == [[1, 2, 3, END]]
+    assert follow(reading, reading.first, [(1, 2, 3, END), (1, 3, END)], [END], 8) == [([1, 2, 3, END], False)]
     assert reading.passes == 1
+
+
+def test_answers_that_rounding_may_turn_are_told() -> None:
+    """Neighbours in bf16 are 1/128 of their size apart at most; what stands behind an answer's end counts for nothing."""
+    assert close(torch.tensor([[8.0, 7.94, 0.0], [8.0, 7.93, 0.0], [-8.0, -8.06, -9.0]])) == [True, False, True]
+    reading: Any = Table([1], [0, 1, 2])
+    reading.says = lambda prompt, row: (1, 2, END, 3)[min(len(row), 3)]
+    sure = reading.logits
+
+    def logits(rows: Sequence[Sequence[int]]) -> Tensor:
+        found = sure(rows)
+        found[1, 1] = torch.tensor([1.0, 0.0, 0.0, 0.995])  # behind 1, 2: the end token, all but 3
+        found[2, 2:] = 1.0  # behind the end token, which nobody asks for
+        return found
+
+    reading.logits = logits
+    found = follow(reading, reading.first, [(1, 2, END)], [END], 4)
+    assert found == [([1, 2, END], False), ([1, 2, END], True), ([1, 2, END], False)]
 
 
 def decoder(model: LoadedModel, readable: bool = True, batch: int = 3) -> Decoder:
