@@ -11,6 +11,7 @@ from raycl.cluster import Share, share_out
 from raycl.comparison.grid import GridSpec, grid_of, make_entries, make_grid, make_grid_spec, parse_entry
 from raycl.errors import SpecError
 from raycl.state.store import Store
+from tests.kit.streams import TEAM, write_csv, write_stream
 
 
 def test_a_method_is_named_with_its_settings() -> None:
@@ -21,6 +22,24 @@ def test_a_method_is_named_with_its_settings() -> None:
     assert entry.layer["method"] == {"name": "gain_lora", "over": "inf_lora", "epsilon": 0.99, "gate_hidden": [8, 4]}
     assert entry.layer["train"] == {"lr": "1e-3"}
     assert (parse_entry("G=gain_lora:over=o_lora").label, parse_entry("G=gain_lora").method) == ("G", "gain_lora")
+
+
+def test_white_space_around_an_entry_is_no_part_of_its_name() -> None:
+    assert parse_entry(" o_lora : rank=4 ").label == "o_lora: rank=4"
+    assert parse_entry(" o_lora ").label == "o_lora"
+
+
+def test_orders_of_a_stream_of_ones_own(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its orders have their names, and no order means all its tasks."""
+    write_csv(tmp_path / "t.csv")
+    tasks = [{**TEAM, "name": name, "data": "t.csv"} for name in ("one", "two")]
+    stream = write_stream(tmp_path, *tasks, orders={"back": ["two", "one"]})
+    fields = settings | {"method": {}, "data": {"stream": stream, "train_examples": 4, "test_examples": 2}}
+    for orders, found in ((["back"], ["two", "one"]), ([], ["one", "two"])):
+        grid = GridSpec(methods=["o_lora"], orders=orders, preset="laptop", settings=fields, bounds=False)
+        (cell,) = make_grid(grid, 0, Store("/nowhere"))
+        assert cell.job is not None, cell.error
+        assert [stage.task for stage in cell.job.plan.stages] == found
 
 
 def test_a_class_is_named_with_its_settings_too() -> None:

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
+from raycl.fields import Meaning
 from raycl.methods.o_lora import OLoraParams
 from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.presets import merge
-from raycl.sequence.plan import Plan, make_plan
+from raycl.sequence.plan import Plan, make_plan, state_keys
 from raycl.spec import (
     DataSpec,
     EvalSpec,
@@ -108,6 +109,29 @@ def marked(info: Any) -> bool:
 
 
 FIELDS = list(fields())
+MARKS: dict[str, dict[type, str]] = {
+    "run": {NotInKey: "order tasks workers groups imported preset"},
+    "model": {
+        NotInKey: "name revision",
+        InKeyUnlessDefault: "dropout quantization attention gradient_checkpointing",
+    },
+    "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
+    "train": {
+        NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
+        Meaning: "schedule",
+    },
+    "eval": {NotInKey: "batch_size forward"},
+}
+"""By hand: what is not in the keys, what is there unless it has its default, and what has another meaning than once."""
+
+
+@pytest.mark.parametrize("section", MARKS)
+def test_the_marks_are_those_that_somebody_thought_of(section: str) -> None:
+    """A mark that goes, comes or changes moves keys, or hides a change: it is changed here too, by hand."""
+    model = SECTIONS.get(section, RunSpec)
+    for kind in (NotInKey, InKeyUnlessDefault, Meaning):
+        found = [name for name, info in model.model_fields.items() if any(type(one) is kind for one in info.metadata)]
+        assert found == MARKS[section].get(kind, "").split()
 
 
 @pytest.mark.parametrize(("section", "name", "value", "keyed"), FIELDS, ids=[f"{s}.{n}" for s, n, *_ in FIELDS])
@@ -297,3 +321,10 @@ def test_an_adapter_from_elsewhere_names_its_stage_and_nothing_else() -> None:
     rates = {"train": {"lr": [5e-4, 0.3, 5e-4]}}
     assert plan_of({"imported": {"b": "1" * 64}}, rates).stages[1].key == one.stages[1].key
     assert changed_from(plain, plan_of(rates)) == 2
+
+
+@pytest.mark.parametrize(("method", "parts"), [("o_lora", ["c"]), ("per_task", ["c"]), ("route_lora", ["a", "b", "c"])])
+def test_stages_that_make_up_a_state(method: str, parts: list[str]) -> None:
+    """The last one holds all; but parts that stand alone serve together, unless the task's name chooses one of them."""
+    spec = parse(merge(BASE, {"method": {"name": method}}), method_params)
+    assert state_keys(spec, ["b", "a", "c"]) == tuple(parts)

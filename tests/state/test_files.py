@@ -19,6 +19,9 @@ USES: dict[str, Callable[[Files, str], Any]] = {
     "write": lambda files, name: files.write(name, b"new"),
     "create": lambda files, name: files.create(name, b"new"),
     "remove": lambda files, name: files.remove(name),
+    "sizes": lambda files, name: files.sizes(name),
+    "move from": lambda files, name: files.move(name, "other"),
+    "move to": lambda files, name: files.move("other", name),
 }
 
 
@@ -69,3 +72,13 @@ def test_a_second_creation_changes_nothing(tmp_path: Path) -> None:
     assert files.read("a/b") == b"first"
     files.write("a/b", b"third")
     assert files.read("a/b") == b"third" and files.names("a") == ["b"]
+
+
+def test_what_moves_finds_its_folder_behind_a_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems make no folders by themselves."""
+    files = Files("memory://moved")
+    files.write("a/file", b"new")
+    made: list[str] = []
+    monkeypatch.setattr(files._fs, "makedirs", lambda path, exist_ok: made.append(path))  # pyright: ignore[reportPrivateUsage]
+    files.move("a/file", "b/c/file")
+    assert made == [files.path("b/c")] and files.read("b/c/file") == b"new"

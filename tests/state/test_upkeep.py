@@ -221,3 +221,17 @@ def test_files_moves_and_counts(tmp_path: Path) -> None:
         assert files.sizes("c") == {"d/e": 2}
         assert files.sizes("nosuch") == {}
         assert files.read("c/d/e") == b"12"
+
+
+def test_what_says_that_a_stage_is_there_goes_first(
+    store: Store, chain: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a reader, or a run that is killed meanwhile, meets the stage or none, and no half of it."""
+    gone: list[str] = []
+    remove = Files.remove
+    monkeypatch.setattr(Files, "remove", lambda files, name: (gone.append(name), remove(files, name)))
+    make_old(store, *chain)
+    found = [one for one in leftovers(store, [chain[1]], days=30) if one.room == "stages"]
+    discard(store.uri, found)
+    folder = f"stages/{chain[2][:2]}/{chain[2]}"
+    assert gone == [f"{folder}/manifest.json", folder]
