@@ -113,7 +113,6 @@ def _config(work: Work, largest: int) -> dict[str, Any]:
         "gradient_accumulation_steps": shape.accumulation,
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": work.bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": 10**9,
@@ -187,10 +186,10 @@ def _process_group(backend: str) -> None:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] -- documented, yet not re-exported
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"})
-    _forget_groups(alone)
+    forget_groups(alone)
 
 
-def _forget_groups(all_gone: bool) -> None:
+def forget_groups(all_gone: bool) -> None:
     """Make DeepSpeed forget process groups that ended with an earlier sequence, so that it makes new ones.
 
     It keeps its communicator (`cdb`) and its groups in variables of two modules, for the life of the process, and has no

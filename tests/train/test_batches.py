@@ -48,12 +48,13 @@ def test_a_long_prompt_loses_the_end_of_its_body(tiny, family, limit):
     assert words(tiny, row.answer) == ["very", "bad", "</s>"]
 
 
-def test_a_prompt_at_the_limit_is_not_cut(tiny):
-    """Exactly as many tokens as allowed pass unchanged; one more is cut."""
+def test_a_prompt_at_the_limit_is_not_cut(tiny, monkeypatch):
+    """Exactly as many tokens as allowed pass unchanged, and its parts are not put together anew; one more is cut."""
     body = "t1w1 t1w2 t1w3"
     whole = encoder(tiny).encode([example(body)])[0].prompt
-    assert encoder(tiny, source=len(whole)).encode([example(body)])[0].prompt == whole
     assert len(encoder(tiny, source=len(whole) - 1).encode([example(body)])[0].prompt) == len(whole) - 1
+    monkeypatch.delattr(Encoder, "_cut")
+    assert encoder(tiny, source=len(whole)).encode([example(body)])[0].prompt == whole
 
 
 def test_head_and_tail_that_are_too_long_lose_the_front(tiny, family):
@@ -73,6 +74,13 @@ def test_longest_answer_counts_the_end_token(tiny):
     """Generation may stop after the longest label and its end token."""
     assert encoder(tiny).longest_answer(["good", "very bad"]) == 3
     assert encoder(tiny).longest_answer(["good"]) == 2
+
+
+def test_an_answer_of_a_decoder_stands_behind_a_space_but_in_a_chat():
+    """ " b" and "b" are tokens of their own, and here the first of them is two."""
+    ours = Encoder(BytePairs(), False, 64, 8)
+    ours.tokenizer.table = {" b": [7, 2], "b": [3]}
+    assert (ours.answer_length("b"), ours.answer_length("b", chat=True)) == (3, 2)
 
 
 class BytePairs:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from raycl.errors import SetupError
 from raycl.spec import TrainSpec
 from raycl.train.engine import BatchShape, Engine, Work, engine_name, make_engine
-from raycl.train.engine_deepspeed import DeepSpeedEngine
+from raycl.train.engine_deepspeed import DeepSpeedEngine, forget_groups, import_deepspeed
+from raycl.train.engine_torch import TorchEngine
 from raycl.train.workers import Workers
 
 ONE = BatchShape(1, 1, 1)
@@ -115,6 +120,55 @@ def test_groups_of_an_earlier_world_are_forgotten() -> None:
         assert torch.allclose(layer.weight, torch.tensor([[2.9, -3.9]]), atol=1e-4)
         dist.destroy_process_group()
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def test_weights_are_ordinary_tensors_once_an_engine_is_closed() -> None:
+    """Those that ZeRO-3 has shared out among the workers too."""
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([[3.0, -4.0]])
+    engine = DeepSpeedEngine(Work(layer, TrainSpec(zero_stage=3), ONE, False, Workers()))
+    step(engine, torch.tensor([[2.0, -3.0]]))
+    engine.close()
+    assert torch.allclose(layer.weight, torch.tensor([[2.9, -3.9]]), atol=1e-4)
+    assert not hasattr(layer.weight, "ds_id")
+
+
+def test_a_forward_pass_over_a_base_in_bf16_is_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast's own choice is fp16 on CUDA."""
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype=None: asked.append((device, dtype)) or nullcontext())
+    for bf16 in (True, False):
+        engine = TorchEngine(Work(nn.Linear(2, 1), TrainSpec(), ONE, bf16, Workers()))
+        engine.loss(torch.zeros(1, 2))
+    assert asked == [("cpu", torch.bfloat16)]
+
+
+def test_groups_of_this_world_are_kept(engine_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A communicator and groups are made once for a world, and forgotten with it."""
+    import deepspeed.comm.comm as ds_comm
+    from deepspeed.utils import groups
+
+    engine_of(engine="deepspeed", zero_stage=2)
+    communicator, world = ds_comm.cdb, groups._get_data_parallel_group()  # pyright: ignore[reportPrivateUsage]
+    engine_of(engine="deepspeed", zero_stage=2)
+    assert ds_comm.cdb is communicator is not None
+    assert groups._get_data_parallel_group() is world  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(ds_comm, "cdb", communicator)  # for those that end after this
+    forget_groups(all_gone=True)
+    assert ds_comm.cdb is None
+
+
+def test_what_deepspeed_lacks_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without DeepSpeed the way out is said; where only something that it needs is missing, that is what is missing."""
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(SetupError, match=r"set train\.engine=torch"):
+        import_deepspeed("cpu")
+    monkeypatch.delitem(sys.modules, "deepspeed")
+    (tmp_path / "deepspeed").mkdir()
+    (tmp_path / "deepspeed" / "__init__.py").write_text("import what_it_needs")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="what_it_needs"):
+        import_deepspeed("cpu")
 
 
 def test_no_gradient_travels_in_less_than_its_own_precision(engine_of: Any) -> None:

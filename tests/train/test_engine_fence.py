@@ -58,15 +58,15 @@ def test_groups_are_variables_that_start_empty() -> None:
     import deepspeed.comm.comm as ds_comm
     from deepspeed.utils import groups
 
-    assert "cdb" in vars(ds_comm), moved("comm.comm.cdb", "_forget_groups")
+    assert "cdb" in vars(ds_comm), moved("comm.comm.cdb", "forget_groups")
     spec = importlib.util.spec_from_file_location("fresh_groups", groups.__file__)
     assert spec and spec.loader
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     found = {name: value for name, value in vars(fresh).items() if name.startswith("_") and "_GROUP" in name}
-    assert "_WORLD_GROUP" in found, moved("utils.groups._WORLD_GROUP", "_forget_groups")
+    assert "_WORLD_GROUP" in found, moved("utils.groups._WORLD_GROUP", "forget_groups")
     for name, value in found.items():
-        assert value is None or value == {}, moved(f"utils.groups.{name}", "_forget_groups")
+        assert value is None or value == {}, moved(f"utils.groups.{name}", "forget_groups")
 
 
 def test_zero_3_keeps_a_list_of_small_parameters(sharded: DeepSpeedEngine) -> None:
