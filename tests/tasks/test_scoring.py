@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raycl.tasks.code import find_code
 from raycl.tasks.scoring import (
     exact_match,
     label_metric,
@@ -24,6 +26,31 @@ from raycl.tasks.task import Example
 def examples(*answers: tuple[str, ...]) -> list[Example]:
     """Examples with these answers."""
     return [Example(str(index), "", "", "", answer) for index, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer", "right", "expected"),
+    [
+        ("exact_match", "Red.", "red", 100),
+        ("raw_match", "Red.", "red", 0),
+        ("rouge_l", "the cars", "the car", 100),
+        ("rouge_l_unicode", "красный дом", "красный дом", 100),
+        ("token_f1", "the red car", "The car, it stops", 400 / 7),
+        ("bleu", "a b c d e", "a b c d e", 100),
+        ("chrf", "a b c d e", "a b c d e", 100),
+    ],
+)
+def test_every_metric_has_its_name(metric: str, answer: str, right: str, expected: float) -> None:
+    assert score(metric, [answer], examples((right,))) == pytest.approx(expected)
+
+
+def test_a_function_is_found_where_the_task_says(tmp_path: Path) -> None:
+    """And nowhere else: its name alone may mean another file."""
+    (tmp_path / "half.py").write_text("def of(prediction, references):\n    return 0.5\n")
+    found = find_code("half:of", str(tmp_path))
+    assert score("half:of", ["x", "y"], examples(("x",), ("x",)), {"half:of": found}) == 50
+    with pytest.raises(ValueError, match="give the task's `code`"):
+        score("half:of", ["x"], examples(("x",)))
 
 
 @pytest.mark.parametrize(
