@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from raycl.adapters.branches import adapter_config
+from raycl.adapters.branches import LoraShape, adapter_config, fitted
 from raycl.state.stage_state import Branch
 
 
@@ -33,3 +33,16 @@ def test_the_config_of_a_branch_is_plain_peft(tiny, family):
         "fan_in_fan_out": False,
     }
     assert {name: config[name] for name in wanted} == wanted
+
+
+def test_a_branch_of_another_rank_is_the_same_function() -> None:
+    """Zeros fill up A and B, B takes over the scale, and a module that the branch lacks has an update of zero."""
+    a, b = torch.randn(2, 3), torch.randn(4, 2)
+    found = fitted(
+        Branch(2, 6.0, {"one": a}, {"one": b}), LoraShape(rank=5, alpha=10.0), {"one": (3, 4), "two": (3, 3)}
+    )
+    assert (found.rank, found.alpha) == (5, 10.0)
+    assert (found.a["one"].shape, found.b["one"].shape) == ((5, 3), (4, 5))
+    assert torch.allclose(2.0 * found.b["one"] @ found.a["one"], 3.0 * b @ a)
+    assert (found.a["two"].shape, found.b["two"].shape) == ((5, 3), (3, 5))
+    assert not found.a["two"].any() and not found.b["two"].any()
