@@ -69,11 +69,11 @@ def _fused(path: str, module: nn.Module, block: Mapping[str, nn.Module], config:
     for name, fused in block.items():
         others = [widths(one) for other, one in block.items() if other != name]
         source, made = widths(fused)
-        if any(back == source and _holds_all(made, features, heads) for features, back in others):
+        if any(back == source and holds_all(made, features, heads) for features, back in others):
             yield name
 
 
-def _holds_all(made: int, features: int, heads: Any) -> bool:
+def holds_all(made: int, features: int, heads: Any) -> bool:
     """Whether `made` features are the queries of all heads, `features`, with the keys and values of some or all of them."""
     if not isinstance(heads, int) or heads <= 0 or features % heads:
         return False

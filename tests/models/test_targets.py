@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from raycl.models.load import load_model
-from raycl.models.targets import query_and_value
+from raycl.models.targets import holds_all, query_and_value
 from raycl.spec import ModelSpec
 from tests.kit.odd_models import FAMILIES, NO_DEFAULT, REFUSED, save_odd
 
@@ -120,3 +120,23 @@ def test_a_layer_that_reads_the_keys_of_another_is_attention_too() -> None:
     later = type(layers["first"])()
     later.add_module("q_proj", nn.Linear(8, 8))
     assert found(**layers, later=later) == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("made", "heads", "fused"),
+    [
+        (36, 3, True),  # queries, keys and values of all heads
+        (20, 3, True),  # one head of keys and values for all queries
+        (28, 3, True),
+        (36, 1, True),
+        (24, 3, False),  # half a head
+        (12, 3, False),  # queries alone
+        (44, 3, False),  # more than three of each
+        (36, 5, False),  # 12 features are not those of five heads
+        (36, 0, False),
+        (36, None, False),
+    ],
+)
+def test_queries_keys_and_values_in_one_module(made: int, heads: object, fused: bool) -> None:
+    """Of 12 features."""
+    assert holds_all(made, 12, heads) is fused

@@ -323,6 +323,19 @@ def test_an_adapter_from_elsewhere_names_its_stage_and_nothing_else() -> None:
     assert changed_from(plain, plan_of(rates)) == 2
 
 
+def test_settings_of_methods_that_are_in_keys_unless_they_have_their_default() -> None:
+    """By hand, as above: those that came after their methods. No other setting of a method is left out of a key."""
+    found = {
+        (method, name, type(one))
+        for method in METHODS
+        for name, info in method_params(method).model_fields.items()
+        for one in info.metadata
+        if isinstance(one, InKeyUnlessDefault | NotInKey | Meaning)
+    }
+    late = [("am_lora", "zero_logit"), ("route_lora", "families"), ("route_lora", "family_below")]
+    assert found == {(method, name, InKeyUnlessDefault) for method, name in late}
+
+
 @pytest.mark.parametrize(("method", "parts"), [("o_lora", ["c"]), ("per_task", ["c"]), ("route_lora", ["a", "b", "c"])])
 def test_stages_that_make_up_a_state(method: str, parts: list[str]) -> None:
     """The last one holds all; but parts that stand alone serve together, unless the task's name chooses one of them."""

@@ -16,7 +16,7 @@ MEAN, SCATTER, FOURTH, DISTANCES = "feature_mean", "feature_scatter", "feature_f
 def sums_of(part: StagePart, device: torch.device) -> TaskSums:
     """The sums that a part holds."""
     held = {name: part.tensors[name].to(device) for name in (MEAN, SCATTER, FOURTH)}
-    return TaskSums(held[MEAN].double(), part.facts["count"], held[SCATTER], held[FOURTH].double().item())
+    return TaskSums(held[MEAN].double(), part.facts["count"], held[SCATTER], held[FOURTH].item())
 
 
 def nearest(earlier: Sequence[TaskSums], own: TaskSums) -> int:
