@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from raycl.errors import SpecError
+from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey
 from raycl.methods.registry import METHODS, method_params
 from raycl.report.fields import field_table
 from raycl.spec import DataSpec, RunSpec, at_stage, parse
@@ -324,3 +325,29 @@ def test_nonsense_is_a_spec_error_and_nothing_else(values: dict[str, Any], metho
         assert "\n  - " in str(error)
     else:
         assert content_key(spec.model_dump(mode="json"))
+
+
+MARKED: dict[str, dict[type, str]] = {
+    "run": {NotInKey: "order tasks workers groups imported preset"},
+    "model": {
+        NotInKey: "name revision",
+        InKeyUnlessDefault: "dropout quantization attention gradient_checkpointing",
+    },
+    "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
+    "train": {
+        NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
+        Meaning: "schedule",
+    },
+    "eval": {NotInKey: "batch_size forward"},
+}
+"""By hand: what is not in the keys, what is there unless it has its default, and what has another meaning than once."""
+
+
+@pytest.mark.parametrize("section", MARKED)
+def test_the_marks_are_those_that_somebody_thought_of(section: str) -> None:
+    """A mark that goes, comes or changes moves keys, or hides a change: it is changed here too, by hand."""
+    spec = parse({"order": "demo", "tasks": ["a"], "method": {"name": "o_lora"}}, method_params)
+    model = type(getattr(spec, section, spec))
+    for kind in (NotInKey, InKeyUnlessDefault, Meaning):
+        found = [name for name, info in model.model_fields.items() if any(type(one) is kind for one in info.metadata)]
+        assert found == MARKED[section].get(kind, "").split()

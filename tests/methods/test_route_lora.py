@@ -10,6 +10,7 @@ import torch
 
 from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
+from raycl.methods.route_lora import RouteLoraParams
 from raycl.state.stage_state import StageState
 from raycl.tasks.task import Example
 from raycl.testing.probes import (
@@ -295,3 +296,11 @@ def test_a_router_that_saw_no_inputs_says_so(routed, tiny, toy_tasks):
     method.condition(batch_of(tiny, toy_tasks[0].test))
     assert method.routes() is None
     method.remove()
+
+
+def test_settings_of_families_are_in_keys_only_where_they_act() -> None:
+    """They came after the method: stages of older versions keep their keys."""
+    plain = RouteLoraParams(name="route_lora")
+    assert not {"families", "family_below"} & plain.keyed(1).keys()
+    found = RouteLoraParams(name="route_lora", families="merge", family_below=0.8).keyed(1)
+    assert (found["families"], found["family_below"]) == ("merge", 0.8)

@@ -109,29 +109,6 @@ def marked(info: Any) -> bool:
 
 
 FIELDS = list(fields())
-MARKS: dict[str, dict[type, str]] = {
-    "run": {NotInKey: "order tasks workers groups imported preset"},
-    "model": {
-        NotInKey: "name revision",
-        InKeyUnlessDefault: "dropout quantization attention gradient_checkpointing",
-    },
-    "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
-    "train": {
-        NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
-        Meaning: "schedule",
-    },
-    "eval": {NotInKey: "batch_size forward"},
-}
-"""By hand: what is not in the keys, what is there unless it has its default, and what has another meaning than once."""
-
-
-@pytest.mark.parametrize("section", MARKS)
-def test_the_marks_are_those_that_somebody_thought_of(section: str) -> None:
-    """A mark that goes, comes or changes moves keys, or hides a change: it is changed here too, by hand."""
-    model = SECTIONS.get(section, RunSpec)
-    for kind in (NotInKey, InKeyUnlessDefault, Meaning):
-        found = [name for name, info in model.model_fields.items() if any(type(one) is kind for one in info.metadata)]
-        assert found == MARKS[section].get(kind, "").split()
 
 
 @pytest.mark.parametrize(("section", "name", "value", "keyed"), FIELDS, ids=[f"{s}.{n}" for s, n, *_ in FIELDS])

@@ -279,3 +279,27 @@ def greedy(one: Decoder, prompt: str, limit: int) -> list[int]:
                 fed = {"input_ids": torch.tensor([ids + written])}
             written.append(int(model(**fed).logits[0, -1].argmax()))
     return written
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_answers_that_change_with_the_batch_are_among_those_that_are_told(precision, tmp_path):
+    """Of a model whose logits are nearly flat: no more change than were told. In fp32 nothing is told, and none changes."""
+    spec = ModelSpec.model_validate({"name": str(save_odd("llama", tmp_path)), "precision": precision})
+    model = load_model(spec, "cpu")
+    words = ("the", "film", "is", "good", "a", "sad", "end", "of", "story", "it", "day", "night", "dog", "cat", "runs")
+    rows = tuple(
+        Example(str(n), "", " ".join(words[n * step % len(words)] for step in range(2, 3 + n % 7)), " so:", ("x",))
+        for n in range(120)
+    )
+    encoder = Encoder(model.tokenizer, False, 64, 8)
+    likely = Decoder(model, None, encoder, 8, Workers()).answer(rows[:20], 2)
+    labels = tuple(dict.fromkeys(one.text for one in likely if one.text))
+    task = Task("t", "t", "exact_match", labels, rows, rows, {})
+    one, many = (Decoder(model, None, encoder, batch, Workers()).score(task) for batch in (1, 64))
+    pairs = zip(one.predictions, many.predictions, strict=True)
+    changed = 100 * sum(first["prediction"] != second["prediction"] for first, second in pairs) / len(rows)
+    if precision == "fp32":
+        assert (one.doubtful, many.doubtful, changed) == (None, None, 0)
+    else:
+        assert one.doubtful is not None and many.doubtful is not None
+        assert 0 < one.doubtful < 100 and changed <= one.doubtful + many.doubtful
