@@ -263,13 +263,16 @@ NAMES: dict[type[StageEvent], str] = {
 """The `event` field of the JSON form. Stored manifests hold these names."""
 
 
+UNSAID: Json = {"health": (), "doubtful": None}
+"""Fields that the JSON form leaves out where they have these values; there, null is a number that was not finite."""
+
+
 def to_json(event: StageEvent) -> Json:
     """The event as plain data, with its name under `event`."""
     values = asdict(event)
     values.pop("log", None)
-    if not values.get("health", True):
-        del values["health"]
-    return {"event": NAMES[type(event)], **values}
+    said = {name: value for name, value in values.items() if name not in UNSAID or value != UNSAID[name]}
+    return {"event": NAMES[type(event)], **said}
 
 
 def from_json(values: Mapping[str, Any]) -> StageEvent:

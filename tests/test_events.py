@@ -41,7 +41,7 @@ EVENTS = st.one_of(
     st.builds(Phase, COUNT, TEXT, COUNT, COUNT),
     st.builds(Retry, TEXT, COUNT, COUNT),
     st.builds(StageEnd, COUNT, TEXT, TEXT, st.booleans(), GAUGES, GAUGES),
-    st.builds(Scored, COUNT, TEXT, TEXT, NUMBER, COUNT, NUMBER, st.booleans()),
+    st.builds(Scored, COUNT, TEXT, TEXT, NUMBER, COUNT, NUMBER, st.booleans(), doubtful=st.none() | NUMBER),
 )
 
 

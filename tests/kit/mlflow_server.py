@@ -43,14 +43,26 @@ class MlflowServer:
                 time.sleep(0.2)
         raise AssertionError(f"no answer after {SECONDS} s\n{log.read_text()}")
 
-    def kill(self) -> None:
-        """SIGKILL of it and of the processes that answer for it."""
-        import psutil
+    @property
+    def pid(self) -> int:
+        """Of the process that runs. Raises AssertionError if none does."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
 
+    def kill(self) -> None:
+        """SIGKILL of it and of the processes that answer for it, if it runs; one that was killed may be started again."""
         if self._process is None:
             return
-        whole = psutil.Process(self._process.pid)
-        for one in (*whole.children(recursive=True), whole):
-            one.kill()
+        if self._process.poll() is None:
+            kill(self._process.pid)
         self._process.wait()
         self._process = None
+
+
+def kill(pid: int) -> None:
+    """SIGKILL of a server and of the processes that answer for it."""
+    import psutil
+
+    whole = psutil.Process(pid)
+    for one in (*whole.children(recursive=True), whole):
+        one.kill()
