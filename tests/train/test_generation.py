@@ -168,6 +168,13 @@ def test_every_setting_of_a_written_text_is_explicit(sampling, how):
     assert ids.tolist() == [[97, 98, 99, 100], [0, 97, 98, 99]] and mask.tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
 
 
+def test_every_batch_of_texts_shows_that_work_moves_on():
+    """To whoever watches for a process that stands still."""
+    beats = []
+    echo(workers=Workers(beat=lambda: beats.append(1)))[0].write(list("abc"), Sampling(2), torch.Generator())
+    assert len(beats) == 2
+
+
 def test_written_texts_depend_on_their_generator_alone():
     """On its seed, not on what was drawn before; and what is drawn afterwards does not depend on them."""
     prompts = [f"{letter}" for letter in "abcdefgh"]
