@@ -111,3 +111,11 @@ def test_shapes_of_the_published_models_are_known() -> None:
         model, _ = empty(ModelSpec(name=name))
         assert sum(one.numel() for one in model.parameters()) == parameters
     assert {configuration(ModelSpec(name=name)).model_type for name in KNOWN} == {"t5", "llama"}
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"), [("meta-llama/Llama-2-7b-hf", 4096), ("meta-llama/Meta-Llama-3-8B", 8192)]
+)
+def test_positions_of_known_models(name: str, positions: int) -> None:
+    """As their model cards have them; transformers' default for the type is another one."""
+    assert configuration(ModelSpec(name=name)).max_position_embeddings == positions
