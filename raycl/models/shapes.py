@@ -11,7 +11,13 @@ from raycl.models.packaged import converted
 from raycl.models.places import locate, snapshot
 from raycl.spec import ModelSpec
 
-LLAMA = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "max_position_embeddings": 4096,
+}
 KNOWN: dict[str, dict[str, Any]] = {
     "google-t5/t5-large": {
         "model_type": "t5",
@@ -30,8 +36,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B": LLAMA
     | {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192},
 }
-"""Configurations of the models of the published tables, as far as shapes depend on them (others are transformers' defaults):
-these can be counted without the hub."""
+"""Configurations of the models of the published tables, as far as shapes and lengths depend on them (others are transformers'
+defaults): these can be counted without the hub."""
 
 
 def folder_of(place: Path) -> Path:
