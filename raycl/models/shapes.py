@@ -36,8 +36,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B": LLAMA
     | {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192},
 }
-"""Configurations of the models of the published tables, as far as shapes and lengths depend on them (the rest is the library's
-default): these can be counted without the hub."""
+"""Configurations of the models of the published tables, as far as shapes and lengths depend on them; the rest is the
+library's default. These can be counted without the hub."""
 
 
 def folder_of(place: Path) -> Path:
