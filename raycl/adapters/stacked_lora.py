@@ -5,7 +5,9 @@
 A_old stacks the frozen down-projections, (K, d_in) with K the sum of their ranks, and B_old the frozen up-projections,
 (d_out, K), each scaled by its branch's alpha / rank. c holds one weight per branch, from the layer's mixer (gates), or 1.
 Old branches cost two matrix products however many they are; the gate acts in rank space, so no (branches, d_out)
-features are ever built.
+features are ever built. Where nothing weighs them, they cost none: over an fp32 weight they are folded into a copy of it,
+W + B_old A_old, which is the same sum to fp32 round-off. A bf16 weight keeps its stack: next to its own rounding, 1/256 of
+a number, most of a branch would be lost.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class StackedLora(nn.Module, LoraLayer):
         """What stands in the place of the branches' sum; none = the sum does."""
         self.register_buffer("frozen_a", None, persistent=False)
         self.register_buffer("frozen_b", None, persistent=False)
+        self.register_buffer("folded", None, persistent=False)
         self.frozen_ranks: tuple[int, ...] = ()
         self.detach_old = False
         """Cut the gradient into x through the frozen branches, as GainLoRA's released code does."""
@@ -91,6 +94,7 @@ class StackedLora(nn.Module, LoraLayer):
         scaled = [branch.b[path] * (branch.alpha / branch.rank) for branch in branches]
         self.frozen_b = torch.cat(scaled, dim=1).to(like.device, dtype)
         self.frozen_ranks = tuple(branch.rank for branch in branches)
+        self.folded = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x: (B, S, d_in) -> (B, S, d_out). With a bf16 base this runs under autocast, which casts the fp32 adapters.
@@ -105,13 +109,15 @@ class StackedLora(nn.Module, LoraLayer):
                 f"method.targets: a module of {x.shape[-1]} inputs reads the tokens of all examples in one row, so that no "
                 "branch can be weighed by example; adapt other modules"
             )
-        out = self.base_layer(x, *args, **kwargs)
+        folds = self._folds()
+        out = self._with_old(x) if folds else self.base_layer(x, *args, **kwargs)
         if self.update is not None:
             delta = self.update(x)
             return out if delta is None else out + delta.to(out.dtype)
         x = self.lora_dropout[CURRENT](x)
         new = self.lora_A[CURRENT](x) * self.scaling[CURRENT]
-        old = None if self.frozen_a is None else F.linear(x.detach() if self.detach_old else x, self.frozen_a)
+        stacked = self.frozen_a is not None and not folds
+        old = F.linear(x.detach() if self.detach_old else x, self.frozen_a) if stacked else None
         if self.mixer is not None:
             weights = self.mixer(self, old, new).to(new.dtype)
             new = new * weights[..., -1:]
@@ -120,6 +126,23 @@ class StackedLora(nn.Module, LoraLayer):
         if old is not None:
             delta = delta + F.linear(old, self.frozen_b)
         return out + delta.to(out.dtype)
+
+    def _folds(self) -> bool:
+        """Whether the frozen branches are a plain sum that a copy of the base layer's weight can hold: nothing weighs them,
+        drops out parts of their input or takes their place, and the weight is fp32 and here whole (ZeRO-3 parts it)."""
+        base = self.get_base_layer()
+        if self.frozen_a is None or self.mixer is not None or self.update is not None or type(base) is not nn.Linear:
+            return False
+        drops = self.training and isinstance(self.lora_dropout[CURRENT], nn.Dropout)
+        weight = base.weight
+        return not drops and weight.dtype == torch.float32 and weight.dim() == 2 and not weight.requires_grad
+
+    def _with_old(self, x: Tensor) -> Tensor:
+        """(W + B_old A_old) x + bias; the sum is made at the first call."""
+        base = self.get_base_layer()
+        if self.folded is None:
+            self.folded = torch.addmm(base.get_parameter("weight").detach(), self.frozen_b, self.frozen_a)
+        return F.linear(x, self.folded, base.bias)
 
     def per_column(self, values: Tensor) -> Tensor:
         """One value per frozen branch (..., T-1) repeated for each of its rank-space features, (..., K)."""

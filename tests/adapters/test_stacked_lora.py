@@ -9,6 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
 
 from raycl.adapters.branches import Branches, LoraShape, adapter_config, kaiming, take_layer
 from raycl.adapters.stacked_lora import CURRENT, StackedLora
@@ -101,6 +103,67 @@ def test_stacked_layer_equals_a_loop_over_branches(installed, gated):
         x = torch.randn(5, 7, layer.in_features)
         expected = looped(layer, path, listed, x, gates)
         assert (layer(x) - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def test_a_plain_sum_over_an_fp32_weight_is_folded_and_the_base_stays_as_it_was(installed):
+    """Output and gradients are those of the loop, without a product for the frozen branches; the base weight keeps its bits,
+    and alone it is what `off` leaves."""
+    branches, listed = installed
+    for path, layer in branches.layers.items():
+        before = layer.get_base_layer().weight.clone()
+        x = torch.randn(5, 7, layer.in_features, requires_grad=True)
+        expected = looped(layer, path, listed, x, torch.ones(5, 3))
+        with FlopCounterMode(display=False) as counted:
+            found = layer(x)
+        tokens, both = 5 * 7, layer.in_features + layer.out_features
+        assert counted.get_total_flops() == 2 * tokens * (
+            layer.in_features * layer.out_features + SHAPE.rank * both
+        ) + (2 * sum(layer.frozen_ranks) * layer.in_features * layer.out_features), "the sum is made once"
+        with FlopCounterMode(display=False) as counted:
+            layer(x)
+        assert counted.get_total_flops() == 2 * tokens * (layer.in_features * layer.out_features + SHAPE.rank * both)
+        assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+        mine, theirs = (torch.autograd.grad(one.square().sum(), x)[0] for one in (found, expected))
+        assert (mine - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        assert torch.equal(layer.get_base_layer().weight, before)
+        with branches.off():
+            assert torch.equal(layer(x), layer.get_base_layer()(x))
+
+
+@pytest.mark.parametrize("why", ["weighed", "dropped out", "parted", "half", "transposed", "training"])
+def test_what_cannot_be_folded_is_stacked(why):
+    """Gates, dropout, a weight that is not here whole, half precision, other ways to store a weight, and a weight that
+    trains: the sum is the stack's, and no copy of the weight is made."""
+    kind = Conv1D(5, 6) if why == "transposed" else nn.Linear(6, 5)
+    kind.weight.requires_grad_(why == "training")
+    dtype = torch.bfloat16 if why == "half" else torch.float32
+    config = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.5 if why == "dropped out" else 0.0)
+    layer = StackedLora(kind, CURRENT, config, r=2, lora_alpha=4).to(dtype).train()
+    whole = nn.Linear(6, 5)
+    layer.stack("one", [random_branch({"one": whole}, 2, 4.0, seed) for seed in (1, 2)], dtype)
+    if why == "weighed":
+        layer.mixer = lambda layer, old, new: torch.ones(1, 1, 3)
+    if why == "parted":
+        forward = kind.forward
+        weight = kind.weight.data
+        kind.forward = lambda x: nn.functional.linear(x, weight, kind.bias) if not kind.weight.numel() else forward(x)
+        kind.weight.data = torch.empty(0)
+    layer(torch.randn(3, 4, 6, dtype=dtype))
+    assert layer.folded is None
+    if why == "dropped out":
+        layer.eval()(torch.randn(3, 4, 6))
+        assert layer.folded is not None
+
+
+def test_another_stack_is_another_sum(installed):
+    """Branches that are stacked later are what is folded then."""
+    branches, listed = installed
+    path, layer = next(iter(branches.layers.items()))
+    x = torch.randn(5, 7, layer.in_features)
+    layer(x)
+    layer.stack(path, listed[:1])
+    expected = looped(layer, path, [listed[0], listed[2]], x, torch.ones(5, 2))
+    assert (layer(x) - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 def test_gradients_equal_those_of_the_loop(installed):

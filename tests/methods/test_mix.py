@@ -34,7 +34,8 @@ def sequence(request, tiny, toy_tasks, run_sequence):
 
 
 def test_the_served_model_weighs_each_branch(sequence, tiny, toy_tasks):
-    """Weights c_i on the branches are weights c_i on their B_i, after every stage; weights of 1 change no bit."""
+    """Weights c_i on the branches are weights c_i on their B_i, after every stage; weights of 1 change nothing
+    (the plain sum is folded into the base, so but for round-off)."""
     params, results = sequence
     for result in results:
         state, rows = result.state, toy_tasks[0].test
@@ -46,7 +47,8 @@ def test_the_served_model_weighs_each_branch(sequence, tiny, toy_tasks):
         plain = served_logits(tiny, params, state, rows)
         assert largest_difference(mixed, served_logits(tiny, params, StageState(tuple(scaled)), rows)) <= 1e-4
         assert largest_difference(mixed, plain) > 1e-2
-        assert largest_difference(served_logits(tiny, params | {"mix": [1.0] * 3}, state, rows), plain) == 0
+        of_one = served_logits(tiny, params | {"mix": [1.0] * 3}, state, rows)
+        assert largest_difference(of_one, plain) <= 1e-5 * max(row.abs().max().item() for row in plain)
 
 
 def test_a_branch_of_weight_0_is_not_there(sequence, tiny, toy_tasks):
