@@ -61,7 +61,7 @@ def attention(
             scores = [scores[0] + zero]
         if old is not None:
             directions = (layer.frozen_b.float() * layer.per_column(selectors[:-1].T)).sum(dim=0)
-            owners = layer.per_column(torch.eye(len(selectors) - 1, device=new.device))
-            scores.append(F.linear(old.float(), owners * directions))
+            # In its own precision: a product of both takes the wider one, and no copy is kept for the backward pass.
+            scores.append(layer.per_branch(old * directions))
         scores.append(F.linear(new.float(), (selectors[-1] @ layer.up)[None]))
         return torch.cat(scores, dim=-1).softmax(dim=-1)[..., 1:]

@@ -121,7 +121,7 @@ class StackedLora(nn.Module, LoraLayer):
         if self.mixer is not None:
             weights = self.mixer(self, old, new).to(new.dtype)
             new = new * weights[..., -1:]
-            old = None if old is None else old * self.per_column(weights[..., :-1])
+            old = None if old is None else self.weighed(old, weights[..., :-1])
         delta = self.lora_B[CURRENT](new)
         if old is not None:
             delta = delta + F.linear(old, self.frozen_b)
@@ -143,6 +143,21 @@ class StackedLora(nn.Module, LoraLayer):
         if self.folded is None:
             self.folded = torch.addmm(base.get_parameter("weight").detach(), self.frozen_b, self.frozen_a)
         return F.linear(x, self.folded, base.bias)
+
+    def weighed(self, features: Tensor, weights: Tensor) -> Tensor:
+        """Rank-space features (B, S, K) of the frozen branches, each branch's under its weight (B or 1, S or 1, T-1).
+
+        Equal ranks are an axis of their own: then the backward pass keeps one weight for each branch and token, not for
+        each feature."""
+        if len(set(self.frozen_ranks)) > 1:
+            return features * self.per_column(weights)
+        return (features.unflatten(-1, (len(self.frozen_ranks), -1)) * weights[..., None]).flatten(-2)
+
+    def per_branch(self, values: Tensor) -> Tensor:
+        """Values of all rank-space features (..., K) summed up for each frozen branch, (..., T-1)."""
+        if len(set(self.frozen_ranks)) > 1:
+            return torch.stack([part.sum(dim=-1) for part in values.split(self.frozen_ranks, dim=-1)], dim=-1)
+        return values.unflatten(-1, (len(self.frozen_ranks), -1)).sum(dim=-1)
 
     def per_column(self, values: Tensor) -> Tensor:
         """One value per frozen branch (..., T-1) repeated for each of its rank-space features, (..., K)."""

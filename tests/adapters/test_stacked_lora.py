@@ -155,6 +155,38 @@ def test_what_cannot_be_folded_is_stacked(why):
         assert layer.folded is not None
 
 
+@pytest.mark.parametrize("ranks", [(3, 3), (2, 4), (1,)])
+@pytest.mark.parametrize("rows", [(5, 7), (5, 1), (1, 1)])
+def test_branches_are_weighed_and_summed_up_one_by_one(ranks, rows):
+    """Of equal ranks or not, for every token or for all of them: what a loop over the branches gives."""
+    base = nn.Linear(6, 5)
+    layer = StackedLora(base, CURRENT, LoraConfig(r=2, lora_alpha=4), r=2, lora_alpha=4)
+    layer.stack("one", [random_branch({"one": base}, rank, 4.0, seed) for seed, rank in enumerate(ranks)])
+    features, weights = torch.randn(5, 7, sum(ranks)), torch.randn(*rows, len(ranks))
+    parts = features.split(ranks, dim=-1)
+    weighed = torch.cat([part * weights[..., index, None] for index, part in enumerate(parts)], dim=-1)
+    assert torch.equal(layer.weighed(features, weights), weighed)
+    summed = torch.stack([part.sum(dim=-1) for part in parts], dim=-1)
+    assert torch.allclose(layer.per_branch(features), summed, atol=1e-6)
+
+
+def test_a_weight_for_every_token_is_kept_once_a_branch():
+    """Under softmax attention the backward pass keeps T - 1 weights of a token, and none of them r times over."""
+    base = nn.Linear(6, 5)
+    layer = StackedLora(base, CURRENT, LoraConfig(r=2, lora_alpha=4), r=2, lora_alpha=4)
+    layer.stack("one", [random_branch({"one": base}, 4, 4.0, seed) for seed in range(3)])
+    features, weights = torch.randn(5, 7, 12, requires_grad=True), torch.randn(5, 7, 3, requires_grad=True)
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.untyped_storage().size() // 4)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer.weighed(features, weights)
+    assert sorted(kept) == [5 * 7 * 3, 5 * 7 * 12]
+
+
 def test_another_stack_is_another_sum(installed):
     """Branches that are stacked later are what is folded then."""
     branches, listed = installed

@@ -25,7 +25,7 @@ class Layer:
     frozen_b = torch.tensor([[2.0], [0.0]])
     frozen_ranks = (1,)
     up = torch.tensor([[0.0], [1.0]])
-    per_column = StackedLora.per_column
+    per_column, per_branch = StackedLora.per_column, StackedLora.per_branch
 
 
 def random_state(tiny, tasks: int, selectors: float = 0.05) -> StageState:
