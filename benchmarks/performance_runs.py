@@ -38,12 +38,11 @@ def in_folder(measure: Callable[[Path], Figure]) -> Figure:
         return measure(Path(name))
 
 
-def write_fifteen(folder: Path, width: int = 576, layers: int = 12) -> list[str]:
-    """Fifteen small tasks, and a random Llama whose branches are as large as those of a real small model; the words of the
-    command that trains on them."""
+def write_tasks(folder: Path, train: int, test: int) -> None:
+    """Fifteen small tasks, as a stream."""
     entries = []
     for number in range(1, STAGES + 1):
-        for split, count in (("train", 8), ("test", 2)):
+        for split, count in (("train", train), ("test", test)):
             rows = [
                 {"text": " ".join((f"{number} {split} {row}", *WORDS[row % 4 :])), "label": LABELS[row % 2]}
                 for row in range(count)
@@ -55,6 +54,12 @@ def write_fifteen(folder: Path, width: int = 576, layers: int = 12) -> list[str]
             {"name": f"task{number}", "data": data, "input": "text", "answer": "label", "labels": list(LABELS)}
         )
     (folder / "fifteen.yaml").write_text(yaml.safe_dump({"stream": "fifteen", "tasks": entries}), encoding="utf-8")
+
+
+def write_fifteen(folder: Path, width: int = 576, layers: int = 12) -> list[str]:
+    """Fifteen small tasks, and a random Llama whose branches are as large as those of a real small model; the words of the
+    command that trains on them."""
+    write_tasks(folder, 8, 2)
     write_model(folder / "model", width, layers)
     sets = {
         "data.train_examples": 8,
@@ -200,6 +205,23 @@ def passes(folder: Path) -> Figure:
     return Figure(median(shares), native_precision(), details={"note": note, "seconds": [dict(one) for one in parts]})
 
 
+def not_useful(folder: Path) -> Figure:
+    """Percent of the wall time of a process that trains fifteen tasks which is none of benchmarks/useful_time.py's."""
+    train, test = 64, 16
+    write_tasks(folder, train, test)
+    command = [sys.executable, str(ROOT / "benchmarks" / "useful_time.py"), str(folder)]
+    command += [f"--train={train}", f"--test={test}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    whole = time.perf_counter() - started
+    seconds = json.loads(done.stdout.splitlines()[-1])
+    shares = ", ".join(f"{part} {100 * one / whole:.0f} %" for part, one in seconds.items())
+    note = f"{whole:.0f} s from shell to shell: {shares}; gain_lora, {train} training and {test} test examples a task"
+    value = 100 * (whole - sum(seconds.values())) / whole
+    return Figure(value, native_precision(), details={"note": note, "whole": whole, "seconds": seconds})
+
+
 def _cell(name: str, what: str, bar: Bar, measure: Callable[[Path], Figure]) -> Cell:
     return Cell(name, what, bar, partial(in_folder, measure))
 
@@ -225,6 +247,12 @@ RUN_CELLS = (
         "between two stages of a warm worker group, beyond passes and evaluation",
         Bar(1.0, " s"),
         between_stages,
+    ),
+    _cell(
+        "not-useful-15",
+        "wall time of 15 stages, packaged model, not in forward, backward, optimizer or generation",
+        Bar(10.0, " %"),
+        not_useful,
     ),
     _cell("passes-inf_lora", "data passes and bases of `inf_lora`, of a stage's training", Bar(10.0, " %"), passes),
 )
