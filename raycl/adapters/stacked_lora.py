@@ -13,7 +13,7 @@ a number, most of a branch would be lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraConfig
@@ -139,9 +139,9 @@ class StackedLora(nn.Module, LoraLayer):
 
     def _with_old(self, x: Tensor) -> Tensor:
         """(W + B_old A_old) x + bias; the sum is made at the first call."""
-        base = self.get_base_layer()
+        base = cast(nn.Linear, self.get_base_layer())
         if self.folded is None:
-            self.folded = torch.addmm(base.get_parameter("weight").detach(), self.frozen_b, self.frozen_a)
+            self.folded = torch.addmm(base.weight.detach(), self.frozen_b, self.frozen_a)
         return F.linear(x, self.folded, base.bias)
 
     def weighed(self, features: Tensor, weights: Tensor) -> Tensor:

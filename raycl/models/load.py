@@ -12,7 +12,7 @@ from raycl.files import Json
 from raycl.models.families import KEPT
 from raycl.models.faults import find_faults, heal_end_token
 from raycl.models.fingerprint import fingerprint
-from raycl.models.options import leave_out_unsound_kernels, loading_options, require_options
+from raycl.models.options import leave_out_unsound_kernels, loading_options, require_options, take_faster_kernels
 from raycl.models.places import locate, place
 from raycl.models.probe import regions, set_dropout
 from raycl.models.reading import longest_reading
@@ -63,6 +63,7 @@ def load_model(spec: ModelSpec, device: str) -> LoadedModel:
         raise ValueError("model.precision is still 'auto': resolve the run spec before its model is loaded")
     require_options(spec, device)
     leave_out_unsound_kernels()
+    take_faster_kernels()
     mark = fingerprint(spec)
     folder = model_folder(spec)
     try:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from raycl.errors import SpecError
 from raycl.models.load import LoadedModel, load_model
@@ -188,3 +190,39 @@ def test_no_model_runs_with_attention_whose_gradients_are_nan(tmp_path: Path) ->
     torch.backends.cuda.enable_cudnn_sdp(True)
     load_model(named(save_odd("llama", tmp_path)), "cpu")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_bf16_attention_on_a_cpu_computes_in_fp32_where_it_trains_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel that is slow on the way back is not met, whether the mask holds truth values or numbers; of two models
+    loaded one after the other, the second does not wrap it again."""
+    for _ in range(2):
+        load_model(named(save_odd("llama", tmp_path)), "cpu")
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    seen: list[torch.dtype] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def noting(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(query.dtype)
+        return kernel(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    draw = torch.Generator().manual_seed(0)
+    wide = [torch.randn(2, 3, 5, 4, generator=draw) for _ in range(3)]
+    visible = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    hidden = torch.zeros(2, 1, 5, 5).masked_fill(~visible, -1e9)
+    half = [one.bfloat16() for one in wide]
+    expected = kernel(*(one.float() for one in half), attn_mask=visible).transpose(1, 2)
+    for mask in (visible, hidden.bfloat16()):
+        trained = [one.clone().requires_grad_() for one in half]
+        with torch.autocast("cpu", torch.bfloat16):
+            out, weights = attend(nn.Identity(), *trained, mask)
+        assert (out.dtype, weights) == (torch.bfloat16, None)
+        assert torch.equal(out, expected.bfloat16())
+        out.sum().backward()
+        assert all(one.grad is not None and one.grad.dtype == torch.bfloat16 for one in trained)
+    with torch.no_grad():
+        assert attend(nn.Identity(), *half, visible)[0].dtype == torch.bfloat16
+    attend(nn.Identity(), *(one.clone().requires_grad_() for one in wide), visible)
+    assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
