@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -45,7 +46,9 @@ def main() -> None:
         disable_tqdm=True,
     )
     pad = tokenizer.pad_token_id
-    Trainer(model, settings, train_dataset=rows, data_collator=lambda batch: collated(batch, pad)).train()
+    Trainer(
+        model, settings, train_dataset=Dataset.from_list(rows), data_collator=lambda batch: collated(batch, pad)
+    ).train()
     model.save_pretrained(str(given.out), selected_adapters=["new"])
     model.eval()
     for path in given.tests:
@@ -58,7 +61,7 @@ def main() -> None:
 def with_adapters(base: Any, before: list[Path]) -> Any:
     """The adapters of earlier stages, frozen, and a new one that trains; all of them add up."""
     config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = PeftModel(base, config, adapter_name="new")
+    model: Any = PeftModel(base, config, adapter_name="new")
     names = [f"stage{index}" for index in range(len(before))]
     for name, folder in zip(names, before, strict=True):
         model.load_adapter(str(folder / "new"), adapter_name=name)

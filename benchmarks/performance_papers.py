@@ -10,6 +10,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from performance_cell import Bar, Cell, Figure
 from performance_runs import ROOT, run
@@ -53,7 +54,8 @@ def against_papers(examples: int) -> Figure:
 def write_base(folder: Path, precision: str) -> None:
     """The packaged model as a folder, as it would come from a hub."""
     loaded = load_model(ModelSpec.model_validate({"precision": precision}), "cpu")
-    loaded.backbone.model.save_pretrained(folder)
+    model: Any = loaded.backbone.model
+    model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
 
 
