@@ -23,11 +23,12 @@ from performance_evaluation import EVALUATION_CELLS
 from performance_papers import PAPERS_CELLS
 from performance_runs import RUN_CELLS
 from performance_steps import STEP_CELLS
+from performance_sweeps import SWEEP_CELLS
 
 from raycl.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
-CELLS = {cell.name: cell for cell in (*STEP_CELLS, *RUN_CELLS, *EVALUATION_CELLS, *PAPERS_CELLS)}
+CELLS = {cell.name: cell for cell in (*STEP_CELLS, *RUN_CELLS, *EVALUATION_CELLS, *PAPERS_CELLS, *SWEEP_CELLS)}
 HEAD = """# Performance
 
 `python benchmarks/performance.py` makes this page alone. A step is one of training: forward pass, penalties, backward pass,

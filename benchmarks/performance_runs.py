@@ -38,10 +38,10 @@ def in_folder(measure: Callable[[Path], Figure]) -> Figure:
         return measure(Path(name))
 
 
-def write_tasks(folder: Path, train: int, test: int) -> None:
-    """Fifteen small tasks, as a stream."""
+def write_tasks(folder: Path, train: int, test: int, tasks: int = STAGES) -> None:
+    """Small tasks, as the stream tasks.yaml."""
     entries = []
-    for number in range(1, STAGES + 1):
+    for number in range(1, tasks + 1):
         for split, count in (("train", train), ("test", test)):
             rows = [
                 {"text": " ".join((f"{number} {split} {row}", *WORDS[row % 4 :])), "label": LABELS[row % 2]}
@@ -53,7 +53,7 @@ def write_tasks(folder: Path, train: int, test: int) -> None:
         entries.append(
             {"name": f"task{number}", "data": data, "input": "text", "answer": "label", "labels": list(LABELS)}
         )
-    (folder / "fifteen.yaml").write_text(yaml.safe_dump({"stream": "fifteen", "tasks": entries}), encoding="utf-8")
+    (folder / "tasks.yaml").write_text(yaml.safe_dump({"stream": "small", "tasks": entries}), encoding="utf-8")
 
 
 def write_fifteen(folder: Path, width: int = 576, layers: int = 12) -> list[str]:
@@ -71,7 +71,7 @@ def write_fifteen(folder: Path, width: int = 576, layers: int = 12) -> list[str]
     return [
         *(
             "--stream",
-            f"{folder}/fifteen.yaml",
+            f"{folder}/tasks.yaml",
             "--model",
             f"{folder}/model",
             "--method",

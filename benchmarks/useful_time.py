@@ -2,7 +2,7 @@
 
     python benchmarks/useful_time.py FOLDER [--method gain_lora] [--train 64] [--test 16]
 
-Runs the fifteen tasks of FOLDER's fifteen.yaml on the packaged model in this process, and prints the seconds as JSON. What
+Runs the tasks of FOLDER's tasks.yaml on the packaged model in this process, and prints the seconds as JSON. What
 the process takes beyond them is the share of benchmarks/performance.py that is not useful.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     for part, places in PARTS.items():
         for kind, name in places:
             setattr(kind, name, timed(getattr(kind, name), seconds, part))
-    data = {"stream": str(given.folder / "fifteen.yaml"), "train_examples": given.train, "test_examples": given.test}
+    data = {"stream": str(given.folder / "tasks.yaml"), "train_examples": given.train, "test_examples": given.test}
     fields: dict[str, Any] = {"data": data, "method": {"name": given.method}, "eval": {"forward": False}}
     options = raycl.Options(
         store=str(given.folder / "store"),

@@ -9,9 +9,9 @@ import pytest
 
 from tests.kit.scripts import script
 
-performance, cells, runs, steps, evaluation, papers = (
+performance, cells, runs, steps, evaluation, papers, sweeps = (
     script(name if name == "performance" else f"performance_{name}")
-    for name in ("performance", "cell", "runs", "steps", "evaluation", "papers")
+    for name in ("performance", "cell", "runs", "steps", "evaluation", "papers", "sweeps")
 )
 
 
@@ -88,7 +88,7 @@ def test_what_is_there_is_not_measured_again_unless_it_is_asked_for(
 
 def test_rows_have_names_of_their_own_and_figures_that_are_kept_have_a_row() -> None:
     """A file beside the page that no row names would be in nobody's way, and in nobody's page."""
-    sources = (steps.STEP_CELLS, runs.RUN_CELLS, evaluation.EVALUATION_CELLS, papers.PAPERS_CELLS)
+    sources = (steps.STEP_CELLS, runs.RUN_CELLS, evaluation.EVALUATION_CELLS, papers.PAPERS_CELLS, sweeps.SWEEP_CELLS)
     assert len(performance.CELLS) == sum(map(len, sources))
     kept = {path.stem for path in (performance.RESULTS / "performance").glob("*.json")}
     assert kept <= performance.CELLS.keys()

@@ -1,0 +1,91 @@
+"""The row of benchmarks/performance.py on sweeps: the sequences of a tree with one store for all, and with one for each."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from performance_cell import Bar, Cell, Figure
+from performance_runs import write_tasks
+
+import raycl
+from raycl.models.tiny import save_tiny_model
+from raycl.sequence.driver import plan_job
+from raycl.sequence.job import SequenceJob
+from raycl.sequence.local import keep_model, worker_here
+
+TASKS = 5
+LAMBDAS = (1e-5, 1e-3, 1e-2)
+"""AM-LoRA's lambda at every task, as tune_spaces/am_lora_tree.py has it: 243 sequences."""
+THREADS = 1
+
+
+def tree() -> Figure:
+    """Stage runs without sharing over those with it; both are trained, and the last states compared byte by byte."""
+    with tempfile.TemporaryDirectory(prefix="raycl-performance-") as name:
+        folder = Path(name)
+        words = ["red green blue one two three ticket order late price thanks"] * 9
+        save_tiny_model("llama", folder / "model", words)
+        stream = write_stream(folder)
+        points = list(itertools.product(LAMBDAS, repeat=TASKS))
+        shared = trained(points, stream, lambda number: folder / "shared")
+        apart = trained(points, stream, lambda number: folder / f"store{number}")
+        alike = sum(one == two for one, two in zip(shared.leaves, apart.leaves, strict=True))
+        note = (
+            f"{apart.stages:,} stage runs against {shared.stages} for {len(points)} sequences; wall "
+            f"{apart.seconds:.0f} s against {shared.seconds:.0f} s, {apart.seconds / shared.seconds:.2f}x, CPU "
+            f"{apart.busy / shared.busy:.2f}x; {alike} of {len(points)} last states byte-identical; tiny model"
+        )
+        details = {"note": note, "shared": vars(shared), "apart": vars(apart)}
+        for one in (details["shared"], details["apart"]):
+            one.pop("leaves")
+        return Figure(apart.stages / shared.stages, threads=THREADS, details=details)
+
+
+class Trained:
+    """What training all points took."""
+
+    def __init__(self) -> None:
+        self.stages, self.seconds, self.busy = 0, 0.0, 0.0
+        self.leaves: list[str] = []
+        """Digest of the last state of each point."""
+
+
+def trained(points: list[tuple[float, ...]], stream: str, store: Callable[[int], Path]) -> Trained:
+    """Train the sequences of all points one after the other; `store` is the folder of each."""
+    found, wall, busy = Trained(), time.perf_counter(), time.process_time()
+    for number, point in enumerate(points):
+        job = job_of(point, stream, store(number))
+        found.stages += sum(not job.store.has(stage.key) for stage in job.plan.stages)
+        worker_here(job, THREADS).run()
+        found.leaves.append(job.store.manifest(job.plan.stages[-1].key).digest)
+    found.seconds, found.busy = time.perf_counter() - wall, time.process_time() - busy
+    keep_model.cache_clear()
+    return found
+
+
+def job_of(point: tuple[float, ...], stream: str, store: Path) -> SequenceJob:
+    """The sequence of a point."""
+    fields: dict[str, Any] = {
+        "data": {"stream": stream, "train_examples": 8, "test_examples": 2, "max_source_tokens": 16},
+        "model": {"name": str(Path(stream).parent / "model"), "precision": "fp32"},
+        "method": {"name": "am_lora", "rank": 2, "l1": list(point)},
+        "eval": {"forward": False},
+        "workers": 0,
+    }
+    return plan_job(raycl.resolve("laptop", [fields]), raycl.Options(store=str(store), tracking="off"))
+
+
+def write_stream(folder: Path) -> str:
+    """Five small tasks, as a stream."""
+    write_tasks(folder, 8, 2, TASKS)
+    return str(folder / "tasks.yaml")
+
+
+SWEEP_CELLS = (
+    Cell("sweep-tree", "stage runs of a tree of lambdas without sharing, over those with it", Bar(3.0, "x", "least"), tree),
+)
