@@ -28,6 +28,8 @@ METHODS = {
     "am_lora": "raycl.methods.am_lora:AmLora",
     "lorac": "raycl.methods.lorac:Lorac",
     "c_lora": "raycl.methods.c_lora:CLora",
+    "ella": "raycl.methods.ella:Ella",
+    "n_lora": "raycl.methods.n_lora:NLora",
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
     "slao": "raycl.methods.slao:Slao",

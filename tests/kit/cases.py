@@ -78,6 +78,9 @@ CASES = {
         {"name": "lfpt5", "length": 4, "attempts": 4, "tokens": 12}, "", own=("extra.prompt.value",), rows=2, **PROMPT
     ),
     "c_lora": Case({"name": "c_lora", "forgetting": 0.5}, "AB"),
+    "ella": Case({"name": "ella", "strength": 2.0}, "AB"),
+    "ella_factored": Case({"name": "ella", "strength": 2.0, "penalty": "factored", "energy": "squares"}, "AB"),
+    "n_lora": Case({"name": "n_lora", "sparsity": 1e-3}, "AB"),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
     "gain_lora_over_o": Case(

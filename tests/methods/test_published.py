@@ -35,7 +35,11 @@ SUPERNI: dict[str, dict[str, Flat]] = {
     "sapt_lora": {"t5": {"rank": 4, "epochs": 100, "kl_weight": 0.5}, "llama": {"epochs": 50, "kl_weight": 1.0}},
     "slao": {"t5": {}, "llama": {"lr": 5e-5, "epochs": 5}},
     "o_lora": {"t5": {"rank": 4}, "llama": {"rank": 4, "lr": [1e-3] + [1e-4] * 14}},
-    **{name: {f: {"rank": 4} for f in FAMILIES} for name in ("sin_lora", "inc_lora", "lorac", "c_lora", "lwf", "migu")},
+    **{
+        name: {f: {"rank": 4} for f in FAMILIES}
+        for name in ("sin_lora", "inc_lora", "lorac", "c_lora", "lwf", "migu", "ella")
+    },
+    "n_lora": {"t5": {"rank": 4, "batch_size": 32}, "llama": {"rank": 4}},
     **{name: {f: {"rank": 4} for f in FAMILIES} for name in ("merging", "route_lora")},
 }
 """What differs on an order of SuperNI tasks."""
@@ -52,6 +56,11 @@ BENCHMARK: dict[str, dict[str, Flat]] = {
         "llama": BY_FAMILY["llama"] | {"l1": 1e-5, "batch_size": 8},
     },
     "c_lora": {"t5": BY_FAMILY["t5"] | {"forgetting": 1e2}, "llama": BY_FAMILY["llama"] | {"forgetting": 1e6}},
+    "ella": {f: BY_FAMILY[f] | {"lr": 1e-3, "batch_size": 32, "max_source_tokens": 512} for f in FAMILIES},
+    "n_lora": {
+        "t5": BY_FAMILY["t5"] | {"penalty": "ab_l1", "sparsity": 0.4, "epochs": 10, "batch_size": 48},
+        "llama": BY_FAMILY["llama"],
+    },
     "migu": {f: BY_FAMILY[f] | {"dropout": 0.05, "weight_decay": 0.01} for f in FAMILIES},
     "tree_lora": {"t5": BY_FAMILY["t5"], "llama": BY_FAMILY["llama"] | {"batch_size": 32, "schedule": "cosine"}},
     "slao": {"t5": BY_FAMILY["t5"], "llama": BY_FAMILY["llama"] | {"alpha": 16.0, "batch_size": 8}},
@@ -85,6 +94,9 @@ LISTS: dict[tuple[str, str, str], Flat] = {
     ("o_lora", "llama", "long-4"): {"lr": [1e-3] + [1e-4] * 14},
     ("o_lora", "llama", "std-3"): {"lr": [1e-3] + [1e-4] * 3},
     ("o_lora", "llama", "custom"): {"lr": 1e-4},
+    ("n_lora", "t5", "long-4"): {"lr": 5e-4, "epochs": 1, "batch_size": 32},
+    ("n_lora", "t5", "long-5"): {"lr": 8e-4, "sparsity": 0.55, "epochs": 1, "batch_size": 32},
+    ("n_lora", "t5", "long-6"): {"sparsity": 1.8, "epochs": 1, "batch_size": 32},
     ("am_lora", "t5", "long-4"): {"l1": [0, *[0.01] * 5, 0.3, *[0.001] * 8]},
     ("am_lora", "llama", "long-5"): {"l1": [1e-4, 1e-4, *[0.001] * 8, *[0.01] * 5]},
     ("am_lora", "t5", "long-6"): {"l1": [0.001] * 15},
