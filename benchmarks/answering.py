@@ -122,7 +122,7 @@ def answering(method: str, precision: str, folder: Path) -> Iterator[Answering]:
         "order": "demo",
         "method": {"name": method},
         "model": {"precision": precision},
-        "data": {"train_examples": 64, "test_examples": 48, "max_source_tokens": 128},
+        "data": {"train_examples": 64, "test_examples": 24, "max_source_tokens": 128},
         "eval": {"forward": False, "batch_size": 16},
     }
     spec = raycl.resolve("demo", [fields])

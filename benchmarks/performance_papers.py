@@ -23,7 +23,7 @@ from raycl.tasks.load import load_tasks
 
 TESTS = 24
 """Test prompts of each task; all tasks so far are tested after each stage."""
-SMALL, LARGE = 64, 384
+SMALL, LARGE = 64, 192
 """Training examples of a task: where starting costs much, and where training does."""
 
 

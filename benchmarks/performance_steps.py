@@ -23,7 +23,7 @@ RANKS = {"t5-large": (4, 8), "llama-7b": (8,)}
 SHAPE_LAYERS = {PACKAGED: 0, "t5-large": 4, "llama-7b": 1}
 SHAPE_SIZES = {PACKAGED: SIZES, "t5-large": SIZES, "llama-7b": Sizes(4, 64)}
 """A step of a Llama-7B layer takes seconds on two cores, so fewer tokens."""
-ROUNDS = 5
+ROUNDS = 3
 
 
 @lru_cache(maxsize=1)

@@ -81,11 +81,16 @@ def job_of(point: tuple[float, ...], stream: str, store: Path) -> SequenceJob:
 
 
 def write_stream(folder: Path) -> str:
-    """Five small tasks, as a stream."""
+    """Small tasks, as a stream."""
     write_tasks(folder, 8, 2, TASKS)
     return str(folder / "tasks.yaml")
 
 
 SWEEP_CELLS = (
-    Cell("sweep-tree", "stage runs of a tree of lambdas without sharing, over those with it", Bar(3.0, "x", "least"), tree),
+    Cell(
+        "sweep-tree",
+        "stage runs of a tree of lambdas without sharing, over those with it",
+        Bar(3.0, "x", "least"),
+        tree,
+    ),
 )

@@ -169,7 +169,7 @@ def test_what_is_no_plain_adapter_of_this_model_is_refused(trained: Trained, tmp
         with pytest.raises(SpecError, match=message):
             import_adapter(ForeignAdapter(folder), "snippets", head, where, listeners=[])
     wide = find_head(str(trained("lorac")))
-    with pytest.raises(SpecError, match=r"method lorac: .*allowed: inc_lora, o_lora, route_lora"):
+    with pytest.raises(SpecError, match=r"method lorac: .*allowed: inc_lora, o_lora, ella, n_lora, route_lora"):
         import_adapter(ForeignAdapter(adapter), "plots", wide, where, listeners=[])
     for change, message in (
         ({"rank": 1}, r"its rank is 2; allowed: at most method.rank, 1.*--set method.rank=2"),
