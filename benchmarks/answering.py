@@ -1,8 +1,8 @@
 """Three ways to answer the test prompts of a short sequence that was really trained, for the rows on evaluation.
 
-as raycl      labels read behind one pass over the prompts, shared beginnings read once, batches by length
+as raycl        labels read behind one pass over the prompts, shared beginnings read once, batches by length
 token by token  raycl without that: batches by length, generation up to the task's longest label
-as papers     batches in the data's order, padded to their longest, up to 50 tokens, one branch after the other
+as papers       batches in the data's order, padded to their longest, up to 50 tokens, one branch after the other
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import raycl
-from raycl.adapters.stacked_lora import StackedLora, Update
+from raycl.adapters.stacked_lora import CURRENT, StackedLora, Update
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build
 from raycl.models.load import LoadedModel, load_model
@@ -102,7 +102,7 @@ def _looped(layer: StackedLora) -> Update:
     frozen = layer.frozen_a is not None
     downs = [*(layer.frozen_a.split(layer.frozen_ranks) if frozen else ()), layer.down.to(layer.weight.dtype)]
     ups = [*(layer.frozen_b.split(layer.frozen_ranks, dim=1) if frozen else ())]
-    ups.append((layer.up * layer.scaling["branch"]).to(layer.weight.dtype))
+    ups.append((layer.up * layer.scaling[CURRENT]).to(layer.weight.dtype))
 
     def update(x: Tensor) -> Tensor:
         weights = None if layer.mixer is None else layer.mixer(layer, None, x)

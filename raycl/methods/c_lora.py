@@ -16,18 +16,20 @@ ratio between 0.01 and 1 after the first steps of stage 2 is where lambda has an
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.products import per_module
 from raycl.methods.common.published import is_t5, lora_settings
 from raycl.spec import Weight, at_stage
+
+if TYPE_CHECKING:
+    from raycl.adapters.stacked_lora import StackedLora
 
 T5, LLAMA = 1e2, 1e6
 """Estimates of lambda for T5-Large and for models of 7B, see the field's description."""
@@ -93,17 +95,11 @@ class CLora(LoraMethod[CLoraParams]):
         return {"forgetting": Penalty(self._overlap(), at_stage(self.params.forgetting, self.info.stage))}
 
     def _overlap(self) -> Tensor:
-        """The sum over modules. Their (d_out, d_in) products are made one at a time, and again in the backward pass."""
+        """The sum over modules of || (sum s B_i A_i) * s B_t A_t ||_F^2, frozen branches as they act in the forward pass."""
         scale = self.params.alpha / self.params.rank
-        with torch.autocast(self.branches.backbone.device.type, enabled=False):
-            parts = [
-                checkpoint(_overlap, layer, layer.down, layer.up, scale, use_reentrant=False, preserve_rng_state=False)
-                for layer in self.branches.layers.values()
-            ]
-            return torch.stack(parts).sum()
 
+        def overlap(path: str, layer: StackedLora) -> Tensor:
+            old = layer.frozen_b.float() @ layer.frozen_a.float()
+            return (old * (layer.up @ (scale * layer.down))).square().sum()
 
-def _overlap(layer: Any, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """|| (sum s B_i A_i) * s B_t A_t ||_F^2 of one module; the frozen branches as they act in the forward pass."""
-    old = layer.frozen_b.float() @ layer.frozen_a.float()
-    return (old * (up @ (scale * down))).square().sum()
+        return per_module(self.branches, overlap).sum()

@@ -20,20 +20,23 @@ those of a re-implementation by other authors (JumpLoRA's release) and of third 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from raycl.adapters.backbone import Backbone
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.products import per_module
 from raycl.methods.common.published import lora_settings
 from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StageState
+
+if TYPE_CHECKING:
+    from raycl.adapters.stacked_lora import StackedLora
 
 EXACT_UP_TO = 10**8
 """Numbers of all E together above which `penalty=auto` is the factored term."""
@@ -118,29 +121,19 @@ class Ella(LoraMethod[EllaParams]):
         return {"overlap": Penalty(self._overlap(), at_stage(self.params.strength, self.info.stage))}
 
     def _overlap(self) -> Tensor:
-        """The mean over modules, in fp32."""
+        """The mean over modules of || s B A * E ||_F^2, or of its factored form."""
         scale = self.params.alpha / self.params.rank
-        with torch.autocast(self.branches.backbone.device.type, enabled=False):
-            parts = [
-                factored(layer.down, layer.up, scale, *self.factors[path])
-                if self.factors
-                else checkpoint(
-                    _exact,
-                    layer,
-                    layer.down,
-                    layer.up,
-                    scale,
-                    self.params.energy,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-                for path, layer in self.branches.layers.items()
-            ]
-            return torch.stack(parts).mean()
+
+        def overlap(path: str, layer: StackedLora) -> Tensor:
+            if self.factors:
+                return factored(layer.down, layer.up, scale, *self.factors[path])
+            return (energy(layer, self.params.energy) * (layer.up @ (scale * layer.down)).square()).sum()
+
+        return per_module(self.branches, overlap).mean()
 
 
 @torch.no_grad()
-def energy(layer: Any, kind: str) -> Tensor:
+def energy(layer: StackedLora, kind: str) -> Tensor:
     """E^2 (d_out, d_in) in fp32 of a module's frozen branches, as they act in the forward pass."""
     down, up = layer.frozen_a.float(), layer.frozen_b.float()
     if kind == "sum":
@@ -159,8 +152,3 @@ def factored(down: Tensor, up: Tensor, scale: float, rows: Tensor, columns: Tens
     """s^2 tr[(B^T diag(u) B) (A diag(v) A^T)] of one module."""
     left, right = up.T @ (rows[:, None] * up), (down * columns) @ down.T
     return scale**2 * (left * right.T).sum()
-
-
-def _exact(layer: Any, down: Tensor, up: Tensor, scale: float, kind: str) -> Tensor:
-    """|| s B A * E ||_F^2 of one module."""
-    return (energy(layer, kind) * (up @ (scale * down)).square()).sum()

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from raycl.adapters.backbone import Backbone
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
+from raycl.methods.common.products import per_module
 from raycl.methods.common.published import is_t5, lora_settings
 from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StageState
@@ -111,18 +110,16 @@ class NLora(LoraMethod[NLoraParams]):
         return {"sparsity": Penalty(self._norm(), weight)} if weight > 0 else {}
 
     def _norm(self) -> Tensor:
-        """The sum over modules, in fp32; products of full size are made one at a time, and again in the backward pass."""
-        layers = self.branches.layers.values()
-        with torch.autocast(self.branches.backbone.device.type, enabled=False):
-            if self.params.penalty == "ab_l1":
-                return torch.stack([(layer.down @ layer.up).abs().sum() for layer in layers]).sum()
-            parts = [
-                checkpoint(delta_l1, layer.down, layer.up, use_reentrant=False, preserve_rng_state=False)
-                for layer in layers
-            ]
-            return torch.stack(parts).sum()
+        """The sum over modules."""
+        norm = delta_l1 if self.params.penalty == "delta_l1" else ab_l1
+        return per_module(self.branches, lambda path, layer: norm(layer.down, layer.up)).sum()
 
 
 def delta_l1(down: Tensor, up: Tensor) -> Tensor:
     """|| B A ||_1 of one module."""
     return (up @ down).abs().sum()
+
+
+def ab_l1(down: Tensor, up: Tensor) -> Tensor:
+    """|| A B ||_1 of one square module."""
+    return (down @ up).abs().sum()
