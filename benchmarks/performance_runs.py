@@ -188,12 +188,12 @@ class Ends:
             self.ends.append(event)
 
 
-def passes(folder: Path) -> Figure:
+def passes(tokens: int | None, folder: Path) -> Figure:
     """What InfLoRA's stages spend beside training, in percent of it: data passes, design, bases, installing."""
     fields = {
         "order": "roget,snippets,plots",
-        "method": {"name": "inf_lora"},
-        "data": {"train_examples": 48, "test_examples": 2},
+        "method": {"name": "inf_lora", "tokens_per_dim": tokens},
+        "data": {"train_examples": 200, "test_examples": 2},
         "workers": 0,
     }
     options = raycl.Options(store=f"{folder}/store", tracking="off", output=f"{folder}/out")
@@ -201,13 +201,14 @@ def passes(folder: Path) -> Figure:
     raycl.run_sequence(raycl.resolve("laptop", [fields]), options, [ends])
     parts = [end.seconds for end in ends.ends]
     shares = [100 * (one["pass_before"] + one["pass_after"] + one["other"]) / one["train"] for one in parts]
-    note = "packaged model, one epoch of 48 examples; both passes see every example once"
+    read = "every example" if tokens is None else f"{tokens} tokens for each of 576 dimensions"
+    note = f"packaged model, one epoch of 200 examples; both passes read {read}"
     return Figure(median(shares), native_precision(), details={"note": note, "seconds": [dict(one) for one in parts]})
 
 
-def not_useful(folder: Path) -> Figure:
+def not_useful(train: int, folder: Path) -> Figure:
     """Percent of the wall time of a process that trains fifteen tasks which is none of benchmarks/useful_time.py's."""
-    train, test = 64, 16
+    test = 16
     write_tasks(folder, train, test)
     command = [sys.executable, str(ROOT / "benchmarks" / "useful_time.py"), str(folder)]
     command += [f"--train={train}", f"--test={test}"]
@@ -222,8 +223,8 @@ def not_useful(folder: Path) -> Figure:
     return Figure(value, native_precision(), details={"note": note, "whole": whole, "seconds": seconds})
 
 
-def _cell(name: str, what: str, bar: Bar, measure: Callable[[Path], Figure]) -> Cell:
-    return Cell(name, what, bar, partial(in_folder, measure))
+def _cell(name: str, what: str, bar: Bar, measure: Callable[[Path], Figure], version: int = 1) -> Cell:
+    return Cell(name, what, bar, partial(in_folder, measure), version)
 
 
 RUN_CELLS = (
@@ -252,7 +253,20 @@ RUN_CELLS = (
         "not-useful-15",
         "wall time of 15 stages, packaged model, not in forward, backward, optimizer or generation",
         Bar(10.0, " %"),
-        not_useful,
+        partial(not_useful, 64),
     ),
-    _cell("passes-inf_lora", "data passes and bases of `inf_lora`, of a stage's training", Bar(10.0, " %"), passes),
+    _cell(
+        "not-useful-15-laptop",
+        "the same with as many examples as the preset `laptop` has",
+        Bar(10.0, " %"),
+        partial(not_useful, 256),
+    ),
+    _cell(
+        "passes-inf_lora",
+        "data passes and bases of `inf_lora`, of a stage's training, `method.tokens_per_dim` 8",
+        Bar(10.0, " %"),
+        partial(passes, 8),
+        version=2,
+    ),
+    _cell("passes-all-inf_lora", "the same over all rows, as by default", Bar(10.0, " %"), partial(passes, None)),
 )

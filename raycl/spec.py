@@ -232,6 +232,12 @@ class EvalSpec(Strict):
         default=False,
         description="also score each next task before its stage and, at the end, the untrained model; needed for FWT",
     )
+    workers: Annotated[int, NotInKey("who scores is no part of it")] = Field(
+        default=0,
+        ge=0,
+        exclude_if=lambda workers: workers == 0,
+        description="Ray workers of their own that score each stage while the next ones train; 0 = those that train do",
+    )
 
 
 class RunSpec(Strict):

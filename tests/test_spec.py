@@ -269,6 +269,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.checkpoint_every": ([0, 9], [-1]),
     "train.patience": ([0, 9], [-1]),
     "eval.batch_size": ([1], [0]),
+    "eval.workers": ([0, 8], [-1]),
     "method.rank": ([1], [0]),
     "method.lambda1": ([0], [-0.1]),
 }
@@ -338,7 +339,7 @@ MARKED: dict[str, dict[type, str]] = {
         NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
         Meaning: "schedule",
     },
-    "eval": {NotInKey: "batch_size forward"},
+    "eval": {NotInKey: "batch_size forward workers"},
 }
 """By hand: what is not in the keys, what is there unless it has its default, and what has another meaning than once."""
 

@@ -78,12 +78,17 @@ def grow(basis: Tensor, moment: Tensor, threshold: float, power: int = 1, chunks
     columns = []
     for index in range(chunks):
         part = slice(index * block, (index + 1) * block)
-        total = (torch.linalg.eigvalsh(moment[part, part]).clamp(min=0) ** power).sum()
+        total = energy(moment[part, part], power)
         energies = values[index] ** power
         captured = total - energies.sum()
         needed = _count(energies, captured, total, threshold)
         columns.append(vectors[index][:, :needed])
     return orthonormalise(torch.cat(columns, dim=1), basis).cpu()
+
+
+def energy(moment: Tensor, power: int) -> Tensor:
+    """The sum of the eigenvalues^power, power 1 or 2, of a symmetric positive semidefinite second moment."""
+    return moment.trace() if power == 1 else moment.square().sum()
 
 
 def _count(energies: Tensor, captured: Tensor, total: Tensor, threshold: float) -> int:

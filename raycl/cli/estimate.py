@@ -54,4 +54,4 @@ def estimate(gpus: Gpus = None, gpu: Gpu = None, space: Space = None, as_json: A
     report.print_estimate(found, places, standard_output())
 
 
-with_flags_of(run, estimate, without=("fields", "workers", "groups"))
+with_flags_of(run, estimate, without=("fields", "workers", "groups", "eval_workers"))

@@ -36,6 +36,12 @@ Groups = Annotated[
     int | None,
     typer.Option(help="groups of workers at the same time, for methods whose stages depend on no other  (default: 1)"),
 ]
+EvalWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--eval-workers", help="further workers that score each stage while the next ones train  (default: 0)"
+    ),
+]
 Output = Annotated[str | None, typer.Option(help="folder for matrix, plots and spec  (default: under ~/.raycl/runs)")]
 Drift = Annotated[
     Literal["fail", "rebuild", "accept"],
@@ -55,6 +61,7 @@ def run(
     seed: SeedFlag = None,
     workers: Workers = None,
     groups: Groups = None,
+    eval_workers: EvalWorkers = None,
     store: StoreFlag = None,
     config: ConfigFlag = None,
     sets: SetFlags = None,
@@ -72,7 +79,7 @@ def run(
         return show_fields(method or "gain_lora", "" if preset == "auto" else preset)
     flags = {
         **{"order": order, "method": method, "model": model, "data": data, "seed": seed, "stream": stream},
-        **{"allow_code": allow_code, "workers": workers, "groups": groups},
+        **{"allow_code": allow_code, "workers": workers, "groups": groups, "eval_workers": eval_workers},
     }
     places = {"store": store, "tracking": tracking, "output": output, "on_drift": on_drift}
     spec, options = read_run(preset=preset, config=config, sets=sets, **flags, **places)

@@ -87,6 +87,7 @@ FIELD_OF_FLAG = {
     "seed": "seed",
     "workers": "workers",
     "groups": "groups",
+    "eval_workers": "eval.workers",
 }
 """Flag -> the run-spec field it sets."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from raycl.files import Json
 from raycl.methods.common.base import About, Moments, Observes, When
 from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
 from raycl.methods.common.published import gpm_settings
-from raycl.spec import PositiveInt
+from raycl.spec import InKeyUnlessDefault, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 ONE_SIDED = (
@@ -56,6 +56,11 @@ class SubspaceParams(LoraParams):
     )
     horizon: PositiveInt = Field(default=15, description="N in epsilon_t = epsilon + (1 - epsilon) (t - 1) / N")
     layer_chunks: PositiveInt = Field(default=1, description="diagonal blocks of C per layer; must divide d_in")
+    tokens_per_dim: Annotated[PositiveInt | None, InKeyUnlessDefault()] = Field(
+        default=None,
+        description="tokens that a data pass reads for each dimension of the widest layer input, in rows drawn at random; "
+        "none = all rows. 8 were enough for A_t within 0.5 % of its energy, and for bases within 1 % of epsilon",
+    )
 
 
 class InfLoraParams(SubspaceParams, MixParams):
@@ -110,6 +115,12 @@ class InfLora(LoraMethod[SubspaceParams]):
         """Both need the layers' inputs; a random design needs none before."""
         before: tuple[When, ...] = () if params.design == "random_projected" else ("before",)
         return dict.fromkeys((*before, "after"), "layers")
+
+    @property
+    def pass_tokens(self) -> int | None:
+        """So many for each dimension of the widest input."""
+        each = self.params.tokens_per_dim
+        return None if each is None else each * max(self.inputs.widths.values())
 
     def install(self, backbone: Backbone, state: StageState) -> None:
         """A new branch whose B trains; A is designed by `initialise`, or here for a random design."""

@@ -75,7 +75,7 @@ class Terminal:
         """`console` none = standard output."""
         self.console = console or standard_output()
         self._stages = 0
-        self._rounded, self._watchful = False, True
+        self._rounded, self._watchful, self._scored_apart = False, True, False
         self._doubtful: float | None = None
         self._tasks: dict[int, str] = {}
         self._quarters: dict[int, int] = {}
@@ -113,6 +113,7 @@ class Terminal:
         """What is going to happen."""
         self._stages = len(event.stages)
         self._watchful = event.spec.get("train", {}).get("health") != "continue"
+        self._scored_apart = bool(event.spec.get("eval", {}).get("workers"))
         self._rounded = event.spec.get("model", {}).get("precision") == "bf16"
         self._tasks = {stage.stage: stage.task for stage in event.stages}
         stored = sum(stage.stored for stage in event.stages)
@@ -175,6 +176,10 @@ class Terminal:
                         "a few" if self._doubtful is None else f"up to {self._doubtful:.1f} % of the last row"
                     )
                 )
+        if self._scored_apart and (after := event.facts.get("seconds_after_training")) is not None:
+            self._line(
+                f"critical path: {duration(event.facts['seconds'])}, {duration(after)} of it after the last training"
+            )
         for line in aligned(event.places):
             self._line(line)
 

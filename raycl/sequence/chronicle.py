@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from raycl.analysis.matrix import AccuracyMatrix
@@ -48,6 +49,8 @@ class Chronicle:
         self.listeners = tuple(listeners)
         """In the order in which they hear."""
         self.matrix = AccuracyMatrix([task.name for task in job.tasks])
+        self.trained_at: float | None = None
+        """When the last stage so far was trained, by `time.time`; none if all were stored."""
         self._heard: set[str] = set()
         """Keys of stages and cells that were told of."""
         self._rows: set[int] = set()
@@ -73,6 +76,7 @@ class Chronicle:
         """Hand on one event; a score fills every cell with the same key, and a row that is whole is told of."""
         if isinstance(event, StageEnd):
             self._heard.add(event.key)
+            self.trained_at = self.trained_at if event.cached else time.time()
         if not isinstance(event, Scored):
             self._tell(event)
             return

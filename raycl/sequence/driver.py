@@ -20,7 +20,15 @@ from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import run_here
 from raycl.sequence.names import run_name, run_title
 from raycl.sequence.plan import Plan
-from raycl.sequence.preflight import OnDrift, check_groups, check_output, check_states, check_workers, settle_drift
+from raycl.sequence.preflight import (
+    OnDrift,
+    check_eval_workers,
+    check_groups,
+    check_output,
+    check_states,
+    check_workers,
+    settle_drift,
+)
 from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.tracking.memory import RunMemory
@@ -107,6 +115,7 @@ def run_sequence(
 def plan_job(spec: RunSpec, options: Options) -> SequenceJob:
     """A sequence with its data read and its keys known; nothing is started. Raises UserError for what cannot be run."""
     check_groups(spec)
+    check_eval_workers(spec)
     if spec.workers is not None:
         check_workers(spec, spec.workers)
     return make_job(spec, options.place())
@@ -133,7 +142,10 @@ def run_job(job: SequenceJob, options: Options, listeners: Sequence[Listener] | 
         chronicle.end(status_of(error))
         raise
     trained = sorted(missing.stages)
-    chronicle.end("FINISHED", _facts(job, trained, time.time() - started), records.places)
+    facts = _facts(job, trained, time.time() - started)
+    if chronicle.trained_at is not None:
+        facts["seconds_after_training"] = time.time() - chronicle.trained_at
+    chronicle.end("FINISHED", facts, records.places)
     return SequenceResult(chronicle.matrix, job.plan, records.files, trained)
 
 
@@ -173,14 +185,17 @@ def _host(job: SequenceJob, missing: Missing) -> Host:
     if job.spec.workers == 0:
         return Host(run_here, 0, f"{local_device()}, in this process")
     from raycl.cluster import cluster_gpus, default_workers  # brings Ray, which a stored or local sequence does without
-    from raycl.sequence.group import groups_at_once, run_group
+    from raycl.sequence.group import check_room, groups_at_once, run_group
 
     workers = job.spec.workers or default_workers()
     check_workers(job.spec, workers)
     kind = "GPU" if cluster_gpus() else "CPU"
+    check_room(job, workers)
     groups = groups_at_once(job, workers)
     each = f"{workers} Ray Train {'worker' if workers == 1 else 'workers'}"
-    return Host(run_group, workers, f"{kind}, {f'{groups} groups of ' if groups > 1 else ''}{each}")
+    apart = job.spec.eval.workers
+    scorers = f", and {apart} that only {'scores' if apart == 1 else 'score'}" if apart else ""
+    return Host(run_group, workers, f"{kind}, {f'{groups} groups of ' if groups > 1 else ''}{each}{scorers}")
 
 
 class Records:

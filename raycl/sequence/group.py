@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import re
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer, get_device
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.queue import Empty, Queue
 
 from raycl.cluster import beside_driver, capacity, cluster_gpus, nodes, start_cluster
-from raycl.errors import DivergedError, LostError, UserError, first_line
-from raycl.events import Retry, StageEvent
+from raycl.errors import LostError, SpecError, UserError, first_line
+from raycl.events import Retry
 from raycl.files import home
+from raycl.sequence.group_worker import GroupPart, GroupStart, Message, Standstill, run_worker
 from raycl.sequence.history import in_store
 from raycl.sequence.job import SentJob, SequenceJob
-from raycl.sequence.plan import StagePlan
-from raycl.sequence.watch import watch
-from raycl.sequence.worker import Report, SequenceWorker
+from raycl.sequence.worker import Report
 from raycl.state.store import Store
-from raycl.train.workers import Workers, cores, set_threads
+from raycl.train.workers import cores
 
 GROUP_RESTARTS = 2
 """How often a group whose worker died is started again; finished stages are in the store and stay."""
@@ -52,24 +47,6 @@ logger = logging.getLogger("raycl")
 
 
 @dataclass(frozen=True)
-class GroupStart:
-    """The first message of a nested group: what `end_group` takes."""
-
-    group: PlacementGroup | None
-    """None where Ray Train has placed the workers outside a group: then there is nothing to end."""
-
-
-@dataclass(frozen=True)
-class Standstill:
-    """The last message of a worker in which nothing has moved on for too long, and which ends itself."""
-
-    words: str
-
-
-Message = StageEvent | GroupStart | Standstill
-
-
-@dataclass(frozen=True)
 class Nested:
     """A group that belongs to a trial: it is not started again when a worker dies."""
 
@@ -82,16 +59,16 @@ class Nested:
 def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | None = None) -> None:
     """Run all that the store lacks in `workers` Ray Train workers, and hand every event to `report` in this process.
 
-    Further groups train ahead of it, as many of the job's `groups` as find room. Each worker gets the machine's cores shared
+    Further groups train ahead of it, as many of the job's `groups` as find room, and where the job has workers that score,
+    those do that in a group of their own. Each worker gets the machine's cores shared
     out as CPU threads, unless it is `nested`. Raises what a worker raises.
     """
     start_cluster()
     sent = ray.put(SentJob.of(job))
     queue = Queue(actor_options=beside_driver())
-    groups = 1 if nested else groups_at_once(job, workers)
-    threads = nested.threads if nested else threads_per_worker(workers * -(-groups // len(nodes())))
-    config = {"job": sent, "threads": threads, "nested": nested is not None, "ahead": False, "queue": queue}
-    config["patience"] = job.spec.train.patience
+    crowd = Crowd(workers) if nested else Crowd(workers, groups_at_once(job, workers), job.spec.eval.workers)
+    threads = nested.threads if nested else threads_per_worker(crowd.on_one_of(len(nodes())))
+    part = GroupPart(sent, "all", threads, job.spec.train.patience, queue, nested is not None)
     stood: list[str] = []
 
     def handle(message: Message) -> None:
@@ -106,11 +83,54 @@ def run_group(job: SequenceJob, workers: int, report: Report, nested: Nested | N
                 stood.clear()
 
     try:
-        scaling = _scaling(workers, threads, nested is not None, groups)
-        with _pump(queue, handle), _ahead(config, scaling, job.store, groups - 1):
-            _fit(config, scaling, job.store)
+        scaling = _scaling(workers, part, crowd)
+        with _pump(queue, handle), _ahead(part, scaling, job.store, crowd.groups - 1):
+            if crowd.scorers:
+                _fit_beside(_scaling(crowd.scorers, part, crowd), part, scaling, job.store)
+            else:
+                _fit(part, scaling, job.store)
     finally:
         queue.shutdown(force=True)
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """All workers of a sequence at the same time."""
+
+    workers: int
+    """Of a group."""
+    groups: int = 1
+    """That train."""
+    scorers: int = 0
+    """Workers that only score."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.workers * self.groups + self.scorers
+
+    def on_one_of(self, machines: int) -> int:
+        """How many the fullest of so many machines has, if they are spread evenly."""
+        return self.workers * -(-self.groups // machines) + -(-self.scorers // machines)
+
+
+def check_room(job: SequenceJob, workers: int) -> None:
+    """Workers that score need room beside a group that trains. Raises SpecError with how much there is."""
+    if not job.spec.eval.workers:
+        return
+    start_cluster()
+    room, wanted = capacity(nodes(), _need()), Crowd(workers, 1, job.spec.eval.workers).size
+    if wanted > room:
+        kind = "GPUs" if cluster_gpus() else "CPUs"
+        raise SpecError(
+            f"eval.workers: {job.spec.eval.workers} workers that score and {workers} that train need {wanted} {kind}, and "
+            f"the cluster has {room}; next step: take fewer with --eval-workers or --workers, or leave --eval-workers out"
+        )
+
+
+def _need() -> dict[str, float]:
+    """What a worker needs at least."""
+    return {"GPU": 1} if cluster_gpus() else {"CPU": 1}
 
 
 def threads_per_worker(workers: int) -> int:
@@ -125,30 +145,51 @@ def groups_at_once(job: SequenceJob, workers: int) -> int:
     if job.spec.groups == 1:
         return 1
     start_cluster()
-    need = {"GPU": 1} if cluster_gpus() else {"CPU": 1}
     missing = sum(not job.store.has(stage.key) for stage in job.plan.stages)
-    return max(1, min(job.spec.groups, missing, capacity(nodes(), need, workers)))
+    room = capacity(nodes(), _need()) - job.spec.eval.workers
+    return max(1, min(job.spec.groups, missing, room // workers))
 
 
-def _scaling(workers: int, threads: int, nested: bool, groups: int) -> ScalingConfig:
-    """What a worker asks of the cluster."""
+def _scaling(workers: int, part: GroupPart, crowd: Crowd) -> ScalingConfig:
+    """What a group of so many workers, one of a crowd, asks of the cluster."""
     if cluster_gpus():
         return ScalingConfig(num_workers=workers, use_gpu=True)
-    if nested:
-        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": threads})
+    if part.nested:
+        return ScalingConfig(num_workers=workers, resources_per_worker={"CPU": part.threads})
     cpus = int(ray.cluster_resources().get("CPU", 1))
     return ScalingConfig(
-        num_workers=workers, resources_per_worker={"CPU": max(1, min(threads, cpus // (workers * groups)))}
+        num_workers=workers, resources_per_worker={"CPU": max(1, min(part.threads, cpus // crowd.size))}
     )
 
 
+def _fit_beside(scorers: ScalingConfig, part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
+    """Train in one group while another one scores. What it leaves, if it fails, the one that trained scores in the end."""
+
+    def score() -> None:
+        try:
+            _fit(replace(part, role="scores"), scorers, store)
+            done.append(True)
+        except Exception as error:
+            logger.warning(
+                "the workers that score have ended (%s); what is left is scored in the end", _why(_cause(error))
+            )
+
+    done: list[bool] = []
+    thread = threading.Thread(target=score, daemon=True)
+    thread.start()
+    _fit(replace(part, role="trains"), scaling, store)
+    thread.join()
+    if not done:
+        _fit(part, scaling, store)
+
+
 @contextlib.contextmanager
-def _ahead(config: dict[str, Any], scaling: ScalingConfig, store: Store, groups: int) -> Iterator[None]:
+def _ahead(part: GroupPart, scaling: ScalingConfig, store: Store, groups: int) -> Iterator[None]:
     """Further groups that train ahead while the body runs. One that fails is no failure: the body trains what it left."""
 
     def run() -> None:
         try:
-            _fit({**config, "ahead": True}, scaling, store)
+            _fit(replace(part, role="ahead"), scaling, store)
         except Exception as error:
             logger.warning("a group that trained ahead has ended (%s); the others go on", _why(_cause(error)))
 
@@ -160,17 +201,20 @@ def _ahead(config: dict[str, Any], scaling: ScalingConfig, store: Store, groups:
         thread.join(AHEAD_SECONDS)
 
 
-def _fit(config: dict[str, Any], scaling: ScalingConfig, store: Store) -> None:
-    """One `TorchTrainer.fit` for all remaining stages. Every call has a name of its own: a reused name would append."""
+def _fit(part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
+    """One `TorchTrainer.fit` for a group's whole part. Every call has a name of its own: a reused name would append."""
+    alone = part.nested or part.role == "scores"
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     run = RunConfig(
         name=f"sequence-{uuid.uuid4().hex[:12]}",
         storage_path=_records(store),
-        failure_config=FailureConfig(max_failures=0 if config["nested"] else GROUP_RESTARTS),
-        callbacks=[] if config["nested"] else [FailureNotes(config["queue"])],
+        failure_config=FailureConfig(max_failures=0 if alone else GROUP_RESTARTS),
+        callbacks=[] if alone else [FailureNotes(part.queue)],
     )
     try:
-        result = TorchTrainer(_train_loop, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+        result = TorchTrainer(
+            run_worker, train_loop_config={"part": part}, scaling_config=scaling, run_config=run
+        ).fit()
     except (TrainingFailedError, RayActorError) as error:
         raise _users_error(error) or _lost(error, store) or error from None
     except SystemExit:  # how Ray Train ends a run that was interrupted from the keyboard
@@ -242,83 +286,6 @@ def _lost(error: Exception, store: Store) -> LostError | None:
         "from there. If processes die again, look for too little memory (`raycl plan` estimates it) and at the nodes (`ray "
         "status`)"
     )
-
-
-def _train_loop(config: dict[str, Any]) -> UserError | None:
-    """What Ray Train calls on every worker. Returns an error that the user must mend: to start the group again is no use.
-
-    So it is with all that the start-up finds, on whichever worker, and with a loss that diverges on all of them. Else the
-    others of several workers may wait for the one with the error, so it is raised and ends the group.
-    """
-    context = ray.train.get_context()
-    set_threads(config["threads"])
-    rank, queue = context.get_world_rank(), config["queue"]
-    if config["nested"] and rank == 0:
-        queue.put(GroupStart(get_current_placement_group()))
-    workers = Workers(rank, context.get_world_size(), str(get_device()))
-    worker, refused = _started(ray.get(config["job"]), workers, queue.put if rank == 0 else lambda event: None)
-    if worker is None or refused:
-        return refused
-    try:
-        # The start-up is not watched: to fetch a large model or to build ops takes what it takes.
-        with watch(config["patience"], lambda words: _end(queue, f"worker {rank} of {workers.world}: {words}")) as beat:
-            worker.watched(beat)
-            if config["ahead"]:
-                worker.run_ahead()
-            else:
-                worker.run(lambda stage: _report_stage(worker.store, stage, rank))
-    except UserError as error:
-        if workers.world > 1 and not isinstance(error, DivergedError):
-            raise
-        return error
-    return None
-
-
-def _end(queue: Queue, words: str) -> None:
-    """Say why, and end this process: Ray Train then starts the group again."""
-    with contextlib.suppress(Exception):
-        queue.put(Standstill(words), timeout=10)
-    os._exit(1)
-
-
-def _started(sent: SentJob, workers: Workers, report: Report) -> tuple[SequenceWorker | None, UserError | None]:
-    """A worker, started up together with the others of its group; the first error of theirs that the user must mend."""
-    worker, found = None, None
-    try:
-        worker = SequenceWorker(sent.open(), workers, report)
-    except UserError as error:
-        found = error
-    if refused := _first(workers, found):
-        return None, refused
-    return worker, _refused(worker) if worker else None
-
-
-def _refused(worker: SequenceWorker) -> UserError | None:
-    """Start a worker up; the first error of its group's that the user must mend."""
-    try:
-        worker.job.store.check_usable()
-        worker.start_up_for_rest()
-        found = None
-    except UserError as error:
-        found = error
-    return _first(worker.workers, found)
-
-
-def _first(workers: Workers, found: UserError | None) -> UserError | None:
-    """The first error of a group's workers, each with its own or none."""
-    return next((one for one in workers.gather(found) if one), None)
-
-
-def _report_stage(store: Store, stage: StagePlan, rank: int) -> None:
-    """Tell Ray Train that a stage is done. Its checkpoint is a pointer: the state itself is in the store already."""
-    metrics = {"stage": stage.stage, "key": stage.key}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        pointer = {"key": stage.key, "store": store.uri, "folder": store.folder(stage.key)}
-        (Path(folder) / "stage.json").write_text(json.dumps(pointer), encoding="utf-8")
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from raycl.sequence.driver import Options
 from raycl.sequence.history import Missing, stored_seconds
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.plan import Cell, make_plan
-from raycl.sequence.preflight import check_groups, check_workers
+from raycl.sequence.preflight import check_eval_workers, check_groups, check_workers
 from raycl.sequence.speeds import Machine, find_speed
 from raycl.sequence.task_check import text_side
 from raycl.spec import RunSpec, at_stage
@@ -71,6 +71,7 @@ class Lookout:
     def look(self, spec: RunSpec) -> Outlook:
         """What a run would do. Raises UserError as `look_ahead`."""
         check_groups(spec)
+        check_eval_workers(spec)
         machine = self.on.machine if self.on else machine_of(spec)
         check_workers(spec, machine.workers)
         job = self._job(spec)

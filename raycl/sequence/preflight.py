@@ -84,6 +84,15 @@ def check_groups(spec: RunSpec) -> None:
         )
 
 
+def check_eval_workers(spec: RunSpec) -> None:
+    """Workers that only score are Ray's. Raises SpecError with the way out."""
+    if spec.eval.workers and spec.workers == 0:
+        raise SpecError(
+            f"eval.workers: {spec.eval.workers} workers that score are Ray's, and workers: 0 runs all in this process; "
+            "next step: set --workers to 1 or more, or leave --eval-workers out"
+        )
+
+
 def check_workers(spec: RunSpec, workers: int) -> None:
     """The global batch must split evenly. Raises SpecError that names sizes that do."""
     world = max(1, workers)

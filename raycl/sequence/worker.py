@@ -96,16 +96,15 @@ class SequenceWorker:
                 stage_done(stage)
         self.score(0)
 
-    def run_ahead(self) -> None:
-        """Train the stages that nobody else makes, of a sequence whose stages depend on no other; whoever runs the sequence
-        beside this worker waits for them and scores. The last one first: the other begins with the first."""
-        for stage in reversed(self.job.plan.stages):
-            with turn(self.store, self.workers, stage, self.report, wait=False) as right:
-                if right is not None:
-                    self._train(stage, right)
-
     def advance(self, stage: StagePlan) -> bool:
         """Train and score one stage, as far as the store lacks it; whether anything was to do."""
+        mine = self.make(stage)
+        worked = self.score(stage.row) or mine
+        self.require_sound_answers(stage)
+        return worked
+
+    def make(self, stage: StagePlan) -> bool:
+        """Make sure that a stage is stored; whether it was trained here."""
         mine = False
         while not mine:
             with turn(self.store, self.workers, stage, self.report) as right:
@@ -116,12 +115,20 @@ class SequenceWorker:
             self.store.drop_partial(stage.key)  # of a process that ended right after it had published the stage
         self._check_parent(stage, mine)
         self.trained = mine
-        worked = self.score(stage.row) or mine
+        return mine
+
+    def make_if_free(self, stage: StagePlan) -> None:
+        """Train a stage that nobody else makes; what another run makes is left to it."""
+        with turn(self.store, self.workers, stage, self.report, wait=False) as right:
+            if right is not None:
+                self._train(stage, right)
+
+    def require_sound_answers(self, stage: StagePlan) -> None:
+        """Where the run asks for it, raise for a stage whose scores show that something went wrong."""
         if self.job.spec.train.health == "fail":
             require_sound(
                 self.workers.agreed(stored_signs(self.store, self.job.plan, stage)), stage, self.job.spec.train, True
             )
-        return worked
 
     def _check_parent(self, stage: StagePlan, mine: bool) -> None:
         """Note what is made here, and raise StoreError for a stage that was stored and stands on another parent than the one
@@ -131,14 +138,15 @@ class SequenceWorker:
         elif stage.parent in self._made and (drift := self.store.drift(stage.key)):
             raise StoreError(f"{drift.words}; {ON_DRIFT}")
 
-    def start_up_for_rest(self) -> None:
-        """Start up for the first stage or row that the store lacks, if it lacks any; raises as `start_up`."""
+    def start_up_for_rest(self, trains: bool = True) -> None:
+        """Start up for the first stage or row that the store lacks, if it lacks any, and for training if the worker
+        `trains`; raises as `start_up`."""
         plan, store = self.job.plan, self.store
         missing = next((stage.stage for stage in plan.stages if not store.has(stage.key)), None)
         row = next((cell.stage for cell in [*plan.cells, *plan.own] if not store.has_scores(cell.key)), None)
         missing, row = self.workers.agreed((missing, row))
         if missing is not None or row is not None:
-            self.start_up(missing or row or 0, trains=missing is not None)
+            self.start_up(missing or row or 0, trains=trains and missing is not None)
 
     def start_up(self, stage: int, trains: bool = True) -> None:
         """Load the model and, if the worker `trains`, start its engine, each once: no part of what `stage` costs.

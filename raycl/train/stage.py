@@ -106,12 +106,12 @@ class StageRun:
         return Picked(examples, sorted(order[count:])), self.encoder.encode(held_out)
 
     def _drawn(self, train: Sequence[Encoded]) -> Sequence[Encoded]:
-        """The rows of a data pass: all, or as many as the method wants, drawn at random."""
-        most = self.method.pass_examples
-        if most is None or most >= len(train):
+        """The rows of a data pass: all, or as many as the method wants, by rows or by tokens, drawn at random."""
+        most, tokens = self.method.pass_examples, self.method.pass_tokens
+        if tokens is None and (most is None or most >= len(train)):
             return train
-        order = torch.randperm(len(train), generator=self.method.info.generator("pass")).tolist()
-        return Picked(train, sorted(order[:most]))
+        order = torch.randperm(len(train), generator=self.method.info.generator("pass")).tolist()[:most]
+        return Picked(train, sorted(order if tokens is None else enough(train, order, tokens)))
 
     def _pass(
         self, when: When, module: StageModule, train: Sequence[Encoded], use: Callable[[Moments], None] | None
@@ -159,6 +159,17 @@ class StageRun:
         if best is not None:
             best.restore()
         self.seconds["train"] = time.perf_counter() - started
+
+
+def enough(rows: Sequence[Encoded], order: Sequence[int], tokens: int) -> list[int]:
+    """The places in `order` up to the first at which the rows have `tokens` tokens together; all if they never do."""
+    chosen: list[int] = []
+    for place in order:
+        if tokens <= 0:
+            break
+        chosen.append(place)
+        tokens -= len(rows[place].prompt) + len(rows[place].answer)
+    return chosen
 
 
 def batch_shape(spec: RunSpec, world: int) -> BatchShape:

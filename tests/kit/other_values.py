@@ -13,6 +13,7 @@ OTHER_VALUES: dict[str, Any] = {
     "epsilon": 0.5,
     "energy_power": 2,
     "layer_chunks": 2,
+    "tokens_per_dim": 1,
     "init_constraint": False,
     "update_constraint": False,
     "detach_old": True,

@@ -128,3 +128,10 @@ def test_what_is_declared_follows_the_inner_method(name: str) -> None:
         assert type(method).carries(method.params) == type(method.inner).carries(method.params)
         assert method.follows_gradients or not method.inner.follows_gradients
         assert method.pass_examples == method.inner.pass_examples
+
+
+def test_the_tokens_of_a_pass_are_the_inner_methods(tiny, toy_tasks, run_stage):
+    """Gates over InfLoRA learn their subspaces from the rows that its layers are read on."""
+    params = CASES["gain_lora_over_inf"].params | {"tokens_per_dim": 1}
+    result = run_stage(tiny, params, toy_tasks)
+    assert result.method.pass_tokens == result.method.inner.pass_tokens == 48

@@ -299,3 +299,20 @@ def test_serving_needs_no_pass(sequence, tiny, toy_tasks, design):
             weight.data.copy_(kept[path])
     assert largest_difference(served, merged) <= 1e-4 * max(row.abs().max().item() for row in merged)
     assert issubclass(type(make_method(PARAMS)), LoraMethod)
+
+
+def test_passes_read_as_many_tokens_as_a_layer_is_wide(tiny, toy_tasks, run_stage, monkeypatch):
+    """`tokens_per_dim`: both passes read rows until they have 48 tokens; the last row may go over. None reads all."""
+    seen = []
+    run = DataPass.run
+
+    def counted(self, examples, moments, progress):
+        seen.append([len(row.prompt) + len(row.answer) for row in examples])
+        run(self, examples, moments, progress)
+
+    monkeypatch.setattr(DataPass, "run", counted)
+    for each in (1, None):
+        run_stage(tiny, PARAMS | {"tokens_per_dim": each}, toy_tasks)
+    before, after, all_before, all_after = seen
+    assert before == after and all_before == all_after
+    assert sum(before) >= 48 > sum(before) - max(before) and len(before) < len(all_before)

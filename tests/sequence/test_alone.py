@@ -16,6 +16,7 @@ from raycl.sequence.history import Missing
 from raycl.sequence.job import make_job
 from raycl.sequence.plan import Plan, make_plan
 from raycl.sequence.resolve import resolve
+from raycl.sequence.roles import train_ahead
 from raycl.sequence.worker import SequenceWorker
 from raycl.spec import parse
 from raycl.state.store import Store
@@ -153,7 +154,7 @@ def test_a_group_that_trains_ahead_leaves_what_another_makes(tmp_path: Path, fla
     lease = job.store.lease(stages[1].key)
     assert lease.acquire(0)
     events: list[StageEvent] = []
-    SequenceWorker(job, Workers(), events.append).run_ahead()
+    train_ahead(SequenceWorker(job, Workers(), events.append))
     lease.release()
     assert [job.store.has(stage.key) for stage in stages] == [True, False, True]
     assert [event.stage for event in events if isinstance(event, StageEnd)] == [3, 1]

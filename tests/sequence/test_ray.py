@@ -197,6 +197,31 @@ def test_groups_share_stages_that_depend_on_no_other(started: Start, flags: Make
     assert len(scores[0]) == 10 and sorted(scores[0]) == sorted(scores[1])
 
 
+def test_one_group_scores_while_another_trains_also_if_it_dies(
+    started: Start, ray_head: Head, flags: MakeFlags, undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of the worker that scores, in the middle of stage 2: the other one trains on, and scores what is left."""
+    settings = LONG | {"workers": 1, "eval__workers": 1}
+    running = started(flags(tmp_path / "store", "gain_inf", "llama", "roget,snippets", **settings))
+    store = Store(str(tmp_path / "store"))
+    wait_for_early(running)
+    first = next(key for key in store.stage_keys() if store.manifest(key).stage == 1)
+    trains = store.manifest(first).runtime["process"]
+    scorers = [one for one in ray_head.below(WORKER) if one.pid != trains]
+    assert len(scorers) == 1
+    scorers[0].send_signal(signal.SIGKILL)
+    done = running.wait()
+    assert done.code == 0, done.err
+    assert "1 Ray Train worker, and 1 that only scores" in done.out
+    assert "what is left is scored in the end" in done.err
+    assert "of it after the last training" in done.out
+    assert digests(tmp_path / "store") == digests(undisturbed)
+    keys, other = [key for room, key in store.entries() if room == "scores"], Store(str(undisturbed))
+    assert len(keys) == 3
+    for key in keys:
+        assert store.read_scores(key)["score"] == other.read_scores(key)["score"]
+
+
 def test_a_method_from_a_folder_of_the_users_trains_in_workers(
     started: Start, flags: MakeFlags, tmp_path: Path
 ) -> None:

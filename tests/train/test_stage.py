@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raycl.events import StageStart
 from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.spec import RunSpec, TrainSpec
 from raycl.state.stage_state import StageState
-from raycl.train.batches import Encoder
-from raycl.train.stage import StageRun
+from raycl.train.batches import Encoded, Encoder
+from raycl.train.stage import StageRun, enough
 from raycl.train.workers import Workers
 
 SEED = 3
@@ -158,3 +160,14 @@ def test_a_stage_that_changed_an_earlier_branch_ends_with_its_name_and_a_clean_b
     with pytest.raises(RuntimeError, match=r"changed 1 tensors of earlier stages, B of .* of stage 1 first"):
         Tampered(tiny, method, state, task, spec, encoder, Workers(), lambda event: None).run()
     assert set(tiny.backbone.model.state_dict()) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), tokens=st.integers(0, 60), data=st.data())
+def test_rows_are_taken_until_they_have_the_tokens(sizes: list[int], tokens: int, data: st.DataObject) -> None:
+    """The shortest beginning of the order that has them, and all rows where they never do; prompts and answers count."""
+    rows = [Encoded((1,) * (size - 1), (2,)) for size in sizes]
+    order = data.draw(st.permutations(range(len(sizes))))
+    sums = [sum(sizes[place] for place in order[:count]) for count in range(len(sizes) + 1)]
+    wanted = next((count for count, reached in enumerate(sums) if reached >= tokens), len(sizes))
+    assert enough(rows, order, tokens) == order[:wanted]

@@ -252,6 +252,11 @@ class Method(ABC, Generic[P]):
         """At most so many rows in a data pass, drawn at random; none = all."""
         return None
 
+    @property
+    def pass_tokens(self) -> int | None:
+        """Rows of a data pass are drawn at random until they have so many tokens; none = all. Asked after `install`."""
+        return None
+
     def observe_gradients(self) -> None:
         """In a pass that observes gradients: take up those of one example's log-likelihood, -sum log p, from `.grad`."""
 

@@ -97,6 +97,11 @@ class Wrapping(Method[P], Generic[P, Inner]):
         """The inner method's."""
         return self.inner.pass_examples
 
+    @property
+    def pass_tokens(self) -> int | None:
+        """The inner method's."""
+        return self.inner.pass_tokens
+
     def observe_gradients(self) -> None:
         """The inner method's."""
         self.inner.observe_gradients()

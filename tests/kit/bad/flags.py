@@ -114,6 +114,7 @@ FLAGS = [
     run("--workers", "3", words=["train.batch_size: 8", "3 workers", "multiple of 3"]),
     run("--groups", "2", words=["groups: 2", "gain_lora", "allowed: 1"]),
     run("--groups", "2", "--method", "route_lora", words=["groups: 2", "workers: 0"]),
+    run("--eval-workers", "2", words=["eval.workers: 2", "workers: 0"]),
     run("--tracking", "somewhere", words=["tracking URI 'somewhere'", "sqlite:///"]),
     run("--no-such-flag", words=["--no-such-flag"]),
     run("--ordr", "sst2", words=["--ordr", "--order"]),
