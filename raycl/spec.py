@@ -174,6 +174,11 @@ class TrainSpec(Strict):
     micro_batch_size: Annotated[PositiveInt | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
+    batches: Annotated[Literal["shuffled", "like_length"], InKeyUnlessDefault()] = Field(
+        default="shuffled",
+        exclude_if=lambda how: how == "shuffled",
+        description="which examples share an optimizer step: any, as papers do, or those of like length, for less padding",
+    )
     schedule: Annotated[Literal["constant", "linear", "cosine"], Meaning(2, except_for="constant")] = Field(
         default="constant", description="learning-rate schedule"
     )

@@ -40,10 +40,10 @@ FIELDS += [
     *(f"train.{name}" for name in ("holdout", "keep", "zero_stage", "engine")),
 ]
 FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
-FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing"]
+FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing", "eval.workers", "train.batches"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
-SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks"}
+SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks", "tokens_per_dim"}
 GATE = {"hidden", "score", "squash", "pooling", "input", "region", "epsilon", "energy_power", "chunks"}
 METHOD_FIELDS = {
     "sin_lora": BRANCH,
@@ -337,6 +337,7 @@ MARKED: dict[str, dict[type, str]] = {
     "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
     "train": {
         NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
+        InKeyUnlessDefault: "batches",
         Meaning: "schedule",
     },
     "eval": {NotInKey: "batch_size forward workers"},

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+WINDOW = 50
+"""Batches whose rows are sorted together where batches are of like length: enough to sort by, few enough to stay mixed."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of one example."""
@@ -233,14 +237,12 @@ class MicroBatch:
 
 
 def global_batches(
-    examples: Sequence[Encoded], batch_size: int, micro: int, rank: int, world: int, generator: torch.Generator
+    examples: Sequence[Encoded], order: Sequence[int], batch_size: int, micro: int, rank: int, world: int
 ) -> Iterator[list[MicroBatch]]:
-    """One epoch: for each optimizer step the micro-batches of this worker, in an order drawn from `generator`.
+    """One epoch: for each optimizer step the micro-batches of this worker, along `order`, the same on every worker.
 
-    The draw is the same on every worker. A last, smaller batch is filled up with rows whose answers are empty and so
-    weigh nothing.
+    A last, smaller batch is filled up with rows whose answers are empty and so weigh nothing.
     """
-    order = torch.randperm(len(examples), generator=generator).tolist()
     for start in range(0, len(order), batch_size):
         rows = [examples[i] for i in order[start : start + batch_size]]
         tokens, real = sum(row.counts for row in rows), len(rows)
@@ -249,6 +251,28 @@ def global_batches(
         mine = rows[rank * share : (rank + 1) * share]
         parts = batch_size / micro
         yield [MicroBatch(mine[i : i + micro], tokens / parts, real / parts) for i in range(0, share, micro)]
+
+
+def shuffled(examples: Sequence[Encoded], generator: torch.Generator) -> list[int]:
+    """Indices in an order drawn from `generator`."""
+    return torch.randperm(len(examples), generator=generator).tolist()
+
+
+def of_like_length(examples: Sequence[Encoded], batch_size: int, generator: torch.Generator) -> list[int]:
+    """Indices in an order drawn from `generator`, in whose batches rows are of like length, so that padding is small.
+
+    Of every `WINDOW` batches of a plain draw the rows are sorted by their tokens and cut into batches anew; then the batches
+    are put in an order of their own. What a last, smaller batch holds is drawn, not sorted.
+    """
+    order = shuffled(examples, generator)
+    whole = len(order) - len(order) % batch_size
+    batches = []
+    for start in range(0, whole, WINDOW * batch_size):
+        window = order[start : min(start + WINDOW * batch_size, whole)]
+        window.sort(key=lambda i: len(examples[i].prompt) + len(examples[i].answer))
+        batches += [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
+    places = torch.randperm(len(batches), generator=generator).tolist()
+    return [*(index for place in places for index in batches[place]), *order[whole:]]
 
 
 def by_length(examples: Sequence[Encoded], batch_size: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from raycl.events import Step
 from raycl.methods.common.base import Gradients, Method
 from raycl.methods.common.base import Step as TrainingPass
 from raycl.spec import TrainSpec, at_stage
-from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches
+from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches, of_like_length, shuffled
 from raycl.train.checkpoints import Checkpoints
 from raycl.train.engine import BatchShape, Engine
 from raycl.train.meter import Meter
@@ -67,7 +67,11 @@ class TrainLoop:
     def _batches(self, epoch: int) -> Iterator[list[MicroBatch]]:
         shape, workers = self.shape, self.workers
         generator = self.method.info.generator(f"order {epoch}")
-        return global_batches(self.rows, shape.batch, shape.micro, workers.rank, workers.world, generator)
+        if self.settings.batches == "shuffled":
+            order = shuffled(self.rows, generator)
+        else:
+            order = of_like_length(self.rows, shape.batch, generator)
+        return global_batches(self.rows, order, shape.batch, shape.micro, workers.rank, workers.world)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step: the token mean of the global batch, plus the method's penalties."""

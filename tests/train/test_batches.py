@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from raycl.adapters.backbone import IGNORE
 from raycl.methods.common.rows import Row
 from raycl.tasks.task import Example, Task
-from raycl.train.batches import Encoded, Encoder, MicroBatch, by_length, global_batches
+from raycl.train.batches import (
+    WINDOW,
+    Encoded,
+    Encoder,
+    MicroBatch,
+    by_length,
+    global_batches,
+    of_like_length,
+    shuffled,
+)
 
 
 def example(body: str, answer: str = "very bad", head: str = "t1head ", tail: str = " t1tail") -> Example:
@@ -199,7 +208,7 @@ def rows_of(count: int, seed: int = 0) -> list[Encoded]:
 def epoch(rows, batch, micro, world, seed=0) -> list[list[list[MicroBatch]]]:
     """Per worker, the steps of one epoch."""
     return [
-        list(global_batches(rows, batch, micro, rank, world, torch.Generator().manual_seed(seed)))
+        list(global_batches(rows, shuffled(rows, torch.Generator().manual_seed(seed)), batch, micro, rank, world))
         for rank in range(world)
     ]
 
@@ -350,3 +359,47 @@ def test_the_mask_of_the_bodies_marks_their_tokens(tiny, answers):
     assert marked == [["t1w1", "t1w2", "t1w3"], ["t1w4"]]
     bare = encoder(tiny).collate([Encoded((4, 5), (6,))], "cpu", answers)
     assert bare.body_mask is None and torch.equal(bare.text_mask, bare.prompt_mask)
+
+
+def row_of(tokens: int) -> Encoded:
+    """A row of so many tokens, of which one or two are its answer."""
+    return Encoded((1,) * (tokens - 1 - tokens % 2), (2,) * (1 + tokens % 2))
+
+
+def test_batches_of_like_length_by_hand() -> None:
+    """Nine rows in batches of two: a plain draw leaves its last row for the last batch, the others are paired by their
+    tokens, and the pairs are put in an order of their own."""
+    rows = [row_of(tokens) for tokens in (9, 4, 7, 3, 8, 5, 6, 2, 9)]
+    draw = torch.Generator().manual_seed(3)
+    plain = torch.randperm(9, generator=draw).tolist()
+    pairs = sorted(plain[:8], key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
+    wanted = [index for place in torch.randperm(4, generator=draw).tolist() for index in pairs[2 * place :][:2]]
+    assert of_like_length(rows, 2, torch.Generator().manual_seed(3)) == [*wanted, plain[8]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(3, 40), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 2**20))
+def test_batches_of_like_length_hold_every_row_once_and_pad_less(sizes: list[int], batch: int, seed: int) -> None:
+    """Each row once, the same from the same seed, and never more padding than in a plain draw of the same rows."""
+    rows = [row_of(size) for size in sizes]
+    order, again = (of_like_length(rows, batch, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert order == again and sorted(order) == list(range(len(rows)))
+
+    def padded(chosen: list[int]) -> int:
+        return sum(len(part) * max(sizes[i] for i in part) for part in cut(chosen, batch))
+
+    assert padded(order) <= padded(shuffled(rows, torch.Generator().manual_seed(seed)))
+
+
+def cut(order: list[int], batch: int) -> list[list[int]]:
+    """An order in batches."""
+    return [order[at : at + batch] for at in range(0, len(order), batch)]
+
+
+def test_rows_are_sorted_within_windows_only() -> None:
+    """Of two windows of a draw each batch has its rows from one, and batches of both are mixed."""
+    rows = [row_of(3 + index % 17) for index in range(4 * WINDOW)]
+    first = set(shuffled(rows, torch.Generator().manual_seed(0))[: 2 * WINDOW])
+    batches = cut(of_like_length(rows, 2, torch.Generator().manual_seed(0)), 2)
+    of_first = [len(first.intersection(batch)) for batch in batches]
+    assert set(of_first) == {0, 2} and of_first != sorted(of_first) and of_first != sorted(of_first, reverse=True)
