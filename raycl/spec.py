@@ -62,6 +62,14 @@ class MethodParams(Strict):
         """Whether branches end up in the base model's own weights when it is served: then none may sit on a tied weight."""
         return False
 
+    def reads_weights(self) -> bool:
+        """Whether the method computes with the numbers of the base model's weights: then these may not be quantised."""
+        return False
+
+    def branch_rank(self, d_in: int, d_out: int) -> int:
+        """Rank of what a stage trains on a module of these widths; 0 where the method has no branch."""
+        return int(getattr(self, "rank", 0))
+
     def soft_tokens(self, stages: int) -> int:
         """How many positions soft prompts take in an input, at most, in a sequence of `stages`."""
         return 0

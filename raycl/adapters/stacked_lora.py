@@ -83,6 +83,10 @@ class StackedLora(nn.Module, LoraLayer):
 
         return self.lora_A[CURRENT].register_forward_hook(heard)
 
+    def put(self, down: nn.Module, up: nn.Module) -> None:
+        """Let these modules compute the current branch, x -> A_t x and z -> B_t z; each has a parameter `weight`."""
+        self.lora_A[CURRENT], self.lora_B[CURRENT] = down, up
+
     def stack(self, path: str, branches: Sequence[Branch], computed: torch.dtype = torch.float32) -> None:
         """Stack the frozen `branches` of the module at `path`, once per stage: in the base layer's dtype, or, where its
         weights are quantised, in the dtype that the model is `computed` in."""

@@ -30,6 +30,7 @@ METHODS = {
     "c_lora": "raycl.methods.c_lora:CLora",
     "ella": "raycl.methods.ella:Ella",
     "n_lora": "raycl.methods.n_lora:NLora",
+    "osf": "raycl.methods.osf:Osf",
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
     "slao": "raycl.methods.slao:Slao",

@@ -66,5 +66,5 @@ def _trained(spec: RunSpec, backbone: Backbone, parameters: int) -> int:
     soft = method.soft_tokens(len(spec.tasks)) * backbone.width
     if not method.adapts_modules():
         return soft or parameters
-    modules = map(backbone.model.get_submodule, _adapted(spec, backbone))
-    return soft + int(getattr(method, "rank", 0)) * sum(sum(widths(module)) for module in modules)
+    sizes = [widths(backbone.model.get_submodule(path)) for path in _adapted(spec, backbone)]
+    return soft + sum(method.branch_rank(d_in, d_out) * (d_in + d_out) for d_in, d_out in sizes)

@@ -207,8 +207,9 @@ class _View:
 
     @property
     def _rank(self) -> int:
-        """Rank of a stage's branch; 0 where it has none."""
-        return int(getattr(self.spec.method, "rank", 0)) if self.spec.method.adapts_modules() else 0
+        """Rank of a stage's branch, the mean over its modules where they differ; 0 where it has none."""
+        adapted = self.products.branch + self.products.answer_branch
+        return round(self.shape.trained / adapted) if adapted else 0
 
     def _stacked(self, stages: int) -> int:
         """Ranks of the branches of so many stages, where the method keeps them all."""

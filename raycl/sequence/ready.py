@@ -91,11 +91,12 @@ def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
     """Weights of few bits can be read, neither trained nor added to."""
     method = spec.method
     trains = not method.adapts_modules() and not method.soft_tokens(stages)
-    if spec.model.quantization != "none" and (trains or method.writes_weights()):
-        what = "trains the base weights" if trains else "merges into the base weights"
+    if spec.model.quantization != "none" and (trains or method.writes_weights() or method.reads_weights()):
+        does = "trains" if trains else "merges into" if method.writes_weights() else "computes with"
         yield (
-            f"model.quantization: {spec.model.quantization} keeps the base weights as they are, and {method.name} {what} "
-            "with these settings; set it to none, or take a method or settings that put adapters or prompts on the model"
+            f"model.quantization: {spec.model.quantization} keeps the base weights as they are, and {method.name} {does} "
+            "the base weights with these settings; set it to none, or take a method or settings that put adapters or "
+            "prompts on the model"
         )
 
 

@@ -22,13 +22,15 @@ class Case:
     """Whether old branches stay in the model beside the current one."""
     own: tuple[str, ...] = ()
     """Trainable parameters of the method's own modules, as named in the stage module; {0} = index of the stage from 0,
-    * = any stage so far."""
+    * = any stage so far; {path} = each module that carries adapters by default."""
     own_from: int = 1
     """First stage at which they are there."""
     continues: bool = True
     """Whether a stage starts from the function the one before ended with."""
     serves_trained: bool = True
     """Whether the served model has the weights that were trained, and not some merger of them."""
+    holds_trained: bool = True
+    """Whether a part's factors are the very tensors that were trained, and not what acts of them."""
     rounding: float = 0.0
     """How far served logits may be from those after training, relative to the largest."""
     bare: bool = True
@@ -80,7 +82,8 @@ def expected_trainable(case: Case, model: Any, family: str, stage: int) -> list[
         names += [f"model.{name}" for name, _ in model.backbone.model.named_parameters()]
     for pattern in case.own if stage >= case.own_from else ():
         for index in range(stage) if "*" in pattern else [stage - 1]:
-            names.append(pattern.replace("*", str(index)).format(index))
+            paths = ADAPTED[family] if "{path}" in pattern else [""]
+            names += [pattern.replace("*", str(index)).format(index, path=path) for path in paths]
     if "g" in trains:
         names += [f"extra.gates.{stage - 1}.{part}.move" for part in ("layers.0", "layers.1", "key")]
     return sorted(names)

@@ -84,14 +84,15 @@ class MethodMatrix:
     def test_the_part_holds_what_was_trained(self, trained: Trained, case: Case) -> None:
         """What a part holds is the layers' state right after training, on exactly the trained modules."""
         weights = "W" in (case.trains or "")
-        needs(weights or (case.branch and case.serves_trained), "a part does not hold the weights as they were trained")
+        branch = case.branch and case.serves_trained and case.holds_trained
+        needs(weights or branch, "a part does not hold the weights as they were trained")
         for result in trained:
             if weights:
                 held = {f"model.{name.removeprefix('weights/')}": value for name, value in result.part.tensors.items()}
                 assert held.keys() >= {name for name in result.trainable if name.startswith("model.")}
                 after = result.after
                 assert all(torch.equal(value, after[name]) for name, value in held.items() if name in after)
-            if not case.branch or not case.serves_trained:
+            if not branch:
                 continue
             for path, a in result.part.pair.a.items():
                 assert torch.equal(a, result.after[f"model.{path}.lora_A.branch.weight"])

@@ -19,6 +19,8 @@ PLAIN = {"frozen_branches": False}
 APART = PLAIN | {"serves_trained": False, "continues": False}
 """A branch is trained alone, and served beside others: an input may take another one than the newest."""
 MERGED = PLAIN | {"serves_trained": False}
+GUARDED: dict[str, Any] = {"holds_trained": False, "rounding": 5e-6}
+"""A part holds what acts of the factors that train."""
 PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "falls": 1.3, "train": {"lr": 0.1}}
 """Soft prompts: they change the function from the start and need high learning rates."""
 POOL = ("extra.pool.keys", "extra.pool.prompts")
@@ -81,6 +83,10 @@ CASES = {
     "ella": Case({"name": "ella", "strength": 2.0}, "AB"),
     "ella_factored": Case({"name": "ella", "strength": 2.0, "penalty": "factored", "energy": "squares"}, "AB"),
     "n_lora": Case({"name": "n_lora", "sparsity": 1e-3}, "AB"),
+    "osf": Case({"name": "osf"}, "AB", **GUARDED),
+    "osf_full": Case(
+        {"name": "osf", "form": "full", "protect": 3}, "AB", own=("model.{path}.lora_B.branch.move",), **GUARDED
+    ),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
     "gain_lora_over_o": Case(

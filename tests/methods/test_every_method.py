@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raycl.methods.registry import METHODS
+from raycl.methods.registry import METHODS, method_params
 from raycl.testing.case import ADAPTED
 from raycl.testing.matrix import MethodMatrix
 from raycl.testing.probes import same_part, tensors_of
@@ -84,4 +84,5 @@ def test_other_target_modules_are_adapted(tiny, case, family, toy_tasks, run_sta
     name = "down_proj" if family == "llama" else "wo"
     part = run_stage(tiny, case.params | {"targets": [name]}, toy_tasks).part
     assert {path.rsplit(".", 1)[-1] for path in part.branch.a} == {name}
-    assert {a.shape for a in part.branch.a.values()} == {(RANK, 64)}
+    rank = method_params(case.params["name"]).model_validate(case.params).branch_rank(64, WIDTH)
+    assert {a.shape for a in part.branch.a.values()} == {(rank, 64)}

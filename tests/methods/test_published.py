@@ -45,6 +45,8 @@ SUPERNI: dict[str, dict[str, Flat]] = {
 """What differs on an order of SuperNI tasks."""
 GATES: Flat = {"gate_epsilon": 0.995, "gate_energy_power": 2, "gate_input": "raw"}
 SAPT: Flat = {"rank": 8, "alpha": 32.0, "dropout": 0.0, "kl_weight": 0.1, "lr": 3e-4, "epochs": 10, "batch_size": 32}
+OSF: Flat = {"form": "full", "protect": 0.5, "dropout": 0.0, "epochs": 1, "batch_size": 8, "weight_decay": 0.0}
+OSF |= {"model.dropout": 0.0}
 BENCHMARK: dict[str, dict[str, Flat]] = {
     **dict.fromkeys(("sin_lora", "inc_lora", "lorac", "lwf", "merging", "route_lora"), BY_FAMILY),
     "seq_ft": FULL,
@@ -61,6 +63,7 @@ BENCHMARK: dict[str, dict[str, Flat]] = {
         "t5": BY_FAMILY["t5"] | {"penalty": "ab_l1", "sparsity": 0.4, "epochs": 10, "batch_size": 48},
         "llama": BY_FAMILY["llama"],
     },
+    "osf": {"t5": OSF | {"lr": 5e-5, "model.dropout": 0.1}, "llama": OSF | {"lr": 1e-5, "weight_decay": 0.01}},
     "migu": {f: BY_FAMILY[f] | {"dropout": 0.05, "weight_decay": 0.01} for f in FAMILIES},
     "tree_lora": {"t5": BY_FAMILY["t5"], "llama": BY_FAMILY["llama"] | {"batch_size": 32, "schedule": "cosine"}},
     "slao": {"t5": BY_FAMILY["t5"], "llama": BY_FAMILY["llama"] | {"alpha": 16.0, "batch_size": 8}},

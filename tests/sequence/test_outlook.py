@@ -17,6 +17,7 @@ from raycl.sequence import outlook as looking
 from raycl.sequence.resolve import resolve
 from raycl.spec import RunSpec
 from raycl.state.store import Store
+from raycl.testing.case import ADAPTED
 from raycl.train.workers import device_name
 from tests.kit.cli import invoke
 from tests.kit.runs import METHODS, MakeFlags
@@ -125,6 +126,9 @@ def test_the_outline_counts_what_loading_finds(spec: Any, family: str) -> None:
     prompted = spec({"name": "lfpt5"}, family)
     assert outline(prompted).trained == prompted.method.soft_tokens(2) * found.width > 0
     assert outline(spec(METHODS["sin_lora"] | {"rank": 4}, family)).trained == 2 * found.trained
+    low = outline(spec({"name": "osf", "form": "full", "protect": 5}, family)).trained
+    modules = (model.get_submodule(path) for path in ADAPTED[family])
+    assert low == sum((min(one.weight.shape) - 5) * sum(one.weight.shape) for one in modules)
 
 
 def test_another_machines_stages_say_nothing(flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,7 @@ def test_a_method_without_branches_is_not_asked_for_targets(llama: Path) -> None
         ({"name": "merging"}, "merging merges into the base weights"),
         ({"name": "migu", "over": "seq_ft"}, "migu trains the base weights"),
         ({"name": "merging", "refactor_rank": 2}, ""),
+        ({"name": "osf"}, "osf computes with the base weights"),
         ({"name": "ewc"}, ""),
         ({"name": "gain_lora"}, ""),
         ({"name": "l2p"}, ""),
