@@ -58,6 +58,10 @@ class MethodParams(Strict):
         """Whether the method puts branches on modules of the base model, which `targets` chooses."""
         return "targets" in type(self).model_fields and "targets" not in self.inert(1)
 
+    def trains_matrices(self) -> bool:
+        """Whether Muon may move the matrices of the method's branches: it has some, and leaves their gradients whole."""
+        return self.adapts_modules()
+
     def writes_weights(self) -> bool:
         """Whether branches end up in the base model's own weights when it is served: then none may sit on a tied weight."""
         return False
@@ -174,7 +178,7 @@ class DataSpec(Strict):
 class TrainSpec(Strict):
     """Optimisation of one stage. Fields marked per stage take one value, or a list with one value per stage."""
 
-    lr: Annotated[Rate | list[Rate], PerStage()] = Field(default=5e-4, description="learning rate of AdamW; per stage")
+    lr: Annotated[Rate | list[Rate], PerStage()] = Field(default=5e-4, description="learning rate; per stage")
     epochs: Annotated[PositiveInt | list[PositiveInt], PerStage()] = Field(
         default=1, description="passes over the training set; per stage"
     )
@@ -191,7 +195,19 @@ class TrainSpec(Strict):
         default="constant", description="learning-rate schedule"
     )
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with linear warm-up")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    optimizer: Annotated[Literal["adamw", "muon"], InKeyUnlessDefault()] = Field(
+        default="adamw",
+        exclude_if=lambda name: name == "adamw",
+        description="`muon` moves the matrices of LoRA branches by orthogonalised updates, and all else by AdamW; whole "
+        "matrices only, so at train.zero_stage=0",
+    )
+    muon_scale: Annotated[Literal["match_rms_adamw", "original"], InKeyUnlessDefault()] = Field(
+        default="match_rms_adamw",
+        exclude_if=lambda scale: scale == "match_rms_adamw",
+        description="size of Muon's steps by a matrix's shape: about AdamW's at the same rate, or Muon's own, whose rates "
+        "for LoRA are 3e-3 to 3e-2",
+    )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping by global norm; 0 = none")
     holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
     keep: Literal["last", "best"] = Field(
@@ -231,8 +247,9 @@ class TrainSpec(Strict):
         return values | {"keep": "last"} if self.holdout == 0 else values
 
     def without_effect(self) -> frozenset[str]:
-        """A held-out share counts only if it selects something."""
-        return frozenset() if self.keep == "best" and self.holdout else frozenset({"holdout"})
+        """A held-out share counts only if it selects something, Muon's scale only for Muon."""
+        held_out = set() if self.keep == "best" and self.holdout else {"holdout"}
+        return frozenset(held_out | (set() if self.optimizer == "muon" else {"muon_scale"}))
 
 
 class EvalSpec(Strict):

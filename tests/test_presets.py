@@ -224,6 +224,15 @@ def test_the_recorded_spec_is_a_config_file_of_the_same_run(tmp_path: Path) -> N
         ({"train": {"checkpoint_every": 5, "zero_stage": 2}}, "train.checkpoint_every: 5"),
         ({"train": {"engine": "torch", "zero_stage": 2}}, "train.zero_stage: 2 works with train.engine=deepspeed"),
         ({"train": {"keep": "best", "holdout": 0.1, "zero_stage": 3}}, "train.keep: 'best'"),
+        (
+            {"train": {"optimizer": "muon", "zero_stage": 1}},
+            "train.optimizer: 'muon' works with train.zero_stage=0 only",
+        ),
+        (
+            {"train": {"optimizer": "muon"}, "method": {"name": "migu"}},
+            "train.optimizer: 'muon' moves the matrices of LoRA",
+        ),
+        ({"train": {"optimizer": "muon"}, "method": {"name": "seq_ft"}}, "and seq_ft with these settings trains none"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -41,6 +41,7 @@ FIELDS += [
 ]
 FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
 FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing", "eval.workers", "train.batches"]
+FIELDS += ["train.optimizer", "train.muon_scale"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
 SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks", "tokens_per_dim"}
@@ -337,7 +338,7 @@ MARKED: dict[str, dict[type, str]] = {
     "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
     "train": {
         NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
-        InKeyUnlessDefault: "batches",
+        InKeyUnlessDefault: "optimizer muon_scale batches",
         Meaning: "schedule",
     },
     "eval": {NotInKey: "batch_size forward workers"},

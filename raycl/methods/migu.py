@@ -64,6 +64,10 @@ class MiguParams(OrthogonalParams):
             return self.threshold
         return 0.05 if self.over == "o_lora" else 0.7
 
+    def trains_matrices(self) -> bool:
+        """Orthogonalised as a whole, an update would move the masked units too."""
+        return False
+
     def in_force(self) -> Json:
         """The threshold, also where it is left to the paper."""
         return super().in_force() | {"threshold": self.tau}

@@ -46,6 +46,7 @@ def resolve(preset: str, layers: list[Json], gpus: int = 0, kind: str | None = N
     if found.problems or spec is None:
         raise SpecError("\n".join(found.problems))
     _check_order(spec)
+    _check_optimizer(spec)
     return _with_precision(spec, gpus)
 
 
@@ -155,6 +156,10 @@ def _check_order(spec: RunSpec) -> None:
             f"the demo, and "
             "those of a stream of your own; next step: give --data FOLDER or --data hub"
         )
+
+
+def _check_optimizer(spec: RunSpec) -> None:
+    """Engine, ZeRO stage, optimizer and what they are to do must go together."""
     if spec.train.checkpoint_every and spec.train.zero_stage:
         raise SpecError(
             f"train.checkpoint_every: {spec.train.checkpoint_every} works with train.zero_stage=0 only "
@@ -168,4 +173,17 @@ def _check_order(spec: RunSpec) -> None:
     if spec.train.keep == "best" and spec.train.zero_stage == 3:
         raise SpecError(
             "train.keep: 'best' works with train.zero_stage 0, 1 or 2 (now 3); lower it, or keep the last epoch"
+        )
+    if spec.train.optimizer != "muon":
+        return
+    if not spec.method.trains_matrices():
+        raise SpecError(
+            f"train.optimizer: 'muon' moves the matrices of LoRA branches as a whole, and {spec.method.name} with these "
+            "settings trains none, or parts of them alone; set it to adamw, or take a method that trains branches, such as "
+            "inc_lora"
+        )
+    if spec.train.zero_stage:
+        raise SpecError(
+            f"train.optimizer: 'muon' works with train.zero_stage=0 only (now {spec.train.zero_stage}), where each worker "
+            "holds whole matrices; set train.zero_stage to 0, or train.optimizer to adamw"
         )

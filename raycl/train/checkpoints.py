@@ -30,8 +30,8 @@ class Partial(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Trained weights, Adam's moments, the best epoch so far, what the method gathers while training, and every worker's
-    own generator and meter."""
+    """Trained weights, the optimizer's moments, the best epoch so far, what the method gathers while training, and every
+    worker's own generator and meter."""
 
     partial: Partial
     engine: Engine

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.spec import TrainSpec
+from raycl.train.optimizer import make_optimizer
 from raycl.train.workers import Workers
 
 ReadGradient = Callable[[nn.Parameter], Tensor | None]
@@ -49,11 +50,15 @@ class Work:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What trains."""
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        return list(self._named.values())
 
-    def adamw(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
-        """The optimizer of both engines; its rate is set at every step."""
-        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=self.train.weight_decay)
+    @property
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer of what trains, for either engine; its rate is set at every step."""
+        return make_optimizer(self._named, self.train)
 
 
 class Engine(Protocol):
@@ -61,7 +66,7 @@ class Engine(Protocol):
 
     parameters: list[nn.Parameter]
     """What trains."""
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
 
     @property
     def grad_norm(self) -> float:

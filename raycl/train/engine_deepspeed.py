@@ -1,7 +1,8 @@
 """DeepSpeed, and only here: one engine per stage on CPU (gloo) or GPU, ZeRO 0 to 3.
 
 Base weights are frozen in bf16 and everything trainable is fp32, under DeepSpeed's `torch_autocast`: so gates and adapters
-keep fp32 precision at every ZeRO stage. The optimizer is torch's AdamW.
+keep fp32 precision at every ZeRO stage. The optimizer is torch's AdamW, at stage 0 also
+its Muon.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class DeepSpeedEngine:
         _plain_strides(work.module)
         self.parameters = work.parameters
         self.zero = work.train.zero_stage
-        self.optimizer = work.adamw(self.parameters)
+        self.optimizer = work.optimizer()
         config = _config(work, max(parameter.numel() for parameter in self.parameters))
         self.deepspeed, *_ = deepspeed.initialize(model=work.module, optimizer=self.optimizer, config=config)
         if self.zero == 3:

@@ -16,11 +16,11 @@ from raycl.train.engine import ReadGradient, Work, WriteGradient, length
 
 
 class TorchEngine:
-    """AdamW around a module whose trainable parameters are given."""
+    """An optimizer around a module whose trainable parameters are given."""
 
     def __init__(self, work: Work) -> None:
         self.parameters = work.parameters
-        self.optimizer = work.adamw(self.parameters)
+        self.optimizer = work.optimizer()
         self._module, self._workers, self._shape = work.module, work.workers, work.shape
         self._max_norm = work.train.max_grad_norm
         self._device = torch.device(work.workers.device).type if work.bf16 else None

@@ -19,6 +19,7 @@ LIKE: dict[str, dict[str, Any]] = {
     "migu_over_sin": {},
     "seq_ft": {"weight_decay": 0.1},
     "prog_prompt": {"max_grad_norm": 0.01},
+    "lorac": {"optimizer": "muon", "weight_decay": 0.1},
 }
 """Cases of the shared matrix, and settings that an engine has a part in."""
 
