@@ -79,7 +79,7 @@ class Step:
     steps: int
     lr: float
     loss: float
-    """Cross-entropy in nats per answer token, penalties left out."""
+    """Cross-entropy in nats per answer token, weighed as `train.loss` says, penalties left out."""
     tokens_per_s: float
     """Tokens run per second over all workers, padding included."""
     terms: Mapping[str, Term] = field(default_factory=dict)

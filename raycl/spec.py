@@ -209,6 +209,24 @@ class TrainSpec(Strict):
         "for LoRA are 3e-3 to 3e-2",
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping by global norm; 0 = none")
+    loss: Annotated[Literal["cross_entropy", "eaft"], InKeyUnlessDefault()] = Field(
+        default="cross_entropy",
+        exclude_if=lambda loss: loss == "cross_entropy",
+        description="`eaft` weighs each answer token's cross-entropy by the entropy of the model's own prediction, 0 to 1: "
+        "what it is sure of and the data contradict pulls less (EAFT, arXiv 2601.02151)",
+    )
+    loss_top_k: Annotated[int, InKeyUnlessDefault()] = Field(
+        default=20,
+        ge=2,
+        exclude_if=lambda count: count == 20,
+        description="likeliest tokens among which `loss: eaft` takes the entropy (EAFT: 20)",
+    )
+    base_kl: Annotated[Weight, InKeyUnlessDefault()] = Field(
+        default=0.0,
+        exclude_if=lambda weight: weight == 0,
+        description="weight of KL(base model || model) over all tokens but the answer's, at every answer token; one more "
+        "forward pass; 0 = none (TMKL, arXiv 2605.29498)",
+    )
     holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of train held out for `keep: best`")
     keep: Literal["last", "best"] = Field(
         default="last",
@@ -247,9 +265,11 @@ class TrainSpec(Strict):
         return values | {"keep": "last"} if self.holdout == 0 else values
 
     def without_effect(self) -> frozenset[str]:
-        """A held-out share counts only if it selects something, Muon's scale only for Muon."""
-        held_out = set() if self.keep == "best" and self.holdout else {"holdout"}
-        return frozenset(held_out | (set() if self.optimizer == "muon" else {"muon_scale"}))
+        """A held-out share counts only if it selects something, Muon's scale only for Muon, the entropy's tokens only if it
+        weighs."""
+        acts = {"holdout": self.keep == "best" and self.holdout > 0, "muon_scale": self.optimizer == "muon"}
+        acts["loss_top_k"] = self.loss == "eaft"
+        return frozenset(name for name, act in acts.items() if not act)
 
 
 class EvalSpec(Strict):

@@ -42,6 +42,7 @@ FIELDS += [
 FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
 FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing", "eval.workers", "train.batches"]
 FIELDS += ["train.optimizer", "train.muon_scale"]
+FIELDS += ["train.loss", "train.loss_top_k", "train.base_kl"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
 SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks", "tokens_per_dim"}
@@ -267,6 +268,8 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.max_grad_norm": ([0, 7], [-0.1]),
     "train.holdout": ([0, 0.5], [-0.1, 0.51]),
     "train.zero_stage": ([0, 1, 2, 3], [-1, 4]),
+    "train.loss_top_k": ([2, 7], [1]),
+    "train.base_kl": ([0, 7], [-0.1]),
     "train.checkpoint_every": ([0, 9], [-1]),
     "train.patience": ([0, 9], [-1]),
     "eval.batch_size": ([1], [0]),
@@ -338,7 +341,7 @@ MARKED: dict[str, dict[type, str]] = {
     "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
     "train": {
         NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
-        InKeyUnlessDefault: "optimizer muon_scale batches",
+        InKeyUnlessDefault: "loss loss_top_k base_kl optimizer muon_scale batches",
         Meaning: "schedule",
     },
     "eval": {NotInKey: "batch_size forward workers"},

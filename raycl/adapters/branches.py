@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,16 +100,9 @@ class Branches:
         for path, update in updates.items():
             self.layers[path].update = update
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """The bare backbone, as long as the context lasts: no layer adds anything."""
-        before = {path: layer.update for path, layer in self.layers.items()}
-        self.update_by(dict.fromkeys(self.layers, _nothing))
-        try:
-            yield
-        finally:
-            for path, update in before.items():
-                self.layers[path].update = update
+        return _off(self.layers.values())
 
     def current(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of the current A and B of every layer, fp32 on the CPU."""
@@ -124,6 +117,21 @@ class Branches:
             setattr(self.backbone.model.get_submodule(parent), name, layer.get_base_layer())
         if hasattr(self.backbone.model, "peft_config"):
             del self.backbone.model.peft_config
+
+
+@contextmanager
+def bare(backbone: Backbone) -> Iterator[None]:
+    """The base model alone, whoever put branches on it: as long as the context lasts, none of them adds anything.
+
+    Raises ValueError where the backbone's own weights train: then the base model is not there.
+    """
+    from raycl.adapters.stacked_lora import StackedLora
+
+    own = (name for name, weight in backbone.model.named_parameters() if weight.requires_grad and ".lora_" not in name)
+    if (first := next(own, None)) is not None:
+        raise ValueError(f"the base model is not there: its own weights train, such as {first}")
+    with _off([module for module in backbone.model.modules() if isinstance(module, StackedLora)]):
+        yield
 
 
 def fitted(branch: Branch, shape: LoraShape, sizes: Mapping[str, tuple[int, int]]) -> Branch:
@@ -230,6 +238,19 @@ def prompt_config(backbone: Backbone, length: int, base_name: str) -> dict[str, 
 def kaiming(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Uniform in (-1/sqrt(d_in), 1/sqrt(d_in)), shape (rank, d_in): Kaiming-uniform with a = sqrt(5)."""
     return (torch.rand(tuple(shape), generator=generator) * 2 - 1) / shape[1] ** 0.5
+
+
+@contextmanager
+def _off(layers: Iterable[StackedLora]) -> Iterator[None]:
+    """Nothing is added by these layers, as long as the context lasts."""
+    before = [(layer, layer.update) for layer in layers]
+    for layer, _ in before:
+        layer.update = _nothing
+    try:
+        yield
+    finally:
+        for layer, update in before:
+            layer.update = update
 
 
 def _nothing(x: Tensor) -> None:

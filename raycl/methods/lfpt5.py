@@ -23,7 +23,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
@@ -32,6 +31,7 @@ from raycl.methods.common.base import About, Carries, Method, Moments, Penalty, 
 from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
 from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.methods.common.rows import Row
+from raycl.methods.common.teacher import as_teacher, divergence
 from raycl.spec import MethodParams, PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.sampling import draw
@@ -178,7 +178,7 @@ class Lfpt5(Method[Lfpt5Params]):
         stages = step.inputs.stages
         pseudo = torch.zeros(len(step.labels), device=step.labels.device) if stages is None else stages
         chosen = pseudo.nonzero().flatten() if pseudo.any() else torch.zeros(1, dtype=torch.long, device=pseudo.device)
-        with torch.no_grad(), self._teacher():
+        with self._teacher():
             before = step.run(take(step.inputs, chosen))
         width = before.shape[1]
         real = (step.labels[chosen, -width:] != IGNORE) & (pseudo[chosen] > 0)[:, None]
@@ -246,22 +246,14 @@ class Lfpt5(Method[Lfpt5Params]):
     @contextmanager
     def _teacher(self) -> Iterator[None]:
         """The previous prompt in place of the current one, without dropout."""
-        model = self.backbone.model
-        mode, self.teaching = model.training, True
-        model.eval()
+        self.teaching = True
         try:
-            yield
+            with as_teacher(self.backbone.model):
+                yield
         finally:
-            model.train(mode)
             self.teaching = False
 
 
 def take(inputs: Inputs, rows: Tensor) -> Inputs:
     """Some rows of a batch, by index."""
     return replace(inputs, **{name: value[rows] for name, value in vars(inputs).items() if value is not None})
-
-
-def divergence(before: Tensor, after: Tensor) -> Tensor:
-    """KL(before || after) of each position: logits (B, L, V) -> (B, L), fp32, by log-softmax on both sides."""
-    first, second = (F.log_softmax(logits.float(), dim=-1) for logits in (before, after))
-    return F.kl_div(second, first, reduction="none", log_target=True).sum(dim=-1)

@@ -16,20 +16,17 @@ lambda and trained weights are not stated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from raycl.adapters.backbone import IGNORE
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
+from raycl.methods.common.teacher import as_teacher, distillation
 from raycl.spec import Weight
 
 if TYPE_CHECKING:
@@ -84,7 +81,7 @@ class Lwf(LoraMethod[LwfParams]):
         """The distillation term, from the second stage on and where its weight is not 0."""
         if self.info.stage == 1 or self.params.weight == 0:
             return {}
-        with torch.no_grad(), resting(self.branches.backbone.model):
+        with as_teacher(self.branches.backbone.model):
             self.branches.mix_by(without_current)
             try:
                 teacher = step.run(step.inputs)
@@ -96,27 +93,8 @@ class Lwf(LoraMethod[LwfParams]):
         return {"distillation": Penalty(temperature**2 * divergence / step.tokens, self.params.weight)}
 
 
-def distillation(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Sum over rows of KL(softmax(teacher / T) || softmax(student / T)), in fp32; (n, V) both; gradients reach `student`."""
-    with torch.autocast(student.device.type, enabled=False):
-        target = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
-        now = F.log_softmax(student.float() / temperature, dim=-1)
-        return F.kl_div(now, target, reduction="sum", log_target=True)
-
-
 def without_current(layer: StackedLora, old: Tensor | None, new: Tensor) -> Tensor:
     """A mixer that leaves all branches but the newest as they are: weights 1, ..., 1, 0, shape (1, 1, T)."""
     weights = new.new_ones(1, 1, len(layer.frozen_ranks) + 1)
     weights[..., -1] = 0
     return weights
-
-
-@contextmanager
-def resting(model: nn.Module) -> Iterator[None]:
-    """The model without dropout for a while; no draw of random numbers is used up."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

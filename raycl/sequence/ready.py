@@ -32,6 +32,7 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
     if not problems:
         problems += _targets(loaded, spec.method)
         problems += _quantised(spec, len(tasks))
+        problems += _compared(spec, len(tasks))
         reasons = {task.name: why_not(loaded.tokenizer, chain(task.train, task.test)) for task in tasks if task.in_chat}
         problems += [f"task {name}: chat: {why}" for name, why in reasons.items() if why]
         tasks = [task for task in tasks if not reasons.get(task.name)]
@@ -89,8 +90,7 @@ def _unfit(loaded: LoadedModel, path: str, module: nn.Module, method: MethodPara
 
 def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
     """Weights of few bits can be read, neither trained nor added to."""
-    method = spec.method
-    trains = not method.adapts_modules() and not method.soft_tokens(stages)
+    method, trains = spec.method, _trains_base(spec.method, stages)
     if spec.model.quantization != "none" and (trains or method.writes_weights() or method.reads_weights()):
         does = "trains" if trains else "merges into" if method.writes_weights() else "computes with"
         yield (
@@ -98,6 +98,20 @@ def _quantised(spec: RunSpec, stages: int) -> Iterator[str]:
             "the base weights with these settings; set it to none, or take a method or settings that put adapters or "
             "prompts on the model"
         )
+
+
+def _compared(spec: RunSpec, stages: int) -> Iterator[str]:
+    """A base model whose own weights train is not there to compare with."""
+    if spec.train.base_kl and _trains_base(spec.method, stages):
+        yield (
+            f"train.base_kl: {spec.train.base_kl} holds the model to the base model, whose weights {spec.method.name} "
+            "trains with these settings; set it to 0, or take a method or settings that put adapters or prompts on the model"
+        )
+
+
+def _trains_base(method: MethodParams, stages: int) -> bool:
+    """Whether the base model's own weights are what trains."""
+    return not method.adapts_modules() and not method.soft_tokens(stages)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from raycl.spec import TrainSpec, at_stage
 from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches, of_like_length, shuffled
 from raycl.train.checkpoints import Checkpoints
 from raycl.train.engine import BatchShape, Engine
+from raycl.train.losses import base_term, gate_of
 from raycl.train.meter import Meter
 from raycl.train.module import StageModule, precision
 from raycl.train.workers import Workers
@@ -48,6 +49,7 @@ class TrainLoop:
         self.lr: float = at_stage(self.settings.lr, self.stage)
         self.steps = math.ceil(len(self.rows) / self.shape.batch) * self.epochs
         self.meter = Meter(self.workers)
+        self.gate = gate_of(self.settings)
         self.resume_at = 0
         if self.checkpoints is not None:
             self.resume_at, self.logged = self.checkpoints.load(self.meter)
@@ -90,13 +92,15 @@ class TrainLoop:
     def _accumulate(self, micro: MicroBatch) -> None:
         """Forward and backward pass of a micro-batch."""
         inputs = self.encoder.collate(micro.rows, self.workers.device)
-        summed, logits, labels = self.engine.loss(inputs)
+        summed, logits, labels = self.engine.loss(inputs, self.gate)
         task_loss = summed / micro.tokens
         progress = (self.step - 1) / self.steps
         seen = TrainingPass(
             inputs, logits, labels, task_loss, progress, self._again, self.workers.sum, micro.tokens, micro.real
         )
         penalties = self.method.penalties(seen)
+        if self.settings.base_kl:
+            penalties = penalties | base_term(seen, self.module.base(inputs), self.settings.base_kl)
         self.engine.backward(task_loss + sum(term.raw * term.weight for term in penalties.values()))
         self.meter.add(task_loss, penalties, int(inputs.mask.numel()))
         self.workers.beat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,9 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
+from raycl.adapters.branches import bare
 from raycl.adapters.soft_prompts import soften
 from raycl.methods.common.base import Method
+from raycl.methods.common.teacher import as_teacher
 from raycl.models.probe import positions
+
+Gate = Callable[[Tensor], Tensor]
+"""Weight of each answer token in the cross-entropy from the logits that predict it: (B, L, V) -> (B, L), no gradient."""
 
 
 class StageModule(nn.Module):
@@ -26,19 +32,36 @@ class StageModule(nn.Module):
         self.backbone, self.method = backbone, method
         self._short_logits = "logits_to_keep" in inspect.signature(backbone.model.forward).parameters
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum over answer tokens of -w log p (a scalar, fp32), the logits (B, L, V) and the labels (B, L) they predict."""
+    def forward(self, inputs: Inputs, gate: Gate | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum over answer tokens of -w log p (a scalar, fp32), the logits (B, L, V) and the labels (B, L) they predict.
+
+        w is the row's weight times the token's from `gate`, each 1 where there is none.
+        """
         logits, labels = self.predict(inputs)
         flat = logits.float().flatten(0, 1), labels.flatten()
-        if inputs.weights is None:
+        if inputs.weights is None and gate is None:
             return F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum"), logits, labels
         each = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="none").view_as(labels)
-        return (each * inputs.weights[:, None]).sum(), logits, labels
+        each = each if gate is None else each * gate(logits)
+        return (each if inputs.weights is None else each * inputs.weights[:, None]).sum(), logits, labels
 
     def predict(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits and the labels they predict, both (B, L, ...). Raises ValueError for a batch without labels."""
         self.method.condition(inputs)
-        fed, mask, labels = feed(self.backbone, self.method, inputs)
+        return self._predict(inputs, self.method)
+
+    def base(self, inputs: Inputs) -> Tensor:
+        """What the base model alone says in the place of `predict`'s logits, without dropout and without gradients.
+
+        No hook of the method is called: it is left as it was conditioned. Raises ValueError where the base model's own
+        weights train, and for a batch without labels.
+        """
+        with as_teacher(self.model), bare(self.backbone), precision(self.backbone):
+            return self._predict(inputs, None)[0]
+
+    def _predict(self, inputs: Inputs, method: Method | None) -> tuple[Tensor, Tensor]:
+        """As `predict`, with the method as it is conditioned; without one no soft prompt is put in."""
+        fed, mask, labels = feed(self.backbone, method, inputs)
         if labels is None:
             raise ValueError("a training batch needs labels")
         if self.backbone.encoder_decoder:

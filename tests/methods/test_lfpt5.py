@@ -10,7 +10,8 @@ import torch
 from raycl.adapters.backbone import Inputs
 from raycl.methods.common.base import Step
 from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
-from raycl.methods.lfpt5 import VALUE, Lfpt5, Lfpt5Params, divergence
+from raycl.methods.common.teacher import divergence
+from raycl.methods.lfpt5 import VALUE, Lfpt5, Lfpt5Params
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.task import Example
 from raycl.testing.probes import batch_of, make_method, same_part

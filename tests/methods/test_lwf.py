@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from raycl.methods.common.base import Step
-from raycl.methods.lwf import distillation, resting, without_current
+from raycl.methods.common.teacher import as_teacher, distillation
+from raycl.methods.lwf import without_current
 from raycl.testing.probes import answer_logits, batch_of, largest_difference, make_method, same_part, served_logits
 from tests.kit.cases import CASES
 
@@ -44,12 +45,12 @@ def test_the_mixer_leaves_the_newest_branch_out():
 
 
 def test_dropout_rests_and_comes_back():
-    """The mode is as it was, even after an error."""
+    """The modes are as they were, even after an error."""
     model = torch.nn.Sequential(torch.nn.Dropout(0.5)).train()
-    with pytest.raises(ZeroDivisionError), resting(model):
-        assert not model[0].training
+    with pytest.raises(ZeroDivisionError), as_teacher(model):
+        assert not model[0].training and not torch.is_grad_enabled()
         raise ZeroDivisionError
-    assert model.training and model[0].training
+    assert model.training and model[0].training and torch.is_grad_enabled()
 
 
 def test_no_penalty_at_stage_1_and_none_without_weight(tiny):

@@ -41,7 +41,7 @@ BASE: dict[str, Any] = {
     "tasks": NAMES,
     "model": {"precision": "bf16"},
     "method": {"name": "o_lora"},
-    "train": {"keep": "best", "holdout": 0.1, "optimizer": "muon"},
+    "train": {"keep": "best", "holdout": 0.1, "optimizer": "muon", "loss": "eaft"},
     "eval": {"forward": True},
 }
 """A spec in which every field has an effect that can have one."""
@@ -238,7 +238,7 @@ def test_the_keys_of_older_versions_stand() -> None:
     MOVED and MOVED_SETTINGS, of which no stage is taken for one of the old arithmetic. No score is taken for
     one that obeyed a checkpoint."""
     known = json.loads((ROOT / "tests" / "fixtures" / "keys-0.1.json").read_text())
-    plain = {"keep": "last", "holdout": 0.0, "optimizer": "adamw"}
+    plain = {"keep": "last", "holdout": 0.0, "optimizer": "adamw", "loss": "cross_entropy"}
     base = {"model": {"precision": "bf16"}, "eval": {"forward": True}, "train": plain}
     found = {}
     for name, case in CASES.items():

@@ -160,6 +160,26 @@ def test_quantised_weights_are_for_methods_that_leave_them_alone(
         assert expected in said and bool(said) == bool(expected)
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"name": "seq_ft"}, "train.base_kl: 0.5 holds the model to the base model, whose weights seq_ft trains"),
+        ({"name": "replay", "trains": "full"}, "whose weights replay trains with these settings; set it to 0, or take"),
+        ({"name": "replay"}, ""),
+        ({"name": "merging"}, ""),
+        ({"name": "l2p"}, ""),
+    ],
+)
+def test_a_base_model_that_trains_is_nothing_to_compare_with(llama: Path, method: dict[str, Any], words: str) -> None:
+    """Adapters and prompts can be left off; without the term nothing is compared."""
+    plain = spec_of(llama, task(), method=method)
+    loaded = load_model(plain.model, "cpu")
+    held = plain.model_copy(update={"train": plain.train.model_copy(update={"base_kl": 0.5})})
+    for spec, expected in ((plain, ""), (held, words)):
+        said = refusal(loaded, spec, task())
+        assert expected in said and bool(said) == bool(expected)
+
+
 # --- answers --------------------------------------------------------------------------------------------------------------
 
 

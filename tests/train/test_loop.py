@@ -50,7 +50,7 @@ class Listener:
     def train(self, mode: bool) -> None:
         self.heard.append(("train", mode))
 
-    def loss(self, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, inputs: Any, gate: Any) -> tuple[Tensor, Tensor, Tensor]:
         return torch.tensor(float(inputs.total)), self.logits, self.logits
 
     def backward(self, loss: Tensor) -> None:
@@ -200,6 +200,6 @@ def test_a_checkpoint_at_the_end_of_an_epoch_leaves_that_epoch_current() -> None
 def test_a_loss_that_is_no_number_ends_the_stage() -> None:
     """With stage, task, step, value and what to do."""
     listener = Listener()
-    listener.loss = lambda inputs: (torch.tensor(float("nan")), listener.logits, listener.logits)  # type: ignore[method-assign]
+    listener.loss = lambda inputs, gate: (torch.tensor(float("nan")), listener.logits, listener.logits)  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match=r"stage 2 \(toy\), step 1: the loss is nan.*train\.lr \(now 0\.5\)"):
         ran(listener, BatchShape(2, 2, 1), lr=0.5)
