@@ -341,7 +341,7 @@ MARKED: dict[str, dict[type, str]] = {
     "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
     "train": {
         NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
-        InKeyUnlessDefault: "loss loss_top_k base_kl optimizer muon_scale batches",
+        InKeyUnlessDefault: "batches optimizer muon_scale loss loss_top_k base_kl",
         Meaning: "schedule",
     },
     "eval": {NotInKey: "batch_size forward workers"},

@@ -37,7 +37,7 @@ from raycl.adapters.routing import Router, fresh_key, fresh_query
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Step, When, Write
 from raycl.methods.common.lora import LoraMethod, LoraParams
-from raycl.methods.common.memory import keep, records, remembered
+from raycl.methods.common.memory import budget, keep, records, remembered
 from raycl.methods.common.published import is_short, is_t5, t5_dropout
 from raycl.methods.common.rows import Row, own_rows
 from raycl.spec import PositiveInt, Weight
@@ -145,7 +145,7 @@ class SaptLora(LoraMethod[SaptLoraParams]):
 
     def examples(self, own: Sequence[Example], write: Write) -> Sequence[Row]:
         """The task's own examples and the memory."""
-        self.kept = keep(own, self.params.share, self.info)
+        self.kept = keep(own, budget(own, self.params.share), self.info)
         rows = Joined(own_rows(own), self.memory)
         counts = Counter(row.stage for row in self.memory)
         self.scales = torch.tensor([len(rows) / counts[stage] for stage in sorted(counts)])

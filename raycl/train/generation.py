@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
 from raycl.files import Json
+from raycl.methods.common.answers import Answered
 from raycl.methods.common.base import Method, Route, Sampling, one_function
 from raycl.models.load import LoadedModel
 from raycl.models.reading import Reading, read
@@ -87,16 +88,7 @@ class Decoder:
         Decoding is greedy and stops at the end token, or after the longest label of the task. `earlier` are the predictions
         of a state with fewer tasks: an answer whose route is the same is taken from there.
         """
-        encoder, workers = self.encoder, self.workers
-        expected = encoder.expected(task.closed, task.in_chat)
-        asked = Asked(encoder.generated(task), encoder.ends(task.in_chat), expected=expected)
-        mine = encoder.encode(task.test[workers.rank :: workers.world])
-        kept = self._kept(mine, earlier[workers.rank :: workers.world])
-        fresh = iter(self._continue([one for i, one in enumerate(mine) if i not in kept], asked))
-        shards = workers.gather([kept[i] if i in kept else next(fresh) for i in range(len(mine))])
-        written = [Written("")] * len(task.test)
-        for rank, shard in enumerate(shards):
-            written[rank :: workers.world] = shard
+        written = self._answers(task, task.test, earlier)
         rows: list[Json] = [
             {"id": example.id, "prediction": one.text, "answers": list(example.answers)}
             | ({} if one.route is None else {"route": asdict(one.route)})
@@ -108,6 +100,28 @@ class Decoder:
         doubts = [one.doubtful for one in written if one.doubtful is not None]
         share = 100 * sum(doubts) / len(doubts) if doubts else None
         return Scored(score(task.metric, texts, task.test, task.code), further, rows, ended, share)
+
+    def ask(self, task: Task, examples: Sequence[Example]) -> list[Answered]:
+        """Answers to examples of a task as `score` would have them, each with its score: `methods.common.answers.Ask`."""
+        return [
+            Answered(one.text, score(task.metric, [one.text], [example], task.code), one.ended)
+            for one, example in zip(self._answers(task, examples), examples, strict=True)
+        ]
+
+    def _answers(self, task: Task, examples: Sequence[Example], earlier: Sequence[Json] = ()) -> list[Written]:
+        """The answers to a task's examples, shared out over the workers and the same on each; those that `earlier` has are
+        taken from there."""
+        encoder, workers = self.encoder, self.workers
+        expected = encoder.expected(task.closed, task.in_chat)
+        asked = Asked(encoder.generated(task), encoder.ends(task.in_chat), expected=expected)
+        mine = encoder.encode(examples[workers.rank :: workers.world])
+        kept = self._kept(mine, earlier[workers.rank :: workers.world])
+        fresh = iter(self._continue([one for i, one in enumerate(mine) if i not in kept], asked))
+        shards = workers.gather([kept[i] if i in kept else next(fresh) for i in range(len(mine))])
+        written = [Written("")] * len(examples)
+        for rank, shard in enumerate(shards):
+            written[rank :: workers.world] = shard
+        return written
 
     @torch.no_grad()
     def _kept(self, encoded: Sequence[Encoded], earlier: Sequence[Json]) -> dict[int, Written]:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,6 +77,7 @@ class StageRun:
             else:
                 self.method.take(self.imported)
             moments = self._pass("after", module, train, None)
+            self.method.recite(partial(decoder.ask, self.task))
             part = self.method.consolidate(moments or {})
             frozen.require_unchanged()
         finally:

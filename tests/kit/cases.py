@@ -29,6 +29,7 @@ CASES = {
     "seq_ft": Case({"name": "seq_ft"}, "W", **PLAIN),
     "sin_lora": Case({"name": "sin_lora"}, "AB", **PLAIN),
     "replay": Case({"name": "replay", "share": 0.5}, "AB", **PLAIN),
+    "replay_own": Case({"name": "replay", "share": 0.25, "answers": "model", "candidates": 2}, "AB", **PLAIN),
     "replay_full": Case({"name": "replay", "share": 0.5, "trains": "full"}, "W", **PLAIN),
     "per_task": Case({"name": "per_task"}, "AB", **PLAIN, continues=False),
     "per_task_full": Case({"name": "per_task", "trains": "full"}, "W", **PLAIN, continues=False),

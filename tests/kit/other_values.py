@@ -70,6 +70,7 @@ OTHER_VALUES: dict[str, Any] = {
     "tree_levels": 0,
     "choice": ("draw", "least"),
     "distance": "absolute",
+    "candidates": 7,
     "targets": ["no_such_module"],
 }
 """Another value than the cases have, or a tuple of values of which one is other than a case's."""

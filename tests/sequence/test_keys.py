@@ -312,6 +312,7 @@ def test_settings_of_methods_that_are_in_keys_unless_they_have_their_default() -
     }
     late = [("am_lora", "zero_logit"), ("route_lora", "families"), ("route_lora", "family_below")]
     late += [("inf_lora", "tokens_per_dim"), ("gain_lora", "tokens_per_dim")]
+    late += [("replay", "answers"), ("replay", "candidates")]
     assert found == {(method, name, InKeyUnlessDefault) for method, name in late}
 
 

@@ -12,7 +12,9 @@ One object serves one stage (or one evaluation). The stage loop calls, in this o
     penalties(step)               after every training forward pass: extra loss terms
     gradients(...)                after the backward pass of a global batch, where `follows_gradients`
     take(branch)                  in the place of training, where an adapter from elsewhere is the stage
-    collect("after"), consolidate(moments) -> the stage's part
+    collect("after")              as before training
+    recite(ask)                   the trained model's own answers, where the part is to hold some
+    consolidate(moments)          the stage's part
     remove()                      the backbone is as it was
 
 and, to score a published state, serve(backbone, state) ... remove(), with rule() in between to export it. A method knows
@@ -34,6 +36,7 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.routes import Route, RoutingRule
 from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.files import Json
+from raycl.methods.common.answers import Ask
 from raycl.methods.common.rows import Row, own_rows
 from raycl.spec import MethodParams
 from raycl.state.stage_state import Branch, StagePart, StageState
@@ -303,6 +306,9 @@ class Method(ABC, Generic[P]):
         Mid-stage checkpoints keep them.
         """
         return {}
+
+    def recite(self, ask: Ask) -> None:
+        """After training: `ask` the model for answers that the part is to hold."""
 
     @abstractmethod
     def consolidate(self, moments: Moments) -> StagePart:

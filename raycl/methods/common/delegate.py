@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.routes import RoutingRule
 from raycl.adapters.soft_prompts import SoftPrompt
+from raycl.methods.common.answers import Ask
 from raycl.methods.common.base import (
     Carries,
     Gradients,
@@ -147,6 +148,10 @@ class Wrapping(Method[P], Generic[P, Inner]):
     def running(self) -> Mapping[str, Tensor]:
         """The inner method's."""
         return self.inner.running()
+
+    def recite(self, ask: Ask) -> None:
+        """The inner method's."""
+        self.inner.recite(ask)
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The inner method's."""
