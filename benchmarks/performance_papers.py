@@ -18,7 +18,7 @@ from performance_runs import ROOT, run
 import raycl
 from raycl.models.load import load_model
 from raycl.models.precision import native_precision
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.tasks.load import load_tasks
 
 TESTS = 24

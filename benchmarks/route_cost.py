@@ -27,7 +27,7 @@ from raycl.methods.common.feature_sums import DISTANCES, FOURTH, MEAN, SCATTER
 from raycl.methods.route_lora import LEVELS, RouteLora, RouteLoraParams
 from raycl.models.load import LoadedModel, load_model
 from raycl.models.precision import native_precision
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.decoding import GREEDY
 from raycl.train.module import feed, precision

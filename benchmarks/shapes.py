@@ -11,7 +11,7 @@ from raycl.adapters.backbone import Backbone
 from raycl.models.load import as_backbone, load_model
 from raycl.models.probe import regions
 from raycl.models.shapes import KNOWN
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -16,7 +16,7 @@ from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.common.base import Step as TrainingPass
 from raycl.methods.registry import build, method_params
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.state.stage_state import StageState
 from raycl.train.engine import BatchShape, Work, make_engine
 from raycl.train.module import StageModule, precision

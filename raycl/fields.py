@@ -1,18 +1,21 @@
 """How the fields of spec models stand in keys: what is left out, what counts only where it is set, what differs by stage.
 
-`raycl.spec` declares the fields; nothing heavy is imported here.
+`raycl.spec` and `raycl.sections` declare the fields; nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from raycl.files import Json
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from raycl.errors import DataError, SpecError, StoreError, UserError
 from raycl.methods.registry import method_params
-from raycl.spec import DataSpec, parse
+from raycl.sections import DataSpec
+from raycl.spec import parse
 from raycl.state.keys import key_folder
 from raycl.state.store import Store
 from raycl.tasks.catalogue import parse_stream

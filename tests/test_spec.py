@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from raycl.errors import SpecError
-from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey
+from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey, at_stage
 from raycl.methods.registry import METHODS, method_params
 from raycl.report.fields import field_table
-from raycl.spec import DataSpec, RunSpec, at_stage, parse
+from raycl.sections import DataSpec
+from raycl.spec import RunSpec, parse
 from raycl.state.keys import content_key
 
 ROOMS = {
@@ -42,7 +43,7 @@ FIELDS += [
 FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
 FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing", "eval.workers", "train.batches"]
 FIELDS += ["train.optimizer", "train.muon_scale"]
-FIELDS += ["train.loss", "train.loss_top_k", "train.base_kl"]
+FIELDS += ["train.loss", "train.loss_top_k", "train.base_kl", "train.drift_rows"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
 SUBSPACE = {"design", "epsilon", "energy_power", "horizon", "layer_chunks", "tokens_per_dim"}
@@ -269,6 +270,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.holdout": ([0, 0.5], [-0.1, 0.51]),
     "train.zero_stage": ([0, 1, 2, 3], [-1, 4]),
     "train.loss_top_k": ([2, 7], [1]),
+    "train.drift_rows": ([0, 16], [-1]),
     "train.base_kl": ([0, 7], [-0.1]),
     "train.checkpoint_every": ([0, 9], [-1]),
     "train.patience": ([0, 9], [-1]),
@@ -340,7 +342,7 @@ MARKED: dict[str, dict[type, str]] = {
     },
     "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
     "train": {
-        NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every patience health",
+        NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every drift_rows patience health",
         InKeyUnlessDefault: "batches optimizer muon_scale loss loss_top_k base_kl",
         Meaning: "schedule",
     },

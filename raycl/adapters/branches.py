@@ -127,11 +127,16 @@ def bare(backbone: Backbone) -> Iterator[None]:
     """
     from raycl.adapters.stacked_lora import StackedLora
 
-    own = (name for name, weight in backbone.model.named_parameters() if weight.requires_grad and ".lora_" not in name)
-    if (first := next(own, None)) is not None:
+    if (first := trained_itself(backbone)) is not None:
         raise ValueError(f"the base model is not there: its own weights train, such as {first}")
     with _off([module for module in backbone.model.modules() if isinstance(module, StackedLora)]):
         yield
+
+
+def trained_itself(backbone: Backbone) -> str | None:
+    """The first of the backbone's own weights that trains; none = the base model is there, whatever is put on it."""
+    own = (name for name, weight in backbone.model.named_parameters() if weight.requires_grad and ".lora_" not in name)
+    return next(own, None)
 
 
 def fitted(branch: Branch, shape: LoraShape, sizes: Mapping[str, tuple[int, int]]) -> Branch:

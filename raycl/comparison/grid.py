@@ -14,13 +14,14 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, UserError, did_you_mean, is_name, name_rule, one_message, problems, shown
+from raycl.fields import Strict
 from raycl.files import Json
 from raycl.methods.registry import is_known, method_params, short_name
 from raycl.presets import merge, parse_override
 from raycl.sequence.history import Missing
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.resolve import order_of, resolve
-from raycl.spec import RunSpec, Strict
+from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks
 from raycl.tasks.orders import order_title

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import kaiming
 from raycl.adapters.selectors import Selectors, attention
+from raycl.fields import InKeyUnlessDefault, Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import is_t5, t5_dropout
-from raycl.spec import InKeyUnlessDefault, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
 SELECTOR = "selector/"

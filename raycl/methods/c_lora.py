@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from torch import Tensor
 
+from raycl.fields import Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.products import per_module
 from raycl.methods.common.published import is_t5, lora_settings
-from raycl.spec import Weight, at_stage
 
 if TYPE_CHECKING:
     from raycl.adapters.stacked_lora import StackedLora

@@ -27,12 +27,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
+from raycl.fields import Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.products import per_module
 from raycl.methods.common.published import lora_settings
-from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StageState
 
 if TYPE_CHECKING:

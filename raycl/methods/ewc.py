@@ -33,12 +33,12 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.importance import MeanSquare
+from raycl.fields import PositiveInt, Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, Gradients, Moments, Observes, Penalty, Step, When
 from raycl.methods.common.published import full_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
-from raycl.spec import PositiveInt, Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
 FISHER = "fisher/"

@@ -29,6 +29,7 @@ from raycl.adapters.constrained import constrained
 from raycl.adapters.gates import Gate, GateInput, Pooling, Score, Squash, frozen_gate, pool, score, squash, unit_rms
 from raycl.adapters.moments import add_rows, mean_name
 from raycl.adapters.subspace import grow, joined, leading_outside
+from raycl.fields import PositiveInt
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, StageInfo, When
 from raycl.methods.common.delegate import Wrapping
@@ -36,7 +37,6 @@ from raycl.methods.common.lora import LoraMethod
 from raycl.methods.common.published import gpm_settings, is_t5
 from raycl.methods.inf_lora import ONE_SIDED, InfLora, SubspaceParams, stored_basis, threshold
 from raycl.methods.o_lora import OLora, OrthogonalParams
-from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 GATE = "gate/"

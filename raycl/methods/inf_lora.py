@@ -25,11 +25,11 @@ from raycl.adapters.branches import Branches, kaiming
 from raycl.adapters.moments import mean_name
 from raycl.adapters.observe import LayerInputs
 from raycl.adapters.subspace import grow, joined, leading_outside, residual
+from raycl.fields import InKeyUnlessDefault, PositiveInt
 from raycl.files import Json
 from raycl.methods.common.base import About, Moments, Observes, When
 from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
 from raycl.methods.common.published import gpm_settings
-from raycl.spec import InKeyUnlessDefault, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 ONE_SIDED = (

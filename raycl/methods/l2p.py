@@ -27,10 +27,11 @@ from torch.nn import functional as F
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
+from raycl.fields import PositiveInt, Weight
 from raycl.files import Json
 from raycl.methods.common.base import About, Carries, Method, Moments, Observes, Penalty, Step, When
 from raycl.methods.common.published import is_t5
-from raycl.spec import MethodParams, PositiveInt, Weight
+from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 
 PROMPTS, KEYS, PICKED = "pool/prompts", "pool/keys", "pool/picked"

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
+from raycl.fields import PositiveInt, Weight
 from raycl.files import Json
 from raycl.methods.common.base import About, Carries, Method, Moments, Penalty, Sampling, Step, Write
 from raycl.methods.common.pseudo_text import Layout, Pair, layout_of
 from raycl.methods.common.published import is_t5, t5_dropout
 from raycl.methods.common.rows import Row
 from raycl.methods.common.teacher import as_teacher, divergence
-from raycl.spec import MethodParams, PositiveInt, Weight
+from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.sampling import draw
 from raycl.tasks.task import Example

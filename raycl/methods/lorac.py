@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branch_scalars import BranchScalars
+from raycl.fields import Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, Gradients, InPeft, Moments, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
-from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StagePart, StageState
 
 OMEGA = "omega/"

@@ -22,12 +22,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import IGNORE
+from raycl.fields import Weight
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.teacher import as_teacher, distillation
-from raycl.spec import Weight
 
 if TYPE_CHECKING:
     from raycl.adapters.stacked_lora import StackedLora

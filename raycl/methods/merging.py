@@ -34,12 +34,12 @@ from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.carriers import stored_transposed
 from raycl.adapters.full_weights import FullWeights
 from raycl.adapters.task_vectors import elect, largest, magnitude, mean, refactor, trim
+from raycl.fields import PositiveInt
 from raycl.files import Json
 from raycl.methods.common.base import About, Carries, InPeft
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import WEIGHTS, TrainedParams
-from raycl.spec import PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 SERVING = {"rule", "scale", "trim", "refactor_rank"}

@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
+from raycl.fields import Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.products import per_module
 from raycl.methods.common.published import is_t5, lora_settings
-from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StageState
 
 RELEASED = {"long-4": (5e-4, 0.4), "long-5": (8e-4, 0.55), "long-6": (1e-3, 1.8)}

@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
+from raycl.fields import Weight, at_stage
 from raycl.files import Json
 from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams, MixParams
 from raycl.methods.common.published import is_t5, lora_settings
-from raycl.spec import Weight, at_stage
 from raycl.state.stage_state import StageState
 
 LONG6_LAMBDA1 = [0.0] + [0.5] * 8 + [5.0] * 6

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
+from raycl.fields import PositiveInt
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Method, Moments
 from raycl.methods.common.published import is_t5
-from raycl.spec import MethodParams, PositiveInt
+from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 
 VALUE = "prompt/value"

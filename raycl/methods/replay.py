@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raycl.adapters.backbone import Backbone
+from raycl.fields import InKeyUnlessDefault, PositiveInt, Weight
 from raycl.files import Json
 from raycl.methods.common.answers import Ask
 from raycl.methods.common.base import About, Write
@@ -27,7 +28,6 @@ from raycl.methods.common.published import full_settings
 from raycl.methods.common.rows import Row, own_rows
 from raycl.methods.common.trained import LoraOrFullMethod
 from raycl.methods.common.weights import TrainedParams
-from raycl.spec import InKeyUnlessDefault, PositiveInt, Weight
 from raycl.state.stage_state import StageState
 from raycl.tasks.stored import Joined
 from raycl.tasks.task import Example

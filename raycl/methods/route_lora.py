@@ -39,13 +39,13 @@ from raycl.adapters.gaussian_router import GaussianRouter, Shrinkage, TaskSums, 
 from raycl.adapters.moments import Mean, Quantiles, add_rows, mean_name
 from raycl.adapters.observe import DownOutputs
 from raycl.adapters.routes import Routed, RoutingRule, rule_tensors
+from raycl.fields import InKeyUnlessDefault, PositiveInt
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, Route, When
 from raycl.methods.common.family import FAMILY, GAIN, Family, answering, family_of
 from raycl.methods.common.feature_sums import DISTANCES, FOURTH, MEAN, SCATTER, closest, nearest, sums_of
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
-from raycl.spec import InKeyUnlessDefault, PositiveInt
 from raycl.state.stage_state import StagePart, StageState
 
 FEATURE = "feature"

@@ -34,13 +34,13 @@ from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.gates import pool
 from raycl.adapters.moments import Mean
 from raycl.adapters.routing import Router, fresh_key, fresh_query
+from raycl.fields import PositiveInt, Weight
 from raycl.files import Json
 from raycl.methods.common.base import About, InPeft, Moments, Observes, Penalty, Step, When, Write
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.memory import budget, keep, records, remembered
 from raycl.methods.common.published import is_short, is_t5, t5_dropout
 from raycl.methods.common.rows import Row, own_rows
-from raycl.spec import PositiveInt, Weight
 from raycl.state.stage_state import StagePart, StageState
 from raycl.tasks.stored import Joined
 from raycl.tasks.task import Example

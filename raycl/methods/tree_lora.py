@@ -32,12 +32,12 @@ from torch import Tensor
 
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.task_tree import Bandit, choose, distance, groups
+from raycl.fields import Weight
 from raycl.files import Json
 from raycl.methods.common.base import About, Carries, Gradients, Moments, Penalty, Step
 from raycl.methods.common.lora import LoraParams
 from raycl.methods.common.published import is_t5, lora_settings
 from raycl.methods.common.trained import OneLoraMethod
-from raycl.spec import Weight
 from raycl.state.stage_state import StagePart, StageState
 
 MEAN_A = "mean_a/"

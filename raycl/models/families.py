@@ -7,7 +7,7 @@ import json
 from raycl.errors import SpecError
 from raycl.models.places import locate
 from raycl.models.shapes import KNOWN, light_folder
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 KEPT = {
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),

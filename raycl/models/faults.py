@@ -8,7 +8,7 @@ from typing import Any
 from raycl.errors import first_line, some
 from raycl.files import Json
 from raycl.models.probe import is_random, padding_effect
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 FELT, FELT_ROUNDED = 0.05, 0.2
 """Effects of padding from which it counts, in fp32 and where arithmetic is coarser. Rounding alone is below 1e-5 in fp32."""

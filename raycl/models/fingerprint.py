@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raycl.files import Json, home, write_json
 from raycl.models.places import place, read_files
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 REMEMBERED_BYTES = 1 << 20
 """Hashes of larger files are remembered."""

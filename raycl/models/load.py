@@ -18,7 +18,7 @@ from raycl.models.probe import regions, set_dropout
 from raycl.models.reading import longest_reading
 from raycl.models.shapes import folder_of, light_folder
 from raycl.models.targets import query_and_value
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.errors import SpecError, one_message
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 HINT = "Nothing was trained. Change the settings, or install what is missing, and run the same command again."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raycl.errors import SetupError, SpecError, first_line, shown
 from raycl.files import is_folder
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 PACKAGED = "packaged"
 PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -9,7 +9,7 @@ from typing import Any
 from raycl.errors import SetupError, SpecError, first_line
 from raycl.models.packaged import converted
 from raycl.models.places import locate, snapshot
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 LLAMA = {
     "model_type": "llama",

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raycl.fields import at_stage
 from raycl.methods.registry import method_class
 from raycl.reproduction.form import MODELS
 from raycl.reproduction.specs import Sequence
-from raycl.spec import RunSpec, at_stage
+from raycl.spec import RunSpec
 
 OPERATIONS_PER_SECOND = 100e12
 TOKENS = {"superni": 300, "long": 150}

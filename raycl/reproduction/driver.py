@@ -18,7 +18,8 @@ from raycl.reproduction.cost import estimate
 from raycl.reproduction.form import MODELS, Reproduction
 from raycl.reproduction.record import identity, report, report_name, write_report
 from raycl.reproduction.specs import Place, sequences
-from raycl.spec import DataSpec, RunSpec
+from raycl.sections import DataSpec
+from raycl.spec import RunSpec
 
 Runner = Callable[[RunSpec], AccuracyMatrix]
 

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from raycl.analysis.published import TABLES, Borrowed
+from raycl.fields import Strict
 from raycl.files import Json
-from raycl.spec import Strict
 
 Measure = Literal["AP", "FT", "BWT", "AP by stage", "parameters"]
 Scale = Literal["smoke", "paper"]

@@ -11,9 +11,10 @@ from raycl.errors import SetupError, SpecError
 from raycl.files import Json, reach
 from raycl.methods.registry import folders, method_params, outside_method
 from raycl.models.fingerprint import fingerprint
+from raycl.sections import ModelSpec
 from raycl.sequence.imports import require_imports
 from raycl.sequence.plan import Plan, make_plan, stage_tasks
-from raycl.spec import ModelSpec, RunSpec, parse
+from raycl.spec import RunSpec, parse
 from raycl.state.environment import describe_environment
 from raycl.state.store import Store
 from raycl.tasks.load import load_tasks

@@ -12,11 +12,11 @@ from typing import Any
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.models.load import LoadedModel, load_model
+from raycl.sections import ModelSpec
 from raycl.sequence.history import in_store, stored_scores
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.watch import woken
 from raycl.sequence.worker import Advancing, Report, SequenceWorker
-from raycl.spec import ModelSpec
 from raycl.train.workers import Workers, cores, local_device, set_threads
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from raycl.analysis.cost import Rates, Work, total
 from raycl.analysis.outlook import Load, Outlook, RowOutlook, Scoring, StageOutlook, memory
 from raycl.errors import SetupError
+from raycl.fields import at_stage
 from raycl.methods.common.base import Observes, When
 from raycl.methods.registry import method_class
 from raycl.models.outline import outline
@@ -24,7 +25,7 @@ from raycl.sequence.plan import Cell, make_plan
 from raycl.sequence.preflight import check_eval_workers, check_groups, check_workers
 from raycl.sequence.speeds import Machine, find_speed
 from raycl.sequence.task_check import text_side
-from raycl.spec import RunSpec, at_stage
+from raycl.spec import RunSpec
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoder

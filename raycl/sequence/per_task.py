@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raycl.errors import SpecError, one_message, shown
+from raycl.fields import at_stage, per_stage_fields
 from raycl.files import Json, dotted
 from raycl.methods.registry import method_params
-from raycl.spec import TrainSpec, at_stage, per_stage_fields
+from raycl.sections import TrainSpec
 from raycl.tasks.catalogue import open_catalogue
 
 HINT = "Other fields hold for a whole run: set them in --config or with --set."

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from raycl.files import Json
 from raycl.methods.registry import identity, method_class
-from raycl.spec import ModelSpec, RunSpec
+from raycl.sections import ModelSpec
+from raycl.spec import RunSpec
 from raycl.state.keys import SCHEMA, content_key
 from raycl.tasks.task import Task, union
 from raycl.train.decoding import GREEDY

@@ -11,8 +11,9 @@ from raycl.files import Json
 from raycl.methods.registry import method_class, method_params
 from raycl.models.families import family
 from raycl.presets import PRESETS, merge
+from raycl.sections import ModelSpec
 from raycl.sequence.per_task import task_layer
-from raycl.spec import ModelSpec, RunSpec, parse
+from raycl.spec import RunSpec, parse
 from raycl.tasks.catalogue import is_published, open_catalogue
 from raycl.tasks.orders import resolve_order
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from raycl.analysis.health import signs, training_signs
 from raycl.errors import DivergedError
+from raycl.sections import TrainSpec
 from raycl.sequence.plan import Cell, Plan, StagePlan
-from raycl.spec import TrainSpec
 from raycl.state.stage_state import StagePart
 from raycl.state.store import Store
 from raycl.tasks.task import Task

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from raycl.models.load import load_tokenizer
+from raycl.sections import DataSpec, ModelSpec
 from raycl.sequence.ready import answer_problems, position_problems
-from raycl.spec import DataSpec, ModelSpec, RunSpec
+from raycl.spec import RunSpec
 from raycl.tasks.catalogue import Catalogue, is_published
 from raycl.tasks.duplicates import Place, find_twins
 from raycl.tasks.findings import SHARES, Sample, StreamCheck, TaskCheck

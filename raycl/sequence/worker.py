@@ -19,6 +19,7 @@ from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
+from raycl.sections import ModelSpec
 from raycl.sequence.imports import require_fits
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.partials import StagePartial
@@ -27,7 +28,6 @@ from raycl.sequence.ready import require_ready
 from raycl.sequence.soundness import require_sound, signs_of_answers, signs_of_training, stored_signs
 from raycl.sequence.states import States
 from raycl.sequence.turns import turn
-from raycl.spec import ModelSpec
 from raycl.state.lease import Lease
 from raycl.state.lineage import ON_DRIFT
 from raycl.state.manifest import Provenance
@@ -240,7 +240,8 @@ class SequenceWorker:
         self, stage: StagePlan, stands_on: str | None, run: StageRun, part: StagePart, found: tuple[str, ...]
     ) -> None:
         seconds = {**run.seconds, **({START_UP: self._start_up} if self._start_up else {})}
-        end = StageEnd(stage.stage, stage.task, stage.key, False, seconds, run.method.measures(), health=found)
+        gauges = run.method.measures() | run.gauges
+        end = StageEnd(stage.stage, stage.task, stage.key, False, seconds, gauges, health=found)
         adapter = None
         if part.branch is not None:
             adapter = adapter_config(self.model.backbone, part.branch, None)

@@ -28,8 +28,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Float, Integer, LogUniform, Quantized, Uniform
 
 from raycl.errors import SpecError, shown
+from raycl.fields import Strict
 from raycl.files import Json
-from raycl.spec import Strict
 from raycl.sweep.spaces import Space
 
 STARTUP_TRIALS = 10

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from raycl.errors import SpecError, one_message, problems, shown
+from raycl.fields import PositiveInt, Strict
 from raycl.files import Json
 from raycl.methods.registry import folders, method_class, outside_method
 from raycl.presets import merge
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.resolve import order_of
 from raycl.sequence.sharing import spread
-from raycl.spec import PositiveInt, RunSpec, Strict
+from raycl.spec import RunSpec
 from raycl.state.keys import content_key
 from raycl.sweep.spaces import Point, Space, load_space
 from raycl.sweep.trials import TrialSettings

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 
 from raycl.errors import SpecError
+from raycl.fields import Strict
 from raycl.files import Json, write_json
 from raycl.sequence.sharing import Sharing, sharing
-from raycl.spec import Strict
 from raycl.sweep.spaces import gathered
 
 FILE = "sweep.json"

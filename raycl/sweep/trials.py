@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycl.events import StageEnd, StageEvent
+from raycl.fields import Strict
 from raycl.files import Json, reach
 from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import Stepper, worker_here
 from raycl.sequence.plan import StagePlan
 from raycl.sequence.resolve import resolve
-from raycl.spec import RunSpec, Strict
+from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.sweep.spaces import Point, layer
 from raycl.tasks.task import Task

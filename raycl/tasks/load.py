@@ -10,7 +10,7 @@ from typing import Any
 
 from raycl.errors import DataError, shown
 from raycl.files import is_folder
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.catalogue import is_own, open_catalogue
 from raycl.tasks.code import Code, find_code, is_code
 from raycl.tasks.demo import load_demo

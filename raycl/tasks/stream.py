@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from raycl.errors import has_password, is_name, name_rule
-from raycl.spec import LONGEST_NAME, PositiveInt, Strict
+from raycl.fields import PositiveInt, Strict
+from raycl.spec import LONGEST_NAME
 from raycl.tasks.scoring import known_metric
 from raycl.tasks.templates import check_template
 

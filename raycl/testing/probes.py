@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
+from raycl.fields import InKeyUnlessDefault
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class, method_params
-from raycl.spec import InKeyUnlessDefault, MethodParams
+from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.batches import Encoder
 from raycl.train.module import feed, precision

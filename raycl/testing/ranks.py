@@ -18,7 +18,8 @@ import torch
 from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_class, method_params
 from raycl.models.load import LoadedModel, load_model
-from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
+from raycl.sections import EvalSpec, ModelSpec, TrainSpec
+from raycl.spec import RunSpec
 from raycl.state.stage_state import StagePart, StageState
 from raycl.state.tensor_files import decode_tensors, encode_tensors
 from raycl.tasks.task import Task

@@ -20,7 +20,7 @@ WIDTH = 48
 def load_tiny(folder: Path, precision: Literal["fp32", "bf16"]) -> LoadedModel:
     """A model folder through raycl's own loader."""
     from raycl.models.load import load_model
-    from raycl.spec import ModelSpec
+    from raycl.sections import ModelSpec
 
     return load_model(ModelSpec(name=str(folder), precision=precision), "cpu")
 

@@ -53,6 +53,8 @@ class StageResult:
     """Copies of all parameters and buffers of the stage module just before the first step."""
     after: dict[str, Any]
     """The same right after the last step."""
+    gauges: dict[str, float]
+    """What was measured of the stage beside what the method measures."""
     probes: list[Any] = field(default_factory=list)
     """What `probe` returned just before the first step and right after the last one."""
 
@@ -89,7 +91,7 @@ def run_stage_in_memory(
     events: list[StageEvent] = []
     run = watched_run(probe)(model, method, state, task, spec, encoder, Workers(), events.append)
     part = run.run()
-    seen = run.trainable_names, run.before, run.after, run.probes
+    seen = run.trainable_names, run.before, run.after, run.gauges, run.probes
     return StageResult(part, state.append(part), method, in_json(run.log), in_json(events), *seen)
 
 
@@ -99,7 +101,8 @@ def toy_spec(
     """The run spec of a stage in memory; `train` overrides fields of TrainSpec."""
     import torch
 
-    from raycl.spec import EvalSpec, ModelSpec, RunSpec, TrainSpec
+    from raycl.sections import EvalSpec, ModelSpec, TrainSpec
+    from raycl.spec import RunSpec
 
     settings = {"lr": 1e-2, "epochs": 4, "batch_size": 8, "log_every": 1} | dict(train)
     bf16 = model.backbone.model.dtype == torch.bfloat16

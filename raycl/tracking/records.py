@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raycl.events import PlannedStage, SequenceStart, StageEnd, Step
+from raycl.fields import at_stage
 from raycl.files import Json, dotted
-from raycl.spec import at_stage
 
 LONGEST_PARAM = 500
 """Characters of a param's value shown as they are; a longer value is shown by its hash (spec.json has it in full)."""

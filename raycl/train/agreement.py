@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.files import write_json
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.train.engine import BatchShape, Work, make_engine, start_engine
 from raycl.train.workers import Workers, meet
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.train.optimizer import make_optimizer
 from raycl.train.workers import Workers
 

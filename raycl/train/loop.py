@@ -11,9 +11,10 @@ from torch import Tensor
 from raycl.adapters.backbone import Inputs
 from raycl.errors import DivergedError
 from raycl.events import Step
+from raycl.fields import at_stage
 from raycl.methods.common.base import Gradients, Method
 from raycl.methods.common.base import Step as TrainingPass
-from raycl.spec import TrainSpec, at_stage
+from raycl.sections import TrainSpec
 from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches, of_like_length, shuffled
 from raycl.train.checkpoints import Checkpoints
 from raycl.train.engine import BatchShape, Engine

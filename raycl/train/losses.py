@@ -28,7 +28,7 @@ from torch import Tensor
 from raycl.adapters.backbone import IGNORE
 from raycl.methods.common.base import Penalty, Step
 from raycl.methods.common.teacher import divergence, widened, without
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.train.module import Gate
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 
 Rule = Literal["muon", "adamw"]
 FACTORS = (".lora_A.", ".lora_B.")

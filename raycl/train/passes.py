@@ -1,4 +1,4 @@
-"""Data passes: run the training set through the model once, in eval mode, so that a method can fill its statistics."""
+"""Passes in eval mode: the training set once, so that a method can fill its statistics; means over answer tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from raycl.adapters.backbone import Inputs
+from raycl.adapters.backbone import IGNORE, Inputs
 from raycl.methods.common.base import Moments
+from raycl.methods.common.teacher import divergence
 from raycl.train.batches import Encoded, Encoder, by_length
 from raycl.train.module import StageModule, precision
 from raycl.train.workers import Workers
@@ -64,3 +66,40 @@ class DataPass:
             summed.backward()
             module.method.observe_gradients()
             module.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True)
+class TokenMean:
+    """Means per answer token over rows that are shared out over the workers, of the module in eval mode."""
+
+    module: StageModule
+    encoder: Encoder
+    batch_size: int
+    workers: Workers
+
+    @torch.no_grad()
+    def of(self, rows: Sequence[Encoded], summed: Callable[[Inputs], Tensor]) -> float:
+        """The mean of what `summed` adds up over the answer tokens of a batch; 0 of rows without any."""
+        self.module.eval()
+        mine = rows[self.workers.rank :: self.workers.world]
+        total = torch.zeros(2, device=self.workers.device)
+        with precision(self.module.backbone):
+            for start in range(0, len(mine), self.batch_size):
+                batch = mine[start : start + self.batch_size]
+                total[0] += summed(self.encoder.collate(batch, self.workers.device))
+                total[1] += sum(len(row.answer) for row in batch)
+        self.workers.sum([total])
+        return float(total[0] / total[1].clamp(min=1))
+
+    def cross_entropy(self, rows: Sequence[Encoded]) -> float:
+        """-log p in nats, weighted as the rows are."""
+        return self.of(rows, lambda inputs: self.module(inputs)[0])
+
+    def kl_to_base(self, rows: Sequence[Encoded]) -> float:
+        """KL(model || base model) in nats over all tokens. Raises ValueError where the base model's own weights train."""
+        return self.of(rows, self._apart)
+
+    def _apart(self, inputs: Inputs) -> Tensor:
+        logits, labels = self.module.predict(inputs)
+        answers = labels != IGNORE
+        return divergence(logits[answers], self.module.base(inputs)[answers]).sum()

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raycl.adapters.branches import trained_itself
 from raycl.events import Phase, StageEvent, StageStart, Step
+from raycl.fields import at_stage
 from raycl.methods.common.base import Method, Moments, When
 from raycl.models.load import LoadedModel
-from raycl.spec import RunSpec, at_stage
+from raycl.spec import RunSpec
 from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.tasks.stored import Picked
 from raycl.tasks.task import Example, Task
@@ -27,9 +30,11 @@ from raycl.train.frozen import Frozen
 from raycl.train.generation import Decoder
 from raycl.train.loop import TrainLoop
 from raycl.train.module import StageModule
-from raycl.train.passes import DataPass
-from raycl.train.selection import Best, held_out_loss
+from raycl.train.passes import DataPass, TokenMean
+from raycl.train.selection import Best
 from raycl.train.workers import Workers
+
+Drawn = TypeVar("Drawn")
 
 
 @dataclass
@@ -50,6 +55,8 @@ class StageRun:
     log: list[Step] = field(default_factory=list)
     """The records of the training, for the manifest."""
     seconds: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+    """What was measured of the stage beside what the method measures."""
     trainable: int = 0
     """Numbers that the optimizer of this stage owned."""
 
@@ -76,6 +83,7 @@ class StageRun:
                 self.train(module, train, held_out)
             else:
                 self.method.take(self.imported)
+            self._observe(module, own)
             moments = self._pass("after", module, train, None)
             self.method.recite(partial(decoder.ask, self.task))
             part = self.method.consolidate(moments or {})
@@ -103,17 +111,35 @@ class StageRun:
         if self.spec.train.keep == "last" or self.spec.train.holdout == 0:
             return examples, []
         count = max(1, round(len(examples) * self.spec.train.holdout))
-        order = torch.randperm(len(examples), generator=self.method.info.generator("holdout")).tolist()
+        order = self._order(len(examples), "holdout")
         held_out = Picked(examples, sorted(order[:count]))
         return Picked(examples, sorted(order[count:])), self.encoder.encode(held_out)
 
-    def _drawn(self, train: Sequence[Encoded]) -> Sequence[Encoded]:
-        """The rows of a data pass: all, or as many as the method wants, by rows or by tokens, drawn at random."""
-        most, tokens = self.method.pass_examples, self.method.pass_tokens
-        if tokens is None and (most is None or most >= len(train)):
-            return train
-        order = torch.randperm(len(train), generator=self.method.info.generator("pass")).tolist()[:most]
-        return Picked(train, sorted(order if tokens is None else enough(train, order, tokens)))
+    def _drawn(self, rows: Sequence[Drawn], most: int | None, purpose: str) -> Sequence[Drawn]:
+        """All rows, or at most so many, drawn at random."""
+        if most is None or most >= len(rows):
+            return rows
+        return Picked(rows, sorted(self._order(len(rows), purpose)[:most]))
+
+    def _order(self, count: int, purpose: str) -> list[int]:
+        return torch.randperm(count, generator=self.method.info.generator(purpose)).tolist()
+
+    def _of_pass(self, train: Sequence[Encoded]) -> Sequence[Encoded]:
+        """The rows of a data pass: all, or as many as the method wants, by rows or by tokens."""
+        if (tokens := self.method.pass_tokens) is not None:
+            train = Picked(train, sorted(enough(train, self._order(len(train), "pass"), tokens)))
+        return self._drawn(train, self.method.pass_examples, "pass")
+
+    def _mean(self, module: StageModule) -> TokenMean:
+        return TokenMean(module, self.encoder, self.spec.eval.batch_size, self.workers)
+
+    def _observe(self, module: StageModule, own: Sequence[Example]) -> None:
+        """Measure how far the trained model is from the base model on the task's own rows, where that is asked for and the
+        base model is there."""
+        most = self.spec.train.drift_rows
+        if most and trained_itself(self.model.backbone) is None:
+            rows = self.encoder.encode(self._drawn(own, most, "drift"))
+            self.gauges["kl_to_base"] = self._mean(module).kl_to_base(rows)
 
     def _pass(
         self, when: When, module: StageModule, train: Sequence[Encoded], use: Callable[[Moments], None] | None
@@ -123,7 +149,7 @@ class StageRun:
         moments = self.method.collect(when)
         if moments is not None:
             data = DataPass(module, self.encoder, self.spec.eval.batch_size, self.workers)
-            data.run(self._drawn(train), moments, self._progress(f"data pass {when} training"))
+            data.run(self._of_pass(train), moments, self._progress(f"data pass {when} training"))
             if use is not None:
                 use(moments)
         self.seconds[f"pass_{when}"] = time.perf_counter() - started
@@ -155,7 +181,7 @@ class StageRun:
             self.log.extend(loop.logged)
             for epoch in range(loop.epochs):
                 if loop.epoch(epoch) and best is not None:
-                    best.offer(held_out_loss(module, self.encoder, held_out, self.spec.eval.batch_size, self.workers))
+                    best.offer(self._mean(module).cross_entropy(held_out))
         finally:
             engine.close()
         if best is not None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from raycl.errors import SpecError, StoreError, first_line, shown
+from raycl.fields import per_stage_fields
 from raycl.files import Json, home, write_json
 from raycl.methods.registry import method_class, method_params
 from raycl.reading import read_text
+from raycl.sections import TrainSpec
 from raycl.sequence.plan import state_keys
-from raycl.spec import RunSpec, TrainSpec, parse, per_stage_fields
+from raycl.spec import RunSpec, parse
 from raycl.state.keys import is_key
 from raycl.state.manifest import Manifest
 from raycl.state.store import Store

@@ -12,10 +12,11 @@ from raycl.events import Listener
 from raycl.files import Json
 from raycl.models.fingerprint import fingerprint
 from raycl.models.load import base_place, load_model
+from raycl.sections import ModelSpec
 from raycl.sequence.driver import Options, run_job
 from raycl.sequence.imports import misfits, require_takes
 from raycl.sequence.job import make_job
-from raycl.spec import ModelSpec, RunSpec
+from raycl.spec import RunSpec
 from raycl.state.manifest import ADAPTER_CONFIG, ADAPTER_MODEL, ContentName
 from raycl.state.part_files import decode_part
 from raycl.state.stage_state import Branch

@@ -12,7 +12,7 @@ from raycl.methods.registry import method_class, short_name
 from raycl.models.load import LoadedModel, base_place
 from raycl.models.places import PACKAGED, PACKAGED_ORIGIN, locate
 from raycl.report.model_cards import ModelCard, loading_code, model_card
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.use.forms import GATED_INPUTS, served_as
 from raycl.use.heads import Head
 from raycl.use.prompts import TaskPrompts

@@ -17,8 +17,8 @@ from raycl.files import Json
 from raycl.methods.common.base import Method, Route, StageInfo
 from raycl.methods.registry import build, method_class
 from raycl.models.load import LoadedModel, load_model
+from raycl.sections import DataSpec
 from raycl.sequence.states import States
-from raycl.spec import DataSpec
 from raycl.state.stage_state import Branch
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Example, Task

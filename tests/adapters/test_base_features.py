@@ -11,7 +11,7 @@ from raycl.adapters.backbone import Inputs
 from raycl.adapters.base_features import layers_of, mean_embedding, mean_hidden, pooled
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.models.load import load_model
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from tests.kit.odd_models import save_odd
 
 

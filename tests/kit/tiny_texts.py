@@ -36,7 +36,7 @@ def save_model(family: str, folder: Path) -> Path:
 
 def write_tasks(root: Path, names: Sequence[str], train: int = 12, test: int = 4) -> Path:
     """Task files in the benchmark layout: real film reviews under labels of each task, which mean nothing."""
-    from raycl.spec import DataSpec
+    from raycl.sections import DataSpec
     from raycl.tasks.catalogue import open_catalogue
     from raycl.tasks.load import load_tasks
 
@@ -60,7 +60,7 @@ def text_tokenizer(family: str) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from raycl.spec import DataSpec
+    from raycl.sections import DataSpec
     from raycl.tasks.catalogue import open_catalogue
     from raycl.tasks.load import load_tasks
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen3Conf
 
 from raycl.methods.registry import build
 from raycl.models.load import load_model
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoder
 from raycl.train.generation import Decoder

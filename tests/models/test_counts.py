@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raycl.models.counts import Batch, Products, count
 from raycl.models.shapes import KNOWN, configuration, empty
+from raycl.sections import ModelSpec
 from raycl.sequence.costs import Trained, training
-from raycl.spec import ModelSpec
 from raycl.testing.case import ADAPTED
 from raycl.testing.tiny import WIDTH
 from raycl.testing.toys import make_toy_task

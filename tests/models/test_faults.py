@@ -13,7 +13,7 @@ from raycl.errors import SpecError
 from raycl.models.fingerprint import fingerprint
 from raycl.models.load import LoadedModel, load_model
 from raycl.models.places import read_files
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from tests.kit.odd_models import REFUSED, as_pickle, edit, save_odd, with_extra, without
 
 

@@ -15,7 +15,7 @@ from raycl.models import families, places
 from raycl.models.families import family
 from raycl.models.fingerprint import fingerprint
 from raycl.models.load import load_model
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from raycl.errors import SpecError
 from raycl.models.load import LoadedModel, load_model
 from raycl.models.options import loading_options, require_options
 from raycl.models.probe import probe
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from tests.kit.odd_models import save_odd
 
 

@@ -11,7 +11,7 @@ import torch
 
 from raycl.models.load import base_place
 from raycl.models.packaged import converted
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 
 class Loaded:

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from raycl.models.places import at_hand
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 
 HUB = ModelSpec(name="owner/base", revision="main")
 

@@ -9,8 +9,8 @@ import torch
 
 from raycl.models.load import load_model
 from raycl.models.precision import native_precision
+from raycl.sections import ModelSpec
 from raycl.sequence.resolve import resolve
-from raycl.spec import ModelSpec
 
 Machine = Callable[..., None]
 

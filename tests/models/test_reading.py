@@ -9,7 +9,7 @@ import torch
 
 from raycl.models.load import load_model
 from raycl.models.reading import longest_reading, read
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from tests.kit.odd_models import FAMILIES, save_odd
 
 NOT_READABLE = ("gemma3_text", "mistral", "gemma2", "mpt", "rwkv", "trocr", "mamba")

@@ -10,7 +10,7 @@ from torch import nn
 
 from raycl.models.load import load_model
 from raycl.models.targets import holds_all, query_and_value
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from tests.kit.odd_models import FAMILIES, NO_DEFAULT, REFUSED, save_odd
 
 Q_AND_V = ("q_proj", "v_proj")

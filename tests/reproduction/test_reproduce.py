@@ -22,7 +22,8 @@ from raycl.reproduction.record import markdown, report
 from raycl.reproduction.specs import SMOKE_STAGES, Place, make_spec, sequences
 from raycl.reproduction.status import row_status, status_page
 from raycl.reproduction.tables.counts import gate_parameters, trained_parameters
-from raycl.spec import ModelSpec, RunSpec
+from raycl.sections import ModelSpec
+from raycl.spec import RunSpec
 from raycl.tasks.catalogue import open_catalogue
 from tests.kit.cli import invoke
 from tests.kit.tiny_texts import write_tasks

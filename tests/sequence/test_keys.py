@@ -11,23 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from raycl.fields import Meaning
+from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey, Strict
 from raycl.methods.o_lora import OLoraParams
 from raycl.methods.registry import METHODS, method_class, method_params
 from raycl.presets import merge
+from raycl.sections import DataSpec, EvalSpec, ModelSpec, TrainSpec
 from raycl.sequence.plan import Plan, make_plan, state_keys
-from raycl.spec import (
-    DataSpec,
-    EvalSpec,
-    InKeyUnlessDefault,
-    MethodParams,
-    ModelSpec,
-    NotInKey,
-    RunSpec,
-    Strict,
-    TrainSpec,
-    parse,
-)
+from raycl.spec import MethodParams, RunSpec, parse
 from tests.kit.cases import CASES
 from tests.kit.moved_keys import MOVED, MOVED_LATER, MOVED_SETTINGS
 from tests.kit.places import ROOT

@@ -10,7 +10,7 @@ import pytest
 
 from raycl.methods.registry import build
 from raycl.models.load import LoadedModel, load_model
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
 from raycl.train.generation import Decoder

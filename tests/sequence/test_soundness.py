@@ -86,3 +86,24 @@ def test_a_score_no_better_than_one_answer_is_told_recorded_and_read_again(flags
     assert "stage 2/2 speakers: taken from the store" in run("continue")
     with pytest.raises(DivergedError, match=r"stage 1 \(roget\): 0.0 after its own stage .* and it is stored"):
         run("fail", "roget,speakers,plots")
+
+
+def test_the_distance_from_the_base_model_stands_in_the_manifest(flags: MakeFlags, tmp_path: Path) -> None:
+    """For each stage, where it was asked for; who does not ask finds the same stages; all weights have none."""
+
+    def gauges(method: dict[str, Any], rows: int, where: str) -> list[dict[str, float]]:
+        fields: dict[str, Any] = flags.spec("sin_lora", "llama")
+        fields |= {"order": "roget,speakers", "eval": {"forward": False}}
+        fields["method"] = {"name": "replay", **method}
+        fields["train"] = {"lr": 1e-3, "batch_size": 8, "drift_rows": rows}
+        store = Store(str(tmp_path / where))
+        options = Options(store.uri, "off", output=str(tmp_path / f"out {where} {rows}"))
+        run_sequence(resolve("laptop", [fields]), options, [])
+        ends = [store.manifest(key).end for key in store.stage_keys()]
+        return [dict(end.gauges) for end in sorted(ends, key=lambda end: end.stage)]
+
+    own = {"answers": "model"}
+    found = gauges(own, 3, "lora")
+    assert len(found) == 2 and all(0 < one["kl_to_base"] < 10 and 0 <= one["memory_score"] <= 100 for one in found)
+    assert gauges(own, 0, "lora") == found
+    assert gauges({"trains": "full"}, 3, "full") == [{}, {}]

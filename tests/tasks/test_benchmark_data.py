@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task

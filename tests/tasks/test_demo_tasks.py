@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from raycl.errors import DataError, SetupError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.demo import DEMO
 from raycl.tasks.load import load_tasks

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raycl.errors import DataError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.fetch import fetch as copy
 from raycl.tasks.load import load_tasks
 from tests.kit.hub import COMMIT, hub

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raycl.errors import DataError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.folder import load_folder
 from raycl.tasks.load import load_tasks

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raycl.errors import DataError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks import hub
 from raycl.tasks.catalogue import open_catalogue
 from raycl.tasks.hub import load_hub

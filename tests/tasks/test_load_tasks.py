@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import fingerprint
 from tests.kit.layout_files import write_json

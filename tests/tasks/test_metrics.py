@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raycl.errors import DataError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.code import Code, find_code, require_code
 from raycl.tasks.load import load_tasks
 from raycl.tasks.scoring import METRICS, known_metric, score, token_f1

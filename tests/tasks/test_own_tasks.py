@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raycl.errors import DataError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks import stored
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task, union

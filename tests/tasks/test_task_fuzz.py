@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from raycl.errors import DataError
-from raycl.spec import DataSpec
+from raycl.sections import DataSpec
 from raycl.tasks.load import load_tasks
 from tests.kit.layout_files import WRITERS
 

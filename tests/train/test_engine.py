@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raycl.errors import SetupError
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.train.engine import BatchShape, Engine, Work, engine_name, make_engine
 from raycl.train.engine_deepspeed import DeepSpeedEngine, forget_groups, import_deepspeed
 from raycl.train.engine_torch import TorchEngine

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.train import engine_deepspeed as engine_module
 from raycl.train.engine import BatchShape, Work
 from raycl.train.engine_deepspeed import DeepSpeedEngine

@@ -12,7 +12,7 @@ import torch
 
 from raycl.methods.common.base import Route, Sampling
 from raycl.models.load import load_model
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoder
 from raycl.train.generation import Decoder, Written

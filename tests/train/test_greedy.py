@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raycl.models.load import LoadedModel, load_model
-from raycl.spec import ModelSpec
+from raycl.sections import ModelSpec
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder, shared_start
 from raycl.train.generation import Decoder

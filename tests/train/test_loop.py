@@ -13,7 +13,7 @@ from torch import Tensor
 from raycl.errors import DivergedError
 from raycl.events import Step
 from raycl.methods.common.base import Penalty, StageInfo
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.train.batches import Encoded, of_like_length
 from raycl.train.engine import BatchShape
 from raycl.train.loop import TrainLoop

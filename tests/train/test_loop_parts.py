@@ -13,6 +13,7 @@ from raycl.events import Term
 from raycl.methods.common.base import Penalty, StageInfo
 from raycl.train.loop import lr_factor
 from raycl.train.meter import Meter
+from raycl.train.passes import TokenMean
 from raycl.train.selection import Best
 from raycl.train.stage import StageRun, batch_shape
 from raycl.train.workers import Workers
@@ -128,12 +129,11 @@ def test_nothing_is_held_out_when_the_last_epoch_counts(tiny, toy_task, run_stag
 
 def test_the_best_epoch_is_what_the_stage_hands_on(tiny, toy_task, run_stage, monkeypatch):
     """If the first epoch has the lowest held-out loss, the part is that of a stage of one epoch."""
-    from raycl.train import stage as stage_module
 
     task = toy_task(1, distinct=8, repeats=1)
     settings = {"keep": "best", "holdout": 0.25}
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(stage_module, "held_out_loss", lambda *args: next(losses))
+    monkeypatch.setattr(TokenMean, "cross_entropy", lambda *args: next(losses))
     three = run_stage(tiny, SIN, [task], epochs=3, **settings)
     losses = iter([1.0])
     one = run_stage(tiny, SIN, [task], epochs=1, **settings)
@@ -175,7 +175,8 @@ def test_per_stage_lists_reach_the_optimizer(tiny, toy_task, run_sequence):
 def test_shapes_of_a_global_batch():
     """batch = micro x accumulation x workers; without a micro-batch size nothing is accumulated."""
     from raycl.methods.registry import method_params
-    from raycl.spec import RunSpec, TrainSpec
+    from raycl.sections import TrainSpec
+    from raycl.spec import RunSpec
 
     def shape(world, **train):
         method = method_params("sin_lora")()

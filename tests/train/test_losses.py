@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from raycl.adapters.backbone import Inputs
 from raycl.methods.common.base import Step
 from raycl.methods.common.teacher import divergence, without
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.testing.probes import encoder_of, probe_logits, same_part
 from raycl.testing.ranks import Job, Killed, Memory, Pair, assert_same, job_of, make_odd_tasks, run_job, run_one
 from raycl.testing.tiny import load_tiny

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raycl.methods.registry import METHODS, method_params
 from raycl.models.load import LoadedModel
-from raycl.spec import TrainSpec
+from raycl.sections import TrainSpec
 from raycl.testing.probes import make_method, same_part
 from raycl.testing.ranks import Job, Killed, Memory, run_one
 from raycl.testing.toys import make_toy_task, run_sequence_in_memory, run_stage_in_memory

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from raycl.train.batches import Encoded
-from raycl.train.selection import Best, held_out_loss
+from raycl.train.passes import TokenMean
+from raycl.train.selection import Best
 from raycl.train.workers import Workers
 
 ROWS = [Encoded((index,), tuple([1] * (index % 3 + 1))) for index in range(7)]
@@ -50,7 +51,7 @@ noted: list[Any] = []
 def loss_of(rows: list[Encoded], batch_size: int, workers: Workers | None = None) -> tuple[float, Summed]:
     """The loss, and the module that was asked; it was in training mode."""
     module: Any = Summed().train()
-    return held_out_loss(module, module, rows, batch_size, workers or Workers()), module
+    return TokenMean(module, module, batch_size, workers or Workers()).cross_entropy(rows), module
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(3, [3, 3, 1]), (7, [7]), (99, [7]), (1, [1] * 7)])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from raycl.events import StageStart
 from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
-from raycl.spec import RunSpec, TrainSpec
+from raycl.sections import TrainSpec
+from raycl.spec import RunSpec
 from raycl.state.stage_state import StageState
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.stage import StageRun, enough

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 from raycl.adapters.backbone import Backbone
 from raycl.adapters.branches import Branches, LoraShape
 from raycl.adapters.targets import read_targets
+from raycl.fields import PositiveInt
 from raycl.files import Json
 from raycl.methods.common.base import InPeft, Method, Moments
-from raycl.spec import MethodParams, PositiveInt
+from raycl.spec import MethodParams
 from raycl.state.stage_state import Branch, StagePart, StageState
 
 
