@@ -37,7 +37,7 @@ REVIEWED = ROOT / "benchmarks" / "mutants_reviewed.json"
 RESULTS = ROOT / "benchmarks" / "results" / "mutants"
 SEED = "raycl"
 ROOMS = {
-    "keys": ("fields.py spec.py sequence/plan.py state/keys.py comparison/grid.py", 36),
+    "keys": ("fields.py spec.py sections.py sequence/plan.py state/keys.py comparison/grid.py", 36),
     "store": ("state/*.py", 44),
     "loop": ("train/loop.py train/stage.py train/[be]*.py train/passes.py train/selection.py train/checkpoints.py", 50),
     "generation and scoring": (

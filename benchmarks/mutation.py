@@ -15,7 +15,7 @@ from typing import Any
 
 MARKS = {"InKeyUnlessDefault", "NotInKey"}
 """Marks of a spec field, which stand in annotations; one becomes the other."""
-SPEC = "__import__('raycl.spec', fromlist=['spec'])"
+FIELDS = "__import__('raycl.fields', fromlist=['fields'])"
 """The module of the marks, from wherever, and while it is imported."""
 WORDS = {"description", "why", "title", "repr", "help", "remedy", "hint"}
 """Keyword arguments that only people read."""
@@ -202,9 +202,9 @@ def _constants(value: object) -> Iterator[str]:
 def _calls(node: ast.Call) -> Iterator[tuple[ast.AST, str, str]]:
     called = _called(node)
     if called == "InKeyUnlessDefault":
-        yield node, "mark", f"{SPEC}.NotInKey('')"
+        yield node, "mark", f"{FIELDS}.NotInKey('')"
     elif called == "NotInKey":
-        yield node, "mark", f"{SPEC}.Meaning(1, None)"
+        yield node, "mark", f"{FIELDS}.Meaning(1, None)"
     if called in FOR_PEOPLE | DECLARED | MARKS:
         return
     if called in SWAPPED and len(node.args) > (called in ("min", "max") and not node.keywords):
