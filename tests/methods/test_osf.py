@@ -256,3 +256,14 @@ def test_merged_is_the_composite(tiny, toy_tasks, run_sequence, name):
             weight.data = before[path]
     assert largest_difference(merged, served) <= 1e-5 * max(row.abs().max().item() for row in served)
     assert largest_difference(answer_logits(tiny, None, inputs), served) > 0.1
+
+
+@pytest.mark.parametrize("name", ["osf", "osf_full"])
+def test_sharded_directions_do_what_whole_ones_do(tiny, toy_tasks, run_sequence, name):
+    """At ZeRO stage 3 the kept directions, larger than what trains, are in pieces until they are used."""
+    params = CASES[name].params | {"dropout": 0.0}
+    losses = []
+    for zero in (0, 3):
+        results = run_sequence(tiny, params, toy_tasks[:2], lr=1e-3, engine="deepspeed", zero_stage=zero)
+        losses.append([step["loss"] for result in results for step in result.log])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][-1] != losses[0][0]

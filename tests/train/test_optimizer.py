@@ -12,7 +12,8 @@ from raycl.methods.registry import METHODS, method_params
 from raycl.models.load import LoadedModel
 from raycl.sections import TrainSpec
 from raycl.testing.probes import make_method, same_part
-from raycl.testing.ranks import Job, Killed, Memory, run_one
+from raycl.testing.ranks import Job, Killed, Memory, Pair, make_odd_tasks, run_job, run_one
+from raycl.testing.tiny import load_tiny
 from raycl.testing.toys import make_toy_task, run_sequence_in_memory, run_stage_in_memory
 from raycl.train.engine import BatchShape, Work, make_engine
 from raycl.train.module import StageModule
@@ -163,6 +164,26 @@ def test_keys_know_it_only_where_it_acts() -> None:
     assert TrainSpec(optimizer="muon", muon_scale="original").keyed(1)["muon_scale"] == "original"
     assert not {"optimizer", "muon_scale"} & TrainSpec().model_dump().keys()
     assert MUON.model_dump()["optimizer"] == "muon"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "deepspeed"])
+def test_two_workers_move_alike(tiny_folders: Any, tmp_path_factory: Any, engine: str) -> None:
+    """Each orthogonalises the averaged gradient for itself, to the same bits; the losses are one worker's.
+
+    Torch's Newton-Schulz steps are in bf16, where a sum in another order turns into another last digit of eight bits.
+    """
+    tasks, settings = make_odd_tasks(), {"batch_size": 4, "engine": engine, "optimizer": "muon", "lr": 1e-3}
+    job = Job(CASES["inc_lora"].params | {"dropout": 0.0}, settings, engine, tiny_folders["llama"])
+    alone = run_job(load_tiny(tiny_folders["llama"], "fp32"), job, tasks)
+    pair = Pair(tmp_path_factory.mktemp("pair"), [job], tasks)
+    try:
+        first, second = (pair.outcomes(engine, rank) for rank in (0, 1))
+    finally:
+        pair.stop()
+    for one, mine, theirs in zip(alone, first, second, strict=True):
+        assert one.losses == pytest.approx(mine.losses, abs=1e-3) and mine.losses == theirs.losses
+        assert all(torch.equal(value, theirs.tensors[name]) for name, value in mine.tensors.items())
 
 
 def test_sharded_matrices_are_no_matrices() -> None:
