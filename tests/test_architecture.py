@@ -56,7 +56,9 @@ ROOMS = {
 """Library -> the files and folders that may import it."""
 TYPES_ONLY = {"transformers": ["raycl/train/batches.py", "raycl/train/chat.py", "raycl/use/served.py"]}
 """Files that may name a library's types, which costs no import when they run."""
-STAGE = {"errors", "events", "files", "spec", "tasks", "state", "adapters", "models", "methods", "train"}
+SETTINGS = {"fields", "sections", "spec"}
+"""What can be set, and what of it is in keys."""
+STAGE = {"errors", "events", "files", *SETTINGS, "tasks", "state", "adapters", "models", "methods", "train"}
 """What the rooms above a stage build on."""
 MANY = STAGE | {"analysis", "cluster", "presets", "reading", "report", "sequence", "tracking"}
 """What the rooms of many sequences build on; none of them knows another."""
@@ -64,22 +66,23 @@ KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "fields": {"files"},
-    "spec": {"errors", "fields", "files"},
+    "sections": {"fields", "files"},
+    "spec": {"errors", "fields", "files", "sections"},
     "reading": {"errors"},
-    "presets": {"errors", "files", "reading", "spec"},
-    "tasks": {"errors", "fields", "files", "reading", "spec"},
+    "presets": {"errors", "files", "reading", *SETTINGS},
+    "tasks": {"errors", "files", "reading", *SETTINGS},
     "events": {"files"},
-    "state": {"errors", "events", "files", "raycl", "spec"},
-    "adapters": {"spec", "state"},
-    "models": {"adapters", "errors", "files", "spec"},
-    "methods": {"adapters", "errors", "files", "spec", "state", "tasks"},
-    "train": {"adapters", "errors", "events", "files", "methods", "models", "spec", "state", "tasks"},
+    "state": {"errors", "events", "files", "raycl", *SETTINGS},
+    "adapters": {*SETTINGS, "state"},
+    "models": {"adapters", "errors", "files", *SETTINGS},
+    "methods": {"adapters", "errors", "files", *SETTINGS, "state", "tasks"},
+    "train": {"adapters", "errors", "events", "files", "methods", "models", *SETTINGS, "state", "tasks"},
     "testing": STAGE,
     "skeleton": {"errors", "files", "methods"},
     "cluster": {"errors"},
-    "tracking": {"analysis", "errors", "events", "files", "raycl", "spec"},
-    "analysis": {"events", "files", "spec", "state"},
-    "report": {"analysis", "doctor", "errors", "events", "files", "methods", "spec", "state", "tasks"},
+    "tracking": {"analysis", "errors", "events", "files", "raycl", *SETTINGS},
+    "analysis": {"events", "files", *SETTINGS, "state"},
+    "report": {"analysis", "doctor", "errors", "events", "files", "methods", *SETTINGS, "state", "tasks"},
     "sequence": STAGE | {"analysis", "cluster", "presets", "report", "tracking"},
     "sweep": MANY,
     "comparison": MANY,

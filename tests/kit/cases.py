@@ -84,10 +84,8 @@ CASES = {
     "ella": Case({"name": "ella", "strength": 2.0}, "AB"),
     "ella_factored": Case({"name": "ella", "strength": 2.0, "penalty": "factored", "energy": "squares"}, "AB"),
     "n_lora": Case({"name": "n_lora", "sparsity": 1e-3}, "AB"),
-    "osf": Case({"name": "osf"}, "AB", **GUARDED),
-    "osf_full": Case(
-        {"name": "osf", "form": "full", "protect": 3}, "AB", own=("model.{path}.lora_B.branch.move",), **GUARDED
-    ),
+    "osf": Case({"name": "osf", "protect": 3}, "AB", **GUARDED),
+    "osf_full": Case({"name": "osf", "form": "full"}, "AB", own=("model.{path}.lora_B.branch.move",), **GUARDED),
     "inf_lora": Case({"name": "inf_lora", **LAYERS}, "B", "L"),
     "inf_lora_random": Case({"name": "inf_lora", **LAYERS, "design": "random_projected"}, "B", "L"),
     "gain_lora_over_o": Case(

@@ -141,13 +141,12 @@ def test_hooks_on_gradients_let_it_go():
 def test_each_stage_keeps_off_the_weight_so_far(tiny, toy_tasks, run_sequence, form):
     """Over three stages, against a decomposition of W_(t-1) made here; and what stage 1 learned is part of it."""
     results = run_sequence(tiny, CASES["osf" if form == "lora" else "osf_full"].params, toy_tasks)
-    keep = 3 if form == "full" else None
     for path in results[0].part.pair.a:
         weight = tiny.backbone.model.get_submodule(path).weight.detach().double()
         for result in results:
             branch = result.part.pair
             d = branch.alpha / branch.rank * branch.b[path].double() @ branch.a[path].double()
-            k = keep or min(weight.shape) // 2
+            k = 3 if form == "lora" else min(weight.shape) // 2
             u, _, v = torch.linalg.svd(weight)
             assert d.norm() > 1e-3
             assert (u[:, :k].T @ d).norm() <= 1e-4 * d.norm() and (d @ v[:k].T).norm() <= 1e-4 * d.norm()
@@ -256,14 +255,3 @@ def test_merged_is_the_composite(tiny, toy_tasks, run_sequence, name):
             weight.data = before[path]
     assert largest_difference(merged, served) <= 1e-5 * max(row.abs().max().item() for row in served)
     assert largest_difference(answer_logits(tiny, None, inputs), served) > 0.1
-
-
-@pytest.mark.parametrize("name", ["osf", "osf_full"])
-def test_sharded_directions_do_what_whole_ones_do(tiny, toy_tasks, run_sequence, name):
-    """At ZeRO stage 3 the kept directions, larger than what trains, are in pieces until they are used."""
-    params = CASES[name].params | {"dropout": 0.0}
-    losses = []
-    for zero in (0, 3):
-        results = run_sequence(tiny, params, toy_tasks[:2], lr=1e-3, engine="deepspeed", zero_stage=zero)
-        losses.append([step["loss"] for result in results for step in result.log])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][-1] != losses[0][0]

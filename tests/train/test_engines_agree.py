@@ -10,7 +10,7 @@ import torch
 from raycl.models.load import LoadedModel
 from raycl.testing.probes import tensors_of
 from raycl.testing.ranks import Job, Pair, make_odd_tasks
-from raycl.testing.toys import make_toy_task, run_stage_in_memory
+from raycl.testing.toys import make_toy_task, run_sequence_in_memory, run_stage_in_memory
 from tests.kit.cases import CASES
 
 LIKE: dict[str, dict[str, Any]] = {
@@ -47,6 +47,17 @@ def test_both_engines_round_and_drop_alike(tiny_bf16: LoadedModel, name: str) ->
         result = run_stage_in_memory(tiny_bf16, params, [make_toy_task(1)], **CASES[name].train | {"engine": engine})
         parts.append(tensors_of(result.part))
     assert parts[0] and all(torch.equal(tensor, parts[1][place]) for place, tensor in parts[0].items())
+
+
+@pytest.mark.parametrize("name", ["osf", "osf_full"])
+def test_sharded_directions_do_what_whole_ones_do(tiny: LoadedModel, name: str) -> None:
+    """At ZeRO stage 3 the kept directions, larger than what trains, are in pieces until they are used."""
+    params, tasks = CASES[name].params | {"dropout": 0.0}, [make_toy_task(1), make_toy_task(2)]
+    losses = []
+    for zero in (0, 3):
+        results = run_sequence_in_memory(tiny, params, tasks, lr=1e-3, engine="deepspeed", zero_stage=zero)
+        losses.append([step["loss"] for result in results for step in result.log])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][-1] != losses[0][0]
 
 
 @pytest.mark.slow

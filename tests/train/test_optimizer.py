@@ -151,8 +151,7 @@ def test_what_osf_protects_stays_under_muon(tiny: LoadedModel) -> None:
     part = run_stage_in_memory(tiny, CASES["osf"].params, [make_toy_task(1)], optimizer="muon").part.pair
     for path, a in part.a.items():
         _, _, v = torch.linalg.svd(tiny.backbone.model.get_submodule(path).weight.detach().double())
-        k = min(len(part.b[path]), a.shape[1]) // 2
-        assert (a.double() @ v[:k].T).norm() <= 1e-5 * a.norm()
+        assert (a.double() @ v[:3].T).norm() <= 1e-5 * a.norm()
 
 
 def test_keys_know_it_only_where_it_acts() -> None:
