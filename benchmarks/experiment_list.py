@@ -166,6 +166,30 @@ EXPERIMENTS = {
         orders=("custom:mnli,cb,rte", "custom:imdb,sst2,copa"),
         settings=ROUTED,
     ),
+    "M": Experiment(
+        "What do methods that keep one model, another optimizer or another loss add to LoRA trained in turn?",
+        {
+            "sin_lora": "sin_lora",
+            "inc_lora": "inc_lora",
+            "o_lora": "o_lora",
+            "inf_lora": "inf_lora:epsilon=0.95,energy_power=1",
+            "ella": "ella",
+            "n_lora": "n_lora",
+            "osf": "osf",
+            "inc_lora, muon": "inc_lora:train.optimizer=muon",
+            "sin_lora, eaft": "sin_lora:train.loss=eaft",
+            "sin_lora, base_kl": "sin_lora:train.base_kl=1.0",
+        },
+        (
+            ("ella", "inc_lora"),
+            ("n_lora", "inc_lora"),
+            ("osf", "inc_lora"),
+            ("inc_lora, muon", "inc_lora"),
+            ("sin_lora, eaft", "sin_lora"),
+            ("sin_lora, base_kl", "sin_lora"),
+            ("inf_lora", "osf"),
+        ),
+    ),
 }
 DILUTED = "E"
 """The experiment whose first stages experiment D adds zero branches to."""
