@@ -40,7 +40,8 @@ ROOMS = {
     "keys": ("fields.py spec.py sections.py sequence/plan.py state/keys.py comparison/grid.py", 36),
     "store": ("state/*.py", 44),
     "loop": (
-        "train/loop.py train/stage.py train/[be]*.py train/losses.py train/optimizer.py train/passes.py train/selection.py train/checkpoints.py",
+        "train/loop.py train/stage.py train/[be]*.py train/losses.py train/optimizer.py train/passes.py train/selection.py "
+        "train/checkpoints.py",
         50,
     ),
     "generation and scoring": (

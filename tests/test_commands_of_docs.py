@@ -30,6 +30,7 @@ PAGES = (
 NOT_HERE = {
     "raycl generate RUN": "docs/use.md, whose commands all run",
     "raycl evaluate RUN": "docs/use.md",
+    "raycl probe RUN": "docs/use.md",
     "raycl export RUN": "docs/use.md",
     "raycl serve RUN": "docs/serving.md",
     "raycl tasks check support.yaml": "docs/streams.md",

@@ -104,6 +104,30 @@ def evaluate(
         print(f"{name}: {found.score:.1f}  ({len(found.predictions)} examples){further}")
 
 
+def probe(
+    run: Run,
+    file: Annotated[
+        str | None, typer.Option("--file", help="plain texts, one per line  (default: summaries of films)")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per stage")] = False,
+    store: StoreFlag = None,
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Show what a run has cost the model beside its tasks: plain text and instructions, after every stage."""
+    texts = _lines(file) if file else None
+    prepare()
+    from raycl.report.history import print_abilities
+    from raycl.use.ability import abilities
+    from raycl.use.heads import find_head
+
+    found = abilities(find_head(run, store), texts, model, device)
+    if not as_json:
+        return print_abilities(list(found))
+    for one in found:
+        print(json.dumps(asdict(one)), flush=True)
+
+
 def log(run: Run, store: StoreFlag = None) -> None:
     """Show the stages of a run, newest first: task, key, when, how long, by which raycl."""
     from raycl.analysis.history import log as stages
@@ -219,15 +243,18 @@ def _texts(texts: list[str] | None, file: str | None) -> list[str]:
     """What to answer. Raises SpecError for nothing, and for two sources."""
     if texts and file:
         raise SpecError("raycl generate: texts and --file are both given; give one of them")
-    if texts:
-        return texts
+    return texts or _lines(file)
+
+
+def _lines(file: str | None) -> list[str]:
+    """The lines of a file, or of standard input, that are not empty. Raises SpecError for one without any."""
     try:
         lines = read_text(Path(file)).splitlines() if file else sys.stdin.read().splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         name = f"--file {file}" if file else "standard input"
-        raise SpecError(f"{name}: cannot be read ({why}); give a text file in UTF-8, a prompt per line") from None
+        raise SpecError(f"{name}: cannot be read ({why}); give a text file in UTF-8, a text per line") from None
     found = [line for line in lines if line.strip()]
     if not found:
-        raise SpecError("raycl generate: there is no text; give some, or --file FILE, or lines on standard input")
+        raise SpecError("there is no text; give some, or --file FILE, or lines on standard input")
     return found

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raycl.analysis.ability import Ability
 from raycl.analysis.history import Difference, Entry, StageFacts
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.report.tables import matrix_tables, number, short
@@ -85,3 +86,16 @@ def print_appended(
         table.add_row(Text(task), number(before[task]) if task in before else "new", number(score))
     console.print(table)
     console.print(verdict, soft_wrap=True)
+
+
+def print_abilities(found: Sequence[Ability], console: Console | None = None) -> None:
+    """What the base model and each stage can do beside the tasks; the base model comes first."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("stage", "task", "perplexity", "of the base's", "instructions followed"):
+        table.add_column(title, justify="left" if title == "task" else "right", overflow="fold")
+    base = found[0].perplexity
+    for one in found:
+        plain = "-" if one.perplexity is None else f"{one.perplexity:.2f}"
+        ratio = "-" if one.perplexity is None or base is None else f"{one.perplexity / base:.3f} x"
+        table.add_row(str(one.stage), Text(one.task), plain, ratio, f"{one.instructions:.0f} %")
+    (console or standard_output()).print(table)

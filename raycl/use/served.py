@@ -141,7 +141,7 @@ class Served:
         """Greedy answers to prompts, in order, at most `tokens` long, `batch` of them together. Either all of them are in a
         chat, or none."""
         chat = bool(examples) and examples[0].chat is not None
-        written = self._decoder(batch).answer(examples, tokens, chat)
+        written = self.decoder(batch).answer(examples, tokens, chat)
         return [
             Answer(example.prompt, one.text, one.route, tokens=one.tokens, ended=one.ended)
             for example, one in zip(examples, written, strict=True)
@@ -163,11 +163,11 @@ class Served:
 
     def logits(self, examples: Sequence[Example]) -> Iterator[Tensor]:
         """What the served model says after each token of prompts, as `Decoder.logits`."""
-        return self._decoder(1).logits(examples)
+        return self.decoder(1).logits(examples)
 
     def routes(self, examples: Sequence[Example]) -> list[Route]:
         """Whose weights would answer each prompt, with nothing generated; empty for a method that does not route."""
-        return self._decoder(BATCH).routes(examples)
+        return self.decoder(BATCH).routes(examples)
 
     def explain(self, example: Example) -> Strengths | None:
         """How strongly each branch takes part in the answer to a prompt; none where the method weighs no branches."""
@@ -188,9 +188,10 @@ class Served:
 
     def score(self, task: Task) -> Scored:
         """Score the state on the test split of a task that is loaded."""
-        return self._decoder(self.head.spec.eval.batch_size).score(task)
+        return self.decoder(self.head.spec.eval.batch_size).score(task)
 
-    def _decoder(self, batch_size: int) -> Decoder:
+    def decoder(self, batch_size: int) -> Decoder:
+        """What answers and scores with the state in place, so many prompts together."""
         workers = Workers(device=str(self._loaded.backbone.device))
         return Decoder(self._loaded, self._method, self._prompts.encoder, batch_size, workers)
 

@@ -50,6 +50,8 @@ USE = [
     Bad("generate", ["nosuch", "a", "--file", "b"], ["give one of them"]),
     Bad("generate", ["nosuch", "--file", "{tmp}/t.txt"], ["--file", "UTF-8"], {"t.txt": b"\xff\xfe\x00"}),
     Bad("generate", ["nosuch", "--file", "{tmp}/t.txt"], ["there is no text"], {"t.txt": "\n"}),
+    Bad("probe", ["nosuch", "--file", "{tmp}/t.txt"], ["there is no text"], {"t.txt": "\n"}),
+    Bad("probe", ["nosuch"], ["nosuch"]),
     Bad("generate", ["{tmp}/r", "a"], ["spec.json", "cannot be read"], {"r/spec.json": "{"}),
     Bad("generate", ["{tmp}/r", "a"], ["spec.json", "it holds a list"], {"r/spec.json": "[]"}),
     Bad("generate", ["{tmp}/r", "a"], ["summary.json", "cannot be read"], {"r/spec.json": "{}"}),
