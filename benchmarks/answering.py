@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import raycl
 from raycl.adapters.stacked_lora import CURRENT, StackedLora, Update
+from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build
 from raycl.models.load import LoadedModel, load_model
@@ -116,16 +117,16 @@ def _looped(layer: StackedLora) -> Update:
 
 
 @contextmanager
-def answering(method: str, precision: str, folder: Path) -> Iterator[Answering]:
-    """Train the demo's four tasks with a method, and serve them."""
-    fields = {
+def answering(method: str, precision: str, folder: Path, fields: Json | None = None) -> Iterator[Answering]:
+    """Train the demo's four tasks with a method, or what `fields` of the run spec say otherwise, and serve them."""
+    common = {
         "order": "demo",
         "method": {"name": method},
         "model": {"precision": precision},
         "data": {"train_examples": 64, "test_examples": 24, "max_source_tokens": 128},
         "eval": {"forward": False, "batch_size": 16},
     }
-    spec = raycl.resolve("demo", [fields])
+    spec = raycl.resolve("demo", [common, fields or {}])
     output = str(folder / method)
     raycl.run_sequence(spec, raycl.Options(store=f"{folder}/store", tracking="off", output=output), [])
     head = find_head(output, f"{folder}/store")
