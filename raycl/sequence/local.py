@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from raycl.analysis.matrix import AccuracyMatrix
 from raycl.models.load import LoadedModel, load_model
 from raycl.sections import ModelSpec
 from raycl.sequence.history import in_store, stored_scores
 from raycl.sequence.job import SequenceJob
+from raycl.sequence.plan import StagePlan
 from raycl.sequence.watch import woken
-from raycl.sequence.worker import Advancing, Report, SequenceWorker
+from raycl.sequence.worker import Report, SequenceWorker
 from raycl.train.workers import Workers, cores, local_device, set_threads
 
 
@@ -62,6 +63,21 @@ class StepResult:
     def to_json(self) -> dict[str, Any]:
         """All of it in one mapping."""
         return {"stage": self.stage, "task": self.task, "key": self.key, "trained": self.trained} | self.measures
+
+
+class Advancing(Protocol):
+    """What brings a sequence forward: a worker in this process, or a group of workers that is waited for."""
+
+    trained: bool
+    """Whether the last stage was trained by it, not found or waited for."""
+
+    def advance(self, stage: StagePlan) -> bool:
+        """Make sure that a stage and its row of scores are stored; whether anything was to do."""
+        ...
+
+    def score(self, row: int) -> bool:
+        """Make sure that a row of scores is stored; whether anything was to do."""
+        ...
 
 
 @dataclass

@@ -58,5 +58,4 @@ def score_behind(worker: SequenceWorker, look: Look) -> None:
             look()
             worker.workers.beat()
             time.sleep(LOOK_SECONDS)
-        worker.score(stage.row)
-        worker.require_sound_answers(stage)
+        worker.settle(stage)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Protocol
 
 from raycl.adapters.branches import adapter_config
 from raycl.adapters.targets import chosen, summed_up
@@ -42,21 +41,6 @@ from raycl.train.workers import Workers, device_name
 
 LOADING = "loading the model"
 Report = Callable[[StageEvent], None]
-
-
-class Advancing(Protocol):
-    """What brings a sequence forward: a worker in this process, or a group of workers that is waited for."""
-
-    trained: bool
-    """Whether the last stage was trained by it, not found or waited for."""
-
-    def advance(self, stage: StagePlan) -> bool:
-        """Make sure that a stage and its row of scores are stored; whether anything was to do."""
-        ...
-
-    def score(self, row: int) -> bool:
-        """Make sure that a row of scores is stored; whether anything was to do."""
-        ...
 
 
 @dataclass
@@ -92,14 +76,20 @@ class SequenceWorker:
         `stage_done` is called on every rank after each stage that was worked on.
         """
         for stage in self.job.plan.stages:
-            if self.advance(stage):
+            mine = self.make(stage)
+            if self.settle(stage) or mine:
                 stage_done(stage)
         self.score(0)
 
     def advance(self, stage: StagePlan) -> bool:
         """Train and score one stage, as far as the store lacks it; whether anything was to do."""
         mine = self.make(stage)
-        worked = self.score(stage.row) or mine
+        return self.settle(stage) or mine
+
+    def settle(self, stage: StagePlan) -> bool:
+        """Make sure that a stored stage's row is scored, and hold it to what the run asks of its scores; whether there was
+        anything to score."""
+        worked = self.score(stage.row)
         self.require_sound_answers(stage)
         return worked
 
