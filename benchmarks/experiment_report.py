@@ -35,11 +35,14 @@ def keys_of(cell: GridCell) -> list[str]:
 
 def figures(cells: Sequence[GridCell], known: Sequence[Figures] = ()) -> list[Figures]:
     """The finished sequences among the cells: as `known` has them under the same stage keys, whatever machine made them, or
-    else read from the store. What is known stays what it was, so that pairs made on one machine stay pairs."""
+    else read from the store. What is known stays what it was, so that pairs made on one machine stay pairs; the first that
+    has the keys counts, whatever its label."""
     found = []
     for cell in cells:
-        same = (cell.entry.label, cell.order, cell.seed, keys_of(cell))
-        kept = [row for row in known if (row["label"], row["order"], row["seed"], row["stage_keys"]) == same]
+        same = (cell.order, cell.seed, keys_of(cell))
+        kept = [
+            row | {"label": cell.entry.label} for row in known if (row["order"], row["seed"], row["stage_keys"]) == same
+        ]
         if kept or cell.job is None or cell.missing():
             found += kept[:1]
             continue

@@ -177,10 +177,11 @@ def report(planned: Planned, fresh: dict[str, Any]) -> None:
     """Write both files from what is finished; `fresh` is what D and G found in this call."""
     known = read_known() | fresh
     record: dict[str, Any] = {"D": known["D"], "G": known["G"]}
+    elsewhere = [row for letter in EXPERIMENTS for row in known.get(letter, {}).get("sequences", ())]
     for letter, experiment in EXPERIMENTS.items():
         cells = planned.test[letter]
         before = known.get(letter, {})
-        rows = figures(cells, before.get("sequences", ()))
+        rows = figures(cells, [*before.get("sequences", ()), *elsewhere])
         record[letter] = {
             "question": experiment.question,
             "arms": experiment.arms,
