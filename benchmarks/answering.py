@@ -117,8 +117,13 @@ def _looped(layer: StackedLora) -> Update:
 
 
 @contextmanager
-def answering(method: str, precision: str, folder: Path, fields: Json | None = None) -> Iterator[Answering]:
-    """Train the demo's four tasks with a method, or what `fields` of the run spec say otherwise, and serve them."""
+def answering(
+    method: str, precision: str, folder: Path, fields: Json | None = None, tests: int | None = None
+) -> Iterator[Answering]:
+    """Train the demo's four tasks with a method, or what `fields` of the run spec say otherwise, and serve them.
+
+    `tests` is how many test prompts of each task are answered, none = those that the sequence was scored on.
+    """
     common = {
         "order": "demo",
         "method": {"name": method},
@@ -140,7 +145,7 @@ def answering(method: str, precision: str, folder: Path, fields: Json | None = N
             loaded,
             served,
             Decoder(loaded, served, encoder, head.spec.eval.batch_size, Workers(device="cpu")),
-            load_tasks(head.spec.tasks, head.spec.data),
+            load_tasks(head.spec.tasks, head.spec.data.model_copy(update={"test_examples": tests} if tests else {})),
         )
     finally:
         served.remove()

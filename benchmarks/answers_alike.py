@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--order", default=ORDER)
     parser.add_argument("--prompts", type=int, default=900, help="test prompts of each task  [default: %(default)s]")
     given = parser.parse_args()
-    data = {"source": given.data, "train_examples": 64, "test_examples": given.prompts, "max_source_tokens": 128}
+    data = {"source": given.data, "train_examples": 64, "test_examples": 4, "max_source_tokens": 128}
     fields = {"order": given.order, "data": data, "eval": {"batch_size": 32}}
     with (
         tempfile.TemporaryDirectory(prefix="raycl-alike-") as folder,
-        answering(given.method, given.precision, Path(folder), fields) as way,
+        answering(given.method, given.precision, Path(folder), fields, given.prompts) as way,
     ):
         entry = compared(way)
     found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
