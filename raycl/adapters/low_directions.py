@@ -77,13 +77,17 @@ def weight_with(layer: StackedLora, path: str, branches: Sequence[Branch]) -> Te
     return weight
 
 
-class GuardedDown(nn.Module):
-    """x (..., d_in) -> A x with A = A~ (I - V_h^T V_h); A~ (r, d_in) is `weight` and trains."""
+class Guarded(nn.Module):
+    """A matrix `weight` that trains, of which only what lies off the directions `kept` (k, d), orthonormal rows, acts."""
 
-    def __init__(self, weight: Tensor, found: Directions) -> None:
+    def __init__(self, weight: Tensor, kept: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
-        self.kept = _fixed(found.kept_in)
+        self.kept = _fixed(kept)
+
+
+class GuardedDown(Guarded):
+    """x (..., d_in) -> A x with A = A~ (I - V_h^T V_h); A~ (r, d_in) is `weight`."""
 
     def effective(self) -> Tensor:
         """A (r, d_in)."""
@@ -94,13 +98,8 @@ class GuardedDown(nn.Module):
         return F.linear(x, self.effective())
 
 
-class GuardedUp(nn.Module):
-    """z (..., r) -> B z with B = (I - U_h U_h^T) B~; B~ (d_out, r) is `weight` and trains."""
-
-    def __init__(self, weight: Tensor, found: Directions) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.kept = _fixed(found.kept_out)
+class GuardedUp(Guarded):
+    """z (..., r) -> B z with B = (I - U_h U_h^T) B~; B~ (d_out, r) is `weight`."""
 
     def effective(self) -> Tensor:
         """B (d_out, r)."""
@@ -115,7 +114,7 @@ class GuardedPair:
     """A branch off the kept directions: the two modules that compute it, from what A~ and B~ start as."""
 
     def __init__(self, a: Tensor, b: Tensor, found: Directions) -> None:
-        self.down, self.up = GuardedDown(a, found), GuardedUp(b, found)
+        self.down, self.up = GuardedDown(a, found.kept_in), GuardedUp(b, found.kept_out)
 
     @torch.no_grad()
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -127,7 +126,7 @@ class LowDown(GuardedDown):
     """x -> (A x, V_l x), (..., 2 q): how far the right directions have moved, A from 0, and where they were."""
 
     def __init__(self, found: Directions) -> None:
-        super().__init__(torch.zeros_like(found.low_in), found)
+        super().__init__(torch.zeros_like(found.low_in), found.kept_in)
         self.low = _fixed(found.low_in)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ class LowUp(GuardedUp):
     """(A x, V_l x) -> D x, the update D of `LowPair`; B from 0, and z, the singular values' move, from 0."""
 
     def __init__(self, found: Directions) -> None:
-        super().__init__(torch.zeros_like(found.low_out), found)
+        super().__init__(torch.zeros_like(found.low_out), found.kept_out)
         self.low, self.values = _fixed(found.low_out), _fixed(found.values)
         self.move = nn.Parameter(torch.zeros_like(found.values))
 

@@ -170,14 +170,19 @@ def _fit_beside(scorers: ScalingConfig, part: GroupPart, scaling: ScalingConfig,
             _fit(replace(part, role="scores"), scorers, store)
             done.append(True)
         except Exception as error:
-            logger.warning(
-                "the workers that score have ended (%s); what is left is scored in the end", _why(_cause(error))
-            )
+            if not failed.is_set():
+                why = _why(_cause(error))
+                logger.warning("the workers that score have ended (%s); what is left is scored in the end", why)
 
     done: list[bool] = []
+    failed = threading.Event()
     thread = threading.Thread(target=score, daemon=True)
     thread.start()
-    _fit(replace(part, role="trains"), scaling, store)
+    try:
+        _fit(replace(part, role="trains"), scaling, store)
+    except BaseException:
+        failed.set()  # which ends the workers that score, too
+        raise
     thread.join()
     if not done:
         _fit(part, scaling, store)

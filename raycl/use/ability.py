@@ -24,9 +24,12 @@ from raycl.train.generation import Decoder
 from raycl.train.workers import Workers
 from raycl.use.heads import Head
 from raycl.use.instructions import INSTRUCTIONS, TOKENS, share_followed
+from raycl.use.prompts import encoder_of
 from raycl.use.served import BATCH, Served, load_base
 
 BASE = "the base model"
+LONGEST = 256
+"""Tokens of a text or an instruction, with what a chat template writes around it; longer texts are cut."""
 PLAIN = "plots"
 """The demo's task whose texts of the label `plot`, summaries of films, are the plain text by default."""
 
@@ -41,8 +44,8 @@ def abilities(
     none has two tokens.
     """
     loaded = load_base(head, model, device)
-    data = head.spec.data
-    encoder = Encoder(loaded.tokenizer, loaded.backbone.encoder_decoder, data.max_source_tokens, TOKENS)
+    head = _wide(head)
+    encoder = encoder_of(head, loaded.tokenizer, loaded.backbone.encoder_decoder)
     given = plain_texts() if texts is None else texts
     kept = [one for one in map(_whole, given) if len(encoder.encode([one])[0].prompt) > 1]
     if not kept:
@@ -74,6 +77,12 @@ class Measure:
         answers = [one.text for one in decoder.answer(asked, TOKENS, told is not None)]
         ids = (one.prompt for one in self.encoder.encode(self.texts))
         return perplexity(decoder.logits(self.texts), ids) if self.reads else None, share_followed(answers)
+
+
+def _wide(head: Head) -> Head:
+    """The same state with limits of the probe's own: whatever a run's tasks are cut at, an instruction is read whole."""
+    data = head.spec.data.model_copy(update={"max_source_tokens": LONGEST, "max_target_tokens": TOKENS})
+    return replace(head, spec=head.spec.model_copy(update={"data": data}))
 
 
 def plain_texts() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,15 +35,29 @@ def test_the_base_model_and_every_stage(trained: Trained) -> None:
     found = list(abilities(head, TEXTS))
     assert [(one.stage, one.task) for one in found] == [(0, "the base model"), (1, "roget"), (2, "snippets")]
     model, tokenizer = (kind.from_pretrained(head.spec.model.name) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert found[0].perplexity == pytest.approx(alone(model, tokenizer, TEXTS), rel=1e-4)
+    assert len({one.perplexity for one in found}) == 3
+    assert list(abilities(find_head(f"{folder}@1"), TEXTS)) == found[:2]
+
+
+def alone(model: Any, tokenizer: Any, texts: list[str]) -> float:
+    """Perplexity by transformers' own loss."""
     total = count = 0.0
-    for text in TEXTS:
+    for text in texts:
         ids = tokenizer(text, return_tensors="pt").input_ids
         with torch.no_grad():
             loss = model(input_ids=ids, labels=ids).loss
         total, count = total + float(loss) * (ids.shape[1] - 1), count + ids.shape[1] - 1
-    assert found[0].perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert len({one.perplexity for one in found}) == 3
-    assert list(abilities(find_head(f"{folder}@1"), TEXTS)) == found[:2]
+    return math.exp(total / count)
+
+
+def test_what_a_run_cuts_its_tasks_at_cuts_no_text(trained: Trained) -> None:
+    """A text of more tokens than the run's longest prompt is read whole, and so is an instruction."""
+    head = find_head(str(trained("inc_lora")))
+    model, tokenizer = (kind.from_pretrained(head.spec.model.name) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    text = "Text: " + "fine and poor " * 12
+    assert head.spec.data.max_source_tokens < len(tokenizer(text).input_ids) < 256
+    assert next(abilities(head, [text])).perplexity == pytest.approx(alone(model, tokenizer, [text]), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["per_task", "route_lora", "gain_lora", "mtl", "prog_prompt"])
