@@ -49,9 +49,7 @@ class Branches:
         config = lora_config(backbone, shape)
         take_layer(config, StackedLora)
         inject_adapter_in_model(config, backbone.model, adapter_name=CURRENT)
-        self.layers: dict[str, StackedLora] = {
-            path: module for path, module in backbone.model.named_modules() if isinstance(module, StackedLora)
-        }
+        self.layers = seated(backbone)
         for path, layer in self.layers.items():
             layer.stack(path, frozen, backbone.dtype)
         self.count = len(frozen) + 1
@@ -112,11 +110,28 @@ class Branches:
 
     def remove(self) -> None:
         """Put the backbone's own modules back, untouched."""
-        for path, layer in self.layers.items():
-            parent, _, name = path.rpartition(".")
-            setattr(self.backbone.model.get_submodule(parent), name, layer.get_base_layer())
-        if hasattr(self.backbone.model, "peft_config"):
-            del self.backbone.model.peft_config
+        lift(self.backbone, self.layers)
+
+
+def seat(backbone: Backbone, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules in the backbone's places, by their paths."""
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        setattr(backbone.model.get_submodule(parent), name, module)
+
+
+def lift(backbone: Backbone, layers: Mapping[str, StackedLora]) -> None:
+    """Put the backbone's own modules back in the places of LoRA layers, which stay as they are and may be seated again."""
+    seat(backbone, {path: layer.get_base_layer() for path, layer in layers.items()})
+    if hasattr(backbone.model, "peft_config"):
+        del backbone.model.peft_config
+
+
+def seated(backbone: Backbone) -> dict[str, StackedLora]:
+    """The LoRA layers that are on the backbone, by path."""
+    from raycl.adapters.stacked_lora import StackedLora
+
+    return {path: layer for path, layer in backbone.model.named_modules() if isinstance(layer, StackedLora)}
 
 
 @contextmanager
@@ -125,11 +140,9 @@ def bare(backbone: Backbone) -> Iterator[None]:
 
     Raises ValueError where the backbone's own weights train: then the base model is not there.
     """
-    from raycl.adapters.stacked_lora import StackedLora
-
     if (first := trained_itself(backbone)) is not None:
         raise ValueError(f"the base model is not there: its own weights train, such as {first}")
-    with _off([module for module in backbone.model.modules() if isinstance(module, StackedLora)]):
+    with _off(seated(backbone).values()):
         yield
 
 

@@ -113,14 +113,20 @@ class StackedLora(nn.Module, LoraLayer):
                 f"method.targets: a module of {x.shape[-1]} inputs reads the tokens of all examples in one row, so that no "
                 "branch can be weighed by example; adapt other modules"
             )
-        folds = self._folds()
-        out = self._with_old(x) if folds else self.base_layer(x, *args, **kwargs)
+        return self.add(self.base(x, *args, **kwargs), x)
+
+    def base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """W x + bias, and the frozen branches with it where they fold."""
+        return self._with_old(x) if self.folds else self.base_layer(x, *args, **kwargs)
+
+    def add(self, out: Tensor, x: Tensor) -> Tensor:
+        """`out`, as `base` made it of x, and what the branches that are not in it add."""
         if self.update is not None:
             delta = self.update(x)
             return out if delta is None else out + delta.to(out.dtype)
         x = self.lora_dropout[CURRENT](x)
         new = self.lora_A[CURRENT](x) * self.scaling[CURRENT]
-        stacked = self.frozen_a is not None and not folds
+        stacked = self.frozen_a is not None and not self.folds
         old = F.linear(x.detach() if self.detach_old else x, self.frozen_a) if stacked else None
         if self.mixer is not None:
             weights = self.mixer(self, old, new).to(new.dtype)
@@ -131,7 +137,8 @@ class StackedLora(nn.Module, LoraLayer):
             delta = delta + F.linear(old, self.frozen_b)
         return out + delta.to(out.dtype)
 
-    def _folds(self) -> bool:
+    @property
+    def folds(self) -> bool:
         """Whether the frozen branches are a plain sum that a copy of the base layer's weight can hold: nothing weighs them,
         drops out parts of their input or takes their place, and the weight is fp32 and here whole (ZeRO-3 parts it)."""
         base = self.get_base_layer()

@@ -33,6 +33,9 @@ Grace = Annotated[int, typer.Option(help="stages before a trial may be ended")]
 AtOnce = Annotated[str, typer.Option("--max-concurrent", help="trials at once, or auto: as many as the cluster holds")]
 SearchSeed = Annotated[int, typer.Option(help="seed of the search's draws")]
 Workers = Annotated[int, typer.Option(help="Ray Train workers of each trial; 1 = the trial's own process")]
+Pack = Annotated[
+    int, typer.Option(help="stages of one parent that a process trains at once, in one pass over the model")
+]
 Cpus = Annotated[int | None, typer.Option("--cpus-per-trial", help="(default: one per worker)")]
 Gpus = Annotated[
     float | None, typer.Option("--gpus-per-trial", help="(default: one per worker if the cluster has GPUs)")
@@ -57,6 +60,7 @@ def sweep(
     allow_code: CodeFlag = None,
     preset: PresetFlag = "auto",
     seed: SeedFlag = None,
+    pack: Pack = 1,
     workers: Workers = 1,
     cpus: Cpus = None,
     gpus: Gpus = None,
@@ -72,7 +76,7 @@ def sweep(
     Finished stages are kept in the store; `--resume` goes on with an interrupted sweep.
     """
     chosen = {"space": space, "trials": trials, "search": search, "scheduler": scheduler, "grace": grace}
-    chosen |= {"max_concurrent": max_concurrent, "search_seed": search_seed, "workers": workers}
+    chosen |= {"max_concurrent": max_concurrent, "search_seed": search_seed, "workers": workers, "pack": pack}
     chosen |= {"cpus_per_trial": cpus, "gpus_per_trial": gpus}
     flags = {
         "order": order,

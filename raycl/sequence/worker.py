@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 
-from raycl.adapters.branches import adapter_config
 from raycl.adapters.targets import chosen, summed_up
 from raycl.errors import StoreError
-from raycl.events import START_UP, Adapted, Phase, Scored, StageEnd, StageEvent, to_json
+from raycl.events import Adapted, Phase, Scored, StageEvent
 from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class
@@ -21,6 +19,7 @@ from raycl.models.load import LoadedModel, load_model
 from raycl.sections import ModelSpec
 from raycl.sequence.imports import require_fits
 from raycl.sequence.job import SequenceJob
+from raycl.sequence.making import Making, publish
 from raycl.sequence.partials import StagePartial
 from raycl.sequence.plan import Cell, StagePlan
 from raycl.sequence.ready import require_ready
@@ -29,7 +28,6 @@ from raycl.sequence.states import States
 from raycl.sequence.turns import turn
 from raycl.state.lease import Lease
 from raycl.state.lineage import ON_DRIFT
-from raycl.state.manifest import Provenance
 from raycl.state.stage_state import Branch, StagePart
 from raycl.state.store import Store
 from raycl.train.batches import Encoder
@@ -37,7 +35,7 @@ from raycl.train.engine import engine_name, start_engine
 from raycl.train.generation import Decoder
 from raycl.train.ops import builds_reported
 from raycl.train.stage import StageRun
-from raycl.train.workers import Workers, device_name
+from raycl.train.workers import Workers
 
 LOADING = "loading the model"
 Report = Callable[[StageEvent], None]
@@ -121,11 +119,8 @@ class SequenceWorker:
             )
 
     def _check_parent(self, stage: StagePlan, mine: bool) -> None:
-        """Note what is made here, and raise StoreError for a stage that was stored and stands on another parent than the one
-        that was made just now."""
-        if mine:
-            self._made.add(stage.key)
-        elif stage.parent in self._made and (drift := self.store.drift(stage.key)):
+        """Raise StoreError for a stage that was stored and stands on another parent than the one that was made just now."""
+        if not mine and stage.parent in self._made and (drift := self.store.drift(stage.key)):
             raise StoreError(f"{drift.words}; {ON_DRIFT}")
 
     def start_up_for_rest(self, trains: bool = True) -> None:
@@ -194,6 +189,13 @@ class SequenceWorker:
 
     def _train(self, stage: StagePlan, right: Lease) -> bool:
         """Run one stage and publish it; not if `right` is lost by then: somebody else makes it. Whether it is published."""
+        making = self.begin(stage, right)
+        with builds_reported():
+            part = making.run.run()
+        return self.end(making, part)
+
+    def begin(self, stage: StagePlan, right: Lease) -> Making:
+        """A stage that is about to be trained, under the right to make it."""
         self.start_up(stage.stage)
         stands_on = self.store.manifest(stage.parent).digest if stage.parent else None
         run = StageRun(
@@ -208,14 +210,19 @@ class SequenceWorker:
             imported=self._imported(stage),
             partial=StagePartial(self.store, stage.key, right) if self.job.spec.train.checkpoint_every else None,
         )
-        with builds_reported():
-            part = run.run()
-        found = self.workers.agreed(signs_of_training(run, part))
+        return Making(stage, right, stands_on, run)
+
+    def end(self, making: Making, part: StagePart) -> bool:
+        """Publish what was trained, unless somebody else makes it by now; whether it is published."""
+        stage = making.stage
+        found = self.workers.agreed(signs_of_training(making.run, part))
         require_sound(found, stage, self.job.spec.train, False)
-        mine = self.workers.agreed(right.held)
+        mine = self.workers.agreed(making.right.held)
         if mine and self.workers.rank == 0:
-            self._publish(stage, stands_on, run, part, found)
-        if not mine:
+            publish(making, part, self.job, self._start_up, self.adapted, found)
+        if mine:
+            self._made.add(stage.key)
+        else:
             self.report(Phase(stage.stage, "left to another run, which took over while this one stood still", 0, 1))
         self._start_up = 0.0
         self.workers.barrier()
@@ -225,43 +232,6 @@ class SequenceWorker:
         """The branch from elsewhere that is this stage, if it is one."""
         key = stage.recipe.get("imported")
         return None if key is None else self.store.read_import(key)[0]
-
-    def _publish(
-        self, stage: StagePlan, stands_on: str | None, run: StageRun, part: StagePart, found: tuple[str, ...]
-    ) -> None:
-        seconds = {**run.seconds, **({START_UP: self._start_up} if self._start_up else {})}
-        gauges = run.method.measures() | run.gauges
-        end = StageEnd(stage.stage, stage.task, stage.key, False, seconds, gauges, health=found)
-        adapter = None
-        if part.branch is not None:
-            adapter = adapter_config(self.model.backbone, part.branch, None)
-        runtime = {
-            "workers": self.workers.world,
-            "device": self.workers.device,
-            **device_name(self.workers.device),
-            "process": os.getpid(),
-            "seconds": seconds,
-            "trainable_parameters": run.trainable,
-            "model": {
-                "name": self.model.name,
-                **self.model.record,
-                **({"adapted": self.adapted} if self.adapted else {}),
-            },
-        }
-        log = [to_json(event) for event in (*run.log, end)]
-        provenance = Provenance(
-            recipe=stage.recipe,
-            stage=stage.recipe["stage"],
-            parent=stage.parent,
-            parent_digest=stands_on,
-            adapter_config=adapter,
-            environment=self.job.environment,
-            runtime=runtime,
-            log=log,
-        )
-        self.store.publish(part, provenance)
-        self.store.drop_partial(stage.key)
-        self.report(end)
 
     def _info(self, stage: int, task: str) -> StageInfo:
         spec = self.job.spec

@@ -35,6 +35,8 @@ class SweepDriver:
     terminal: SweepTerminal
     opened: dict[str, Chronicle] = field(default_factory=dict)
     """The trials that run, by id."""
+    notes: set[str] = field(default_factory=set)
+    """What trials have said."""
 
     def handle(self, event: TrialEvent) -> None:
         """Record a trial's start, stage or end."""
@@ -44,11 +46,18 @@ class SweepDriver:
                 trial.status = "running"
             case TrialStage():
                 self._stage(trial, event.stage, event.trained)
+                self._note(event.note)
                 trial.message = event.failed or trial.message
             case TrialEnd():
                 trial.message = event.failed or trial.message
                 self._end(trial)
         self.record.save(self.folder)
+
+    def _note(self, text: str) -> None:
+        """Print what a trial says, the first time."""
+        if text and text not in self.notes:
+            self.notes.add(text)
+            self.terminal.note(text)
 
     def _new(self, name: str, point: Point) -> TrialRecord:
         """Note a trial that was never heard of."""

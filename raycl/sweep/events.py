@@ -28,6 +28,8 @@ class TrialStage:
     """Whether this trial trained it."""
     failed: str
     """Why it failed; empty = it did not."""
+    note: str = ""
+    """What else is to be said."""
 
 
 @dataclass(frozen=True)

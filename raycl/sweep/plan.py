@@ -16,15 +16,18 @@ from raycl.files import Json
 from raycl.methods.registry import folders, method_class, outside_method
 from raycl.presets import merge
 from raycl.sequence.job import SequenceJob
+from raycl.sequence.plan import StagePlan
 from raycl.sequence.resolve import order_of
 from raycl.sequence.sharing import spread
+from raycl.sequence.siblings import packs
 from raycl.spec import RunSpec
 from raycl.state.keys import content_key
 from raycl.sweep.spaces import Point, Space, load_space
-from raycl.sweep.trials import TrialSettings
+from raycl.sweep.trials import Packs, TrialSettings
 from raycl.tasks.load import load_tasks
 from raycl.tasks.orders import order_title
 from raycl.tasks.task import Task
+from raycl.train.engine import engine_name
 
 TRIALS = 20
 """Trials of a search that has no grid, if the user gives no number."""
@@ -42,6 +45,9 @@ class SweepSettings(Strict):
     grace: PositiveInt = Field(2, description="stages before a trial may be ended")
     search_seed: int = Field(0, ge=0, description="seed of the search's draws, apart from the run's seed")
     max_concurrent: PositiveInt | Literal["auto"] = Field("auto", description="trials at once; auto: what fits")
+    pack: PositiveInt = Field(
+        1, description="stages of one parent that a trial's process trains at once; 1 = one by one"
+    )
     workers: PositiveInt = Field(1, description="Ray Train workers of a trial; 1 = none, the trial's own process")
     cpus_per_trial: PositiveInt | None = Field(None, description="none = one per worker")
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(
@@ -97,11 +103,21 @@ class SweepPlan:
         return {"CPU": self.trial.threads, "GPU": float(single or 1)}
 
     @cached_property
+    def sequences(self) -> list[list[StagePlan]]:
+        """The stages of every known point."""
+        return [self.job(point).plan.stages for point in self.points or ()]
+
+    @property
     def keys(self) -> list[list[str]] | None:
-        """Stage keys of every known point."""
-        if self.points is None:
-            return None
-        return [[stage.key for stage in self.job(point).plan.stages] for point in self.points]
+        """Stage keys of every known point; none = Optuna suggests the points."""
+        return None if self.points is None else [[stage.key for stage in stages] for stages in self.sequences]
+
+    @cached_property
+    def packs(self) -> Packs:
+        """The stages that are trained at once."""
+        points = self.points or []
+        found = packs(self.sequences, self.settings.pack) if self.settings.pack > 1 else {}
+        return {key: [(points[trial], place) for trial, place in pack] for key, pack in found.items()}
 
     def job(self, point: Point) -> SequenceJob:
         """A point's sequence."""
@@ -110,7 +126,7 @@ class SweepPlan:
     def identity(self) -> Json:
         """What makes two sweeps the same, in plain data."""
         dimensions = {name: v if isinstance(v, list) else str(v) for name, v in self.space.dimensions.items()}
-        dumped = self.settings.model_dump(mode="json", exclude={"space", "max_concurrent"})
+        dumped = self.settings.model_dump(mode="json", exclude={"space", "max_concurrent", "pack"})
         shared = self.trial.model_dump(mode="json", include={"preset", "layers", "workers", "store"})
         spec = self.example.model_dump(mode="json")
         found = outside_method(self.example.method.name)
@@ -159,6 +175,7 @@ def plan_sweep(request: SweepRequest, store: str, named: bool = True) -> SweepPl
         trial = trial.model_copy(update={"layers": [*trial.layers, {"data": {"test_split": "validation"}}]})
         specs[0] = trial.spec((points or space.samples())[0])
     trial = trial.model_copy(update={"folders": tuple(folders(spec.method.name for spec in specs))})
+    _check_pack(settings, specs[0], points is None)
     tasks = load_tasks(specs[0].tasks, specs[0].data)
     plan = SweepPlan(settings, space, search, points, len(points) if points else trials, trial, tasks, specs[0])
     return _in_good_order(plan) if named else plan
@@ -174,6 +191,22 @@ def _check_free(space: Space, said: Json) -> None:
             raise SpecError(
                 f"{name}: set to {shown(place)} by a flag or --config, and varied by {space.path}; drop one of them"
             )
+
+
+def _check_pack(settings: SweepSettings, spec: RunSpec, unknown: bool) -> None:
+    """Raises SpecError where stages cannot be trained at once; `unknown` = the points are."""
+    if settings.pack == 1:
+        return
+    reasons = {
+        "the points of an Optuna search are not known beforehand; use --search grid or random": unknown,
+        f"--workers {settings.workers} trains in a group; use --workers 1": settings.workers > 1,
+        "needs plain torch; drop train.zero_stage and train.engine": engine_name(spec.train, 1) != "torch",
+        "keeps no mid-stage checkpoints; use --set train.checkpoint_every=0": spec.train.checkpoint_every > 0,
+        "is not done with dropout, whose draws depend on what runs beside a stage; use --set model.dropout=0 and "
+        "method.dropout=0": bool(spec.model.dropout or getattr(spec.method, "dropout", 0)),
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise SpecError(f"--pack {settings.pack}: {'; '.join(found)}")
 
 
 def _search(settings: SweepSettings, space: Space) -> tuple[str, int]:
@@ -217,7 +250,7 @@ def _in_good_order(plan: SweepPlan) -> SweepPlan:
     front = min(len(plan.space.first), len(plan.points))
     order = [*range(front), *(front + place for place in spread(plan.keys[front:]))]
     plan.points = [plan.points[place] for place in order]
-    del plan.keys
+    del plan.sequences
     return plan
 
 

@@ -124,7 +124,8 @@ def _facts(plan: SweepPlan) -> dict[str, str]:
     known = {name: text for name, text in shared.items() if not set(fields[name]) & set(varied)}
     workers = plan.settings.workers
     device = f"{plan.trial.device}, {workers} {'worker' if workers == 1 else 'workers'} a trial"
-    return known | {"varied": ", ".join(varied), "device": device}
+    packed = {"packed": f"up to {plan.settings.pack} stages of one parent at once"} if plan.packs else {}
+    return known | {"varied": ", ".join(varied), "device": device, **packed}
 
 
 def leaderboard_rows(record: SweepRecord) -> list[Json]:

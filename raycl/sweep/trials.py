@@ -6,6 +6,7 @@ What a trial is made from is plain data (`TrialSettings`), so that any process o
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,14 @@ from raycl.sequence.job import SequenceJob, make_job
 from raycl.sequence.local import Stepper, worker_here
 from raycl.sequence.plan import StagePlan
 from raycl.sequence.resolve import resolve
+from raycl.sequence.siblings import Sibling, Together
 from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.sweep.spaces import Point, layer
 from raycl.tasks.task import Task
 
+Packs = Mapping[str, Sequence[tuple[Point, int]]]
+"""Key of a stage -> the stages to train with it, itself among them: a trial's point, and the place in its sequence."""
 POLL_SECONDS = 0.5
 """How often a trial looks whether its worker group has finished a stage."""
 CLOSE_SECONDS = 10.0
@@ -53,13 +57,32 @@ class TrialSettings(Strict):
         return make_job(self.spec(point), Store(self.store), tasks)
 
 
-def open_trial(settings: TrialSettings, point: Point, tasks: list[Task]) -> Stepper:
-    """The sequence of a point, ready for its first step. Raises SpecError if the point makes no valid spec."""
+def open_trial(settings: TrialSettings, point: Point, tasks: list[Task], packs: Packs | None = None) -> Stepper:
+    """The sequence of a point, ready for its first step; a stage that is in one of the `packs` is trained with the others.
+
+    Raises SpecError if the point makes no valid spec.
+    """
     reach(settings.folders)
     job = settings.job(point, tasks)
-    if settings.workers <= 1:
-        return Stepper(job, worker_here(job, settings.threads, settings.device))
-    return Stepper(job, Group(job, settings.workers, settings.threads))
+    if settings.workers > 1:
+        return Stepper(job, Group(job, settings.workers, settings.threads))
+    worker = worker_here(job, settings.threads, settings.device)
+    if not packs:
+        return Stepper(job, worker)
+
+    def siblings(stage: StagePlan) -> Iterable[Sibling]:
+        for other, place in packs.get(stage.key, ()):
+            theirs = settings.job(other, tasks)
+            if theirs.plan.stages[place].key != stage.key:
+                yield worker_here(theirs, settings.threads, settings.device), theirs.plan.stages[place]
+
+    return Stepper(job, Together(worker, siblings))
+
+
+def note_of(stepper: Stepper) -> str:
+    """What a trial has to say beside its measures; empty = nothing."""
+    note = stepper.hand.note if isinstance(stepper.hand, Together) else ""
+    return f"Stages are trained one by one: {note}." if note else ""
 
 
 def close_trial(stepper: Stepper) -> None:

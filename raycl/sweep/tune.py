@@ -24,7 +24,7 @@ from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.optuna_search import OptunaSearcher
 from raycl.sweep.plan import SweepPlan
 from raycl.sweep.spaces import decode
-from raycl.sweep.trials import TrialSettings, close_trial, open_trial
+from raycl.sweep.trials import Packs, TrialSettings, close_trial, note_of, open_trial
 from raycl.tasks.task import Task
 
 RETRIES = 2
@@ -38,10 +38,12 @@ METRIC = "AP"
 class SequenceTrial(Trainable):
     """A Tune trial over a `Stepper`."""
 
-    # `with_parameters` adds the tasks.
-    def setup(self, config: dict[str, Any], tasks: list[Task]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    # `with_parameters` adds the tasks and the packs.
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, config: dict[str, Any], tasks: list[Task], packs: Packs
+    ) -> None:
         """Called once in a process."""
-        self._tasks = tasks
+        self._tasks, self._packs = tasks, packs
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -50,7 +52,7 @@ class SequenceTrial(Trainable):
         self.stepper, self.refused = None, ""
         try:
             settings = TrialSettings.model_validate_json(new_config["sweep"])
-            self.stepper = open_trial(settings, decode(new_config["point"]), self._tasks)
+            self.stepper = open_trial(settings, decode(new_config["point"]), self._tasks, self._packs)
         except UserError as error:
             self.refused = str(error)
         return True
@@ -64,11 +66,12 @@ class SequenceTrial(Trainable):
         except UserError as error:
             return self._failed(self.stepper.done, str(error))
         whole = self.stepper.finished
-        return row.to_json() | {"failed": "", "whole": whole, "done": whole}
+        return row.to_json() | {"failed": "", "note": note_of(self.stepper), "whole": whole, "done": whole}
 
     def _failed(self, done: int, message: str) -> dict[str, Any]:
         failed = message or "failed"
-        return {"stage": done, "trained": False, METRIC: 0.0, "failed": failed, "whole": False, "done": True}
+        facts = {"stage": done, "trained": False, METRIC: 0.0, "failed": failed, "note": "", "whole": False}
+        return facts | {"done": True}
 
     def cleanup(self) -> None:
         """Called when the trial is over: end its worker group, if it has one."""
@@ -102,7 +105,7 @@ class TrialListener(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any) -> None:
         """A stage is done."""
-        self._tell(TrialStage, trial, **{name: result[name] for name in ("stage", "trained", "failed")})
+        self._tell(TrialStage, trial, **{name: result[name] for name in ("stage", "trained", "failed", "note")})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has reached its end, or its scheduler has ended it."""
@@ -147,7 +150,7 @@ def run_trials(plan: SweepPlan, folder: str, handle: Callable[[TrialEvent], None
     resources = {"cpu": plan.need["CPU"], "gpu": plan.need["GPU"]}
     if plan.trial.workers > 1:
         resources = PlacementGroupFactory([TRIAL_OVERHEAD])
-    trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=plan.tasks), resources)
+    trainable = tune.with_resources(tune.with_parameters(SequenceTrial, tasks=plan.tasks, packs=plan.packs), resources)
     if tune.Tuner.can_restore(folder):
         tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
     else:

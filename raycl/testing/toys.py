@@ -125,12 +125,13 @@ def watched_run(probe: Callable[[Any, Any], Any] | None) -> Any:
     from raycl.train.stage import StageRun
 
     class WatchedRun(StageRun):
-        def train(self, module: Any, train: Any, held_out: Any) -> None:
+        def train(self, ready: Any) -> None:
+            module = ready.module
             self.probes = []
             self.trainable_names = sorted(name for name, p in module.named_parameters() if p.requires_grad)
             self._look(module)
             self.before = copies(module)
-            super().train(module, train, held_out)
+            super().train(ready)
             self.after = copies(module)
             self._look(module)
 

@@ -43,6 +43,10 @@ class TorchEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch; with the last one of a global batch, average over the workers."""
         (loss / self._shape.accumulation).backward()
+        self.passed()
+
+    def passed(self) -> None:
+        """A backward pass of a micro-batch has been made: here, or for several engines at once."""
         self._seen += 1
         if self._at_end:
             self._average()

@@ -61,13 +61,14 @@ class TrainLoop:
         Returns whether the weights are now those of this epoch's end: not so where the checkpoint was made after it.
         """
         self.engine.train(True)
-        for micro_batches in self._batches(epoch):
+        for micro_batches in self.batches(epoch):
             self.step += 1
             if self.step > self.resume_at:
                 self.train_step(micro_batches)
         return self.step >= self.resume_at
 
-    def _batches(self, epoch: int) -> Iterator[list[MicroBatch]]:
+    def batches(self, epoch: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of this worker for every optimizer step of an epoch."""
         shape, workers = self.shape, self.workers
         generator = self.method.info.generator(f"order {epoch}")
         if self.settings.batches == "shuffled":
@@ -78,22 +79,33 @@ class TrainLoop:
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step: the token mean of the global batch, plus the method's penalties."""
-        settings = self.settings
-        rate = self.lr * lr_factor(settings.schedule, settings.warmup, self.step, self.steps)
         for micro in micro_batches:
-            self._accumulate(micro)
-            if micro is micro_batches[-1] and self.method.follows_gradients:
-                self.method.gradients(Gradients(*self.engine.gradients(), self.workers.sum))
-            self.engine.step(rate)
+            inputs = self.encoder.collate(micro.rows, self.workers.device)
+            self.engine.backward(self.loss(micro, inputs, *self.engine.loss(inputs, self.gate)))
+            self.update(micro is micro_batches[-1])
+        self.note()
+
+    def update(self, last: bool) -> None:
+        """Let the engine count a backward pass, whose gradients the method sees first if it is a global batch's `last`."""
+        if last and self.method.follows_gradients:
+            self.method.gradients(Gradients(*self.engine.gradients(), self.workers.sum))
+        self.engine.step(self.rate)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step."""
+        return self.lr * lr_factor(self.settings.schedule, self.settings.warmup, self.step, self.steps)
+
+    def note(self) -> None:
+        """Log the step, and keep a checkpoint, where it is their turn."""
+        settings = self.settings
         if self.step % settings.log_every == 0 or self.step in (1, self.steps):
-            self._log(rate)
+            self._log(self.rate)
         if self.checkpoints is not None and self.step % settings.checkpoint_every == 0 and self.step < self.steps:
             self.checkpoints.save(self.step, self.logged, self.meter)
 
-    def _accumulate(self, micro: MicroBatch) -> None:
-        """Forward and backward pass of a micro-batch."""
-        inputs = self.encoder.collate(micro.rows, self.workers.device)
-        summed, logits, labels = self.engine.loss(inputs, self.gate)
+    def loss(self, micro: MicroBatch, inputs: Inputs, summed: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """What the step minimises, from a micro-batch as `inputs` and what the module made of it (see `StageModule`)."""
         task_loss = summed / micro.tokens
         progress = (self.step - 1) / self.steps
         seen = TrainingPass(
@@ -102,9 +114,9 @@ class TrainLoop:
         penalties = self.method.penalties(seen)
         if self.settings.base_kl:
             penalties = penalties | base_term(seen, self.module.base(inputs), self.settings.base_kl)
-        self.engine.backward(task_loss + sum(term.raw * term.weight for term in penalties.values()))
         self.meter.add(task_loss, penalties, int(inputs.mask.numel()))
         self.workers.beat()
+        return task_loss + sum(term.raw * term.weight for term in penalties.values())
 
     def _again(self, inputs: Inputs) -> Tensor:
         """Another forward pass, in the engine's precision: the logits of the answers."""

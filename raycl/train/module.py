@@ -38,17 +38,12 @@ class StageModule(nn.Module):
         w is the row's weight times the token's from `gate`, each 1 where there is none.
         """
         logits, labels = self.predict(inputs)
-        flat = logits.float().flatten(0, 1), labels.flatten()
-        if inputs.weights is None and gate is None:
-            return F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum"), logits, labels
-        each = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="none").view_as(labels)
-        each = each if gate is None else each * gate(logits)
-        return (each if inputs.weights is None else each * inputs.weights[:, None]).sum(), logits, labels
+        return summed_loss(inputs, logits, labels, gate), logits, labels
 
     def predict(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits and the labels they predict, both (B, L, ...). Raises ValueError for a batch without labels."""
         self.method.condition(inputs)
-        return self._predict(inputs, self.method)
+        return self.read(inputs, self.method)
 
     def base(self, inputs: Inputs) -> Tensor:
         """What the base model alone says in the place of `predict`'s logits, without dropout and without gradients.
@@ -57,9 +52,9 @@ class StageModule(nn.Module):
         weights train, and for a batch without labels.
         """
         with as_teacher(self.model), bare(self.backbone), precision(self.backbone):
-            return self._predict(inputs, None)[0]
+            return self.read(inputs, None)[0]
 
-    def _predict(self, inputs: Inputs, method: Method | None) -> tuple[Tensor, Tensor]:
+    def read(self, inputs: Inputs, method: Method | None) -> tuple[Tensor, Tensor]:
         """As `predict`, with the method as it is conditioned; without one no soft prompt is put in."""
         fed, mask, labels = feed(self.backbone, method, inputs)
         if labels is None:
@@ -71,6 +66,16 @@ class StageModule(nn.Module):
         keep = {"logits_to_keep": answer + 1} if self._short_logits else {}
         logits = self.model(**fed, position_ids=positions(mask), use_cache=False, **keep).logits
         return logits[:, -answer - 1 : -1], labels[:, -answer:]
+
+
+def summed_loss(inputs: Inputs, logits: Tensor, labels: Tensor, gate: Gate | None) -> Tensor:
+    """Sum over answer tokens of -w log p, as `StageModule` says; the logits (B, L, V) predict the labels (B, L)."""
+    flat = logits.float().flatten(0, 1), labels.flatten()
+    if inputs.weights is None and gate is None:
+        return F.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum")
+    each = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="none").view_as(labels)
+    each = each if gate is None else each * gate(logits)
+    return (each if inputs.weights is None else each * inputs.weights[:, None]).sum()
 
 
 def shifted(model: Any, labels: Tensor) -> Tensor:

@@ -37,6 +37,39 @@ from raycl.train.workers import Workers
 Drawn = TypeVar("Drawn")
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A stage whose method is installed: what its training works on, and what comes after it."""
+
+    own: Sequence[Example]
+    """The task's own examples, without those held out."""
+    held_out: Sequence[Encoded]
+    rows: Sequence[Encoded]
+    """What is trained on."""
+    module: StageModule
+    decoder: Decoder
+    frozen: Frozen
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage in training: its loop, and the best epoch so far where one is chosen."""
+
+    loop: TrainLoop
+    best: Best | None
+    held_out_loss: Callable[[], float]
+
+    def offer(self) -> None:
+        """An epoch has ended."""
+        if self.best is not None:
+            self.best.offer(self.held_out_loss())
+
+    def settle(self) -> None:
+        """The weights are those that the stage keeps."""
+        if self.best is not None:
+            self.best.restore()
+
+
 @dataclass
 class StageRun:
     """All that one stage works with; `run` does it."""
@@ -68,29 +101,38 @@ class StageRun:
     def run(self) -> StagePart:
         """Install, pass, train, pass, consolidate. The backbone is clean again afterwards, even after an error."""
         started = time.perf_counter()
-        self._seed()
-        own, held_out = self.split()
         try:
-            self.method.install(self.model.backbone, self.state)
-            decoder = Decoder(self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
-            train = self.encoder.encode_rows(self.method.examples(own, decoder.write))
-            self._announce(len(train))
-            module = StageModule(self.model.backbone, self.method)
-            self._pass("before", module, train, self.method.initialise)
-            self.workers.agree(_own_tensors(module))
-            frozen = Frozen(self.model.backbone.model, self.state)
+            ready = self.prepare()
             if self.imported is None:
-                self.train(module, train, held_out)
+                self.train(ready)
             else:
                 self.method.take(self.imported)
-            self._observe(module, own)
-            moments = self._pass("after", module, train, None)
-            self.method.recite(partial(decoder.ask, self.task))
-            part = self.method.consolidate(moments or {})
-            frozen.require_unchanged()
+            part = self.finish(ready)
         finally:
             self.method.remove()
         self.seconds["other"] = time.perf_counter() - started - sum(self.seconds.values())
+        return part
+
+    def prepare(self) -> Ready:
+        """All up to the training: the method on the backbone, its rows, its pass before."""
+        self._seed()
+        own, held_out = self.split()
+        self.method.install(self.model.backbone, self.state)
+        decoder = Decoder(self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
+        rows = self.encoder.encode_rows(self.method.examples(own, decoder.write))
+        self._announce(len(rows))
+        module = StageModule(self.model.backbone, self.method)
+        self._pass("before", module, rows, self.method.initialise)
+        self.workers.agree(_own_tensors(module))
+        return Ready(own, held_out, rows, module, decoder, Frozen(self.model.backbone.model, self.state))
+
+    def finish(self, ready: Ready) -> StagePart:
+        """All after the training: what is measured, the pass after, and the stage's part."""
+        self._observe(ready.module, ready.own)
+        moments = self._pass("after", ready.module, ready.rows, None)
+        self.method.recite(partial(ready.decoder.ask, self.task))
+        part = self.method.consolidate(moments or {})
+        ready.frozen.require_unchanged()
         return part
 
     def _seed(self) -> None:
@@ -163,30 +205,47 @@ class StageRun:
         self.log.append(step)
         self.report(step)
 
-    def train(self, module: StageModule, train: Sequence[Encoded], held_out: Sequence[Encoded]) -> None:
+    def train(self, ready: Ready) -> None:
         """The optimizer's part of the stage."""
         started = time.perf_counter()
-        settings = self.spec.train
+        training = self.training(ready)
+        try:
+            for epoch in range(training.loop.epochs):
+                if training.loop.epoch(epoch):
+                    training.offer()
+        finally:
+            training.loop.engine.close()
+        training.settle()
+        self.seconds["train"] = time.perf_counter() - started
+
+    def training(self, ready: Ready) -> Training:
+        """A new engine, and a loop at its first step or at that of the last checkpoint."""
+        settings, module = self.spec.train, ready.module
         shape = batch_shape(self.spec, self.workers.world)
         engine = make_engine(Work(module, settings, shape, self.spec.model.precision == "bf16", self.workers))
         self.trainable = sum(parameter.numel() for parameter in engine.parameters)
+        best = Best(engine.parameters) if ready.held_out else None
+        saved = None
+        if self.partial is not None:
+            saved = Checkpoints(self.partial, engine, best, self.workers, self.method.running)
         try:
-            best = Best(engine.parameters) if held_out else None
-            saved = None
-            if self.partial is not None:
-                saved = Checkpoints(self.partial, engine, best, self.workers, self.method.running)
             loop = TrainLoop(
-                settings, self.method, module, engine, shape, train, self.encoder, self.workers, self._record, saved
+                settings,
+                self.method,
+                module,
+                engine,
+                shape,
+                ready.rows,
+                self.encoder,
+                self.workers,
+                self._record,
+                saved,
             )
-            self.log.extend(loop.logged)
-            for epoch in range(loop.epochs):
-                if loop.epoch(epoch) and best is not None:
-                    best.offer(self._mean(module).cross_entropy(held_out))
-        finally:
+        except BaseException:
             engine.close()
-        if best is not None:
-            best.restore()
-        self.seconds["train"] = time.perf_counter() - started
+            raise
+        self.log.extend(loop.logged)
+        return Training(loop, best, lambda: self._mean(module).cross_entropy(ready.held_out))
 
 
 def enough(rows: Sequence[Encoded], order: Sequence[int], tokens: int) -> list[int]:

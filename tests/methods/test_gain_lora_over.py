@@ -61,7 +61,7 @@ def test_with_open_gates_it_is_the_method_it_stands_on(
 
     A plain sum is stacked here as what gates weigh is: folded into the base it is the same but for round-off.
     """
-    monkeypatch.setattr(StackedLora, "_folds", lambda layer: False)
+    monkeypatch.setattr(StackedLora, "folds", property(lambda layer: False))
     shared = {"lambda1": 0.1, "lambda2": 0.01, "epsilon": 0.9}
     kept = ("lambda1", "lambda2") if over == "o_lora" else ("epsilon",)
     plain = run_sequence(tiny, SHAPE | {"name": over} | {name: shared[name] for name in kept}, toy_tasks)

@@ -21,8 +21,8 @@ from raycl.sweep import tune as tune_host
 from raycl.sweep.events import TrialEnd, TrialEvent, TrialStage, TrialStart
 from raycl.sweep.plan import SweepPlan, SweepRequest, SweepSettings
 from raycl.sweep.run import SweepResult, run_sweep
-from raycl.sweep.trials import open_trial
-from tests.kit.runs import MakeFlags, digests
+from raycl.sweep.trials import note_of, open_trial
+from tests.kit.runs import MakeFlags, assert_same_part, digests
 
 SPACE = 'BASE = {"method.name": "o_lora"}\nSPACE = {"method.lambda1": [0.1, 0.5, 5.0], "method.rank": [2, 3]}\n'
 
@@ -43,16 +43,17 @@ class Loop:
 
     def __call__(self, plan: SweepPlan, folder: str, handle: Callable[[TrialEvent], None]) -> None:
         """What `run_trials` does."""
+        self.plan = plan
         done = 0
         for number, point in enumerate(plan.points or plan.space.samples()[: plan.trials], start=1):
             name = f"t{number}"
             if name in self.ended:
                 continue
             handle(TrialStart(name, point))
-            stepper = open_trial(plan.trial, point, plan.tasks)
+            stepper = open_trial(plan.trial, point, plan.tasks, plan.packs)
             while not stepper.finished and stepper.done < self.stages.get(number, 99):
                 row = stepper.step()
-                handle(TrialStage(name, point, row.stage, row.trained, ""))
+                handle(TrialStage(name, point, row.stage, row.trained, "", note_of(stepper)))
                 done += 1
                 if done == self.dies_after:
                     raise Stop
@@ -72,12 +73,12 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
 @pytest.fixture
 def sweep(flags: MakeFlags, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., SweepResult]:
     """Runs the sweep of SPACE over two tasks."""
-    (tmp_path / "space.py").write_text(SPACE)
     fields = {name: value for name, value in flags.spec("o_lora", "llama").items() if name not in ("workers", "method")}
     layers = [{"order": "roget,snippets"}, fields]
     options = Options(str(tmp_path / "store"), f"sqlite:///{tmp_path / 'mlflow.db'}", "raycl", str(tmp_path / "output"))
 
-    def run(resume: bool = False, **settings: object) -> SweepResult:
+    def run(resume: bool = False, space: str = SPACE, **settings: object) -> SweepResult:
+        (tmp_path / "space.py").write_text(space)
         chosen = SweepSettings(space=str(tmp_path / "space.py"), **settings)
         terminal = SweepTerminal(Console(width=140, highlight=False))
         return run_sweep(SweepRequest(chosen, "laptop", layers, resume=resume), options, terminal)
@@ -127,6 +128,38 @@ def check_mlflow(uri: str, run_id: str, trials: list[Any]) -> None:
         assert [point.value for point in points] == [row["AP"] for row in trial.rows]
         stages = client.search_runs(experiment, f"tags.`mlflow.parentRunId` = '{trial.run_id}'")
         assert sorted(int(stage.data.tags["raycl.stage"]) for stage in stages) == list(range(1, len(trial.rows) + 1))
+
+
+def test_siblings_are_trained_at_once_and_come_out_as_one_by_one(
+    loop: Loop, sweep: Callable[..., SweepResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two first stages, and three children of each: three packs, each trained by the first trial that comes to it."""
+    result = sweep(pack=3)
+    out = capsys.readouterr().out
+    assert re.search("^packed +up to 3 stages of one parent at once$", out, flags=re.MULTILINE)
+    packed, one_by_one = Store(str(tmp_path / "store")), Store(str(tmp_path / "alone"))
+    for point in loop.plan.points or ():
+        alone = open_trial(loop.plan.trial.model_copy(update={"store": one_by_one.uri}), point, loop.plan.tasks)
+        while not alone.finished:
+            alone.step()
+    assert packed.stage_keys() == one_by_one.stage_keys() and len(packed.stage_keys()) == 8
+    sizes = [packed.manifest(key).runtime["packed"] for key in packed.stage_keys()]
+    assert sorted(sizes) == [2] * 2 + [3] * 6
+    assert "packed" not in one_by_one.manifest(packed.stage_keys()[0]).runtime
+    for key in packed.stage_keys():
+        assert_same_part(packed.read_state(key).newest, one_by_one.read_state(key).newest, 1e-5)
+    assert sum(row["trained"] for trial in result.record.trials for row in trial.rows) == 3
+    assert [trial.status for trial in result.record.trials] == ["finished"] * 6
+
+
+def test_what_cannot_be_packed_is_trained_one_by_one_and_said_once(
+    loop: Loop, sweep: Callable[..., SweepResult], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All weights of the model train."""
+    result = sweep(space='BASE = {"method.name": "seq_ft"}\nSPACE = {"train.max_grad_norm": [1.0, 2.0]}\n', pack=2)
+    out = capsys.readouterr().out
+    assert out.count("Stages are trained one by one: the base model's own weights train, such as ") == 1
+    assert all(row["trained"] for trial in result.record.trials for row in trial.rows)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(

@@ -25,9 +25,11 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "known_fingerprint", lambda model: "0" * 64)
 
 
-def planned(space: Path, order: str, data: Path, **settings: object) -> SweepPlan:
-    """A sweep's plan on small data."""
-    layers = [{"order": order, "data": {"source": str(data), "train_examples": 6, "test_examples": 2}}]
+def planned(
+    space: Path, order: str, data: Path, fields: dict[str, object] | None = None, **settings: object
+) -> SweepPlan:
+    """A sweep's plan on small data, under further `fields` of the run spec."""
+    layers = [{"order": order, "data": {"source": str(data), "train_examples": 6, "test_examples": 2}}, fields or {}]
     return plan_sweep(SweepRequest(SweepSettings(space=str(space), **settings), "laptop", layers), "/nowhere")
 
 
@@ -170,3 +172,42 @@ def test_the_record_ranks_and_comes_back(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(SpecError, match="cannot be read as a sweep"):
         SweepRecord.load(tmp_path)
+
+
+def test_packs_are_the_children_of_one_node(five: Path) -> None:
+    """3 children of the root, and 3 of each of 1 + 3 + 9 + 27 + 81 nodes: 121 packs of 3."""
+    plan = planned(SPACES / "am_lora_tree.py", "agnews,amazon,dbpedia,yahoo,yelp", five, search="grid", pack=3)
+    named = {key: tuple(plan.sequences[plan.points.index(point)][place].key for point, place in pack)
+             for key, pack in plan.packs.items()}  # fmt: skip
+    assert len(named) == 363 and len(set(named.values())) == 121
+    assert all(key in pack and len(pack) == 3 for key, pack in named.items())
+    parents = {stage.key: stage.parent for stages in plan.sequences for stage in stages}
+    assert all(len({parents[key] for key in pack}) == 1 for pack in named.values())
+    smaller = planned(SPACES / "am_lora_tree.py", "agnews,amazon", five, search="grid", pack=2)
+    assert sorted(map(len, smaller.packs.values())) == [2] * 8  # of 3 children the third is alone
+    assert planned(SPACES / "am_lora_tree.py", "agnews,amazon", five, search="grid").packs == {}
+
+
+def test_packing_changes_no_sweep(five: Path) -> None:
+    """How stages are trained is no part of what a sweep is, so that it may be resumed with another --pack."""
+    plans = [planned(SPACES / "o_lora.py", "agnews,amazon", five, search="grid", pack=pack) for pack in (1, 4)]
+    assert plans[0].identity() == plans[1].identity() and plans[0].keys == plans[1].keys
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "why"),
+    [
+        ({"search": "optuna"}, {}, "--search grid or random"),
+        ({"workers": 2}, {}, "--workers 2 trains in a group"),
+        ({}, {"train": {"zero_stage": 1}}, "drop train.zero_stage"),
+        ({}, {"train": {"checkpoint_every": 5}}, "train.checkpoint_every=0"),
+        ({}, {"method": {"dropout": 0.1}}, "method.dropout=0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_packed_is_refused_before_anything_starts(
+    five: Path, settings: dict[str, object], fields: dict[str, object], why: str
+) -> None:
+    """With what to do about it."""
+    with pytest.raises(SpecError, match=f"--pack 2: .*{why}"):
+        planned(SPACES / "o_lora.py", "agnews,amazon", five, fields, pack=2, **settings)

@@ -53,14 +53,14 @@ class OneOfTwo(Workers):
 class Untrained(StageRun):
     """A stage that looks around in place of training."""
 
-    def train(self, module: Any, train: Any, held_out: Any) -> None:
+    def train(self, ready: Any) -> None:
         self.seen = {
             "torch": torch.initial_seed(),
             "numpy": np.random.random(),
             "python": random.random(),
-            "rows": train,
-            "held out": held_out,
-            "trained": [p for p in module.parameters() if p.requires_grad],
+            "rows": ready.rows,
+            "held out": ready.held_out,
+            "trained": [p for p in ready.module.parameters() if p.requires_grad],
         }
 
 
@@ -144,7 +144,7 @@ def test_a_pass_of_few_rows_draws_them_by_the_seed(tiny, toy_task, monkeypatch):
 class Tampered(Untrained):
     """A stage whose training changes what an earlier one has trained."""
 
-    def train(self, module: Any, train: Any, held_out: Any) -> None:
+    def train(self, ready: Any) -> None:
         next(iter(self.state.parts[0].pair.b.values())).add_(1)
 
 
