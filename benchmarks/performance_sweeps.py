@@ -1,4 +1,5 @@
-"""The row of benchmarks/performance.py on sweeps: the sequences of a tree with one store for all, and with one for each."""
+"""The rows of benchmarks/performance.py on sweeps: a tree with one store for all sequences and with one for each; siblings
+packed and one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from performance_cell import Bar, Cell, Figure
@@ -17,11 +20,15 @@ from raycl.models.tiny import save_tiny_model
 from raycl.sequence.driver import plan_job
 from raycl.sequence.job import SequenceJob
 from raycl.sequence.local import keep_model, worker_here
+from raycl.train.pack import Pack
+from raycl.train.stage import StageRun
 
 TASKS = 5
 LAMBDAS = (1e-5, 1e-3, 1e-2)
 """AM-LoRA's lambda at every task, as tune_spaces/am_lora_tree.py has it: 243 sequences."""
 THREADS = 1
+ROUNDS = 3
+"""Of siblings, packed and one by one in turn."""
 
 
 def tree() -> Figure:
@@ -80,6 +87,54 @@ def job_of(point: tuple[float, ...], stream: str, store: Path) -> SequenceJob:
     return plan_job(raycl.resolve("laptop", [fields]), raycl.Options(store=str(store), tracking="off"))
 
 
+def packed(rows: int) -> Figure:
+    """Seconds of four siblings one by one over those of the four packed: stages of 32 steps of `rows` examples each."""
+    with tempfile.TemporaryDirectory(prefix="raycl-performance-") as name:
+        write_tasks(Path(name), 32 * rows, 2, 1)
+        alone, together = [], []
+        for _ in range(ROUNDS):
+            for runs, seconds in ((one_by_one, alone), (at_once, together)):
+                stages = siblings(Path(name), rows)
+                began = time.process_time()
+                runs(stages)
+                seconds.append(time.process_time() - began)
+        ratios = [one / other for one, other in zip(alone, together, strict=True)]
+        precision = stages[0].spec.model.precision
+        keep_model.cache_clear()
+        told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        note = (
+            f"{told} x; {median(alone):.0f} s against {median(together):.0f} s, CPU seconds; sin_lora, packaged model"
+        )
+        return Figure(median(ratios), precision, THREADS, {"note": note, "alone": alone, "together": together})
+
+
+def one_by_one(runs: list[StageRun]) -> None:
+    """One by one."""
+    for run in runs:
+        run.run()
+
+
+def at_once(runs: list[StageRun]) -> None:
+    """Packed."""
+    Pack(runs).run()
+
+
+def siblings(folder: Path, rows: int) -> list[StageRun]:
+    """The first stages of four sequences that differ in their learning rate, not run yet."""
+    found = []
+    for lr in (1e-4, 3e-4, 1e-3, 3e-3):
+        fields: dict[str, Any] = {
+            "data": {"stream": str(folder / "tasks.yaml"), "train_examples": None, "max_source_tokens": 64},
+            "method": {"name": "sin_lora"},
+            "train": {"lr": lr, "epochs": 1, "batch_size": rows},
+            "workers": 0,
+        }
+        job = plan_job(raycl.resolve("laptop", [fields]), raycl.Options(store=str(folder / "store"), tracking="off"))
+        worker, stage = worker_here(job, THREADS), job.plan.stages[0]
+        found.append(worker.begin(stage, job.store.lease(stage.key)).run)
+    return found
+
+
 def write_stream(folder: Path) -> str:
     """Small tasks, as a stream."""
     write_tasks(folder, 8, 2, TASKS)
@@ -92,5 +147,14 @@ SWEEP_CELLS = (
         "stage runs of a tree of lambdas without sharing, over those with it",
         Bar(3.0, "x", "least"),
         tree,
+    ),
+    *(
+        Cell(
+            f"packed-{rows}",
+            f"four siblings one by one over the four packed, batches of {rows}",
+            Bar(1.3, "x", "least"),
+            partial(packed, rows),
+        )
+        for rows in (8, 2)
     ),
 )
