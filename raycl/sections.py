@@ -130,6 +130,12 @@ class TrainSpec(Strict):
         "for LoRA are 3e-3 to 3e-2",
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping by global norm; 0 = none")
+    compile: Annotated[bool, InKeyUnlessDefault()] = Field(
+        default=False,
+        exclude_if=lambda compiles: not compiles,
+        description="compile the model's layers while a stage trains: worth a minute or more of compiling where stages are "
+        "long; the same but for rounding",
+    )
     loss: Annotated[Literal["cross_entropy", "eaft"], InKeyUnlessDefault()] = Field(
         default="cross_entropy",
         exclude_if=lambda loss: loss == "cross_entropy",

@@ -42,7 +42,7 @@ FIELDS += [
 ]
 FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
 FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing", "eval.workers", "train.batches"]
-FIELDS += ["train.optimizer", "train.muon_scale"]
+FIELDS += ["train.optimizer", "train.muon_scale", "train.compile"]
 FIELDS += ["train.loss", "train.loss_top_k", "train.base_kl", "train.drift_rows"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
@@ -343,7 +343,7 @@ MARKED: dict[str, dict[type, str]] = {
     "data": {NotInKey: "source stream allow_code train_examples test_examples test_split seed reveal_task"},
     "train": {
         NotInKey: "micro_batch_size zero_stage engine checkpoint_every log_every drift_rows patience health",
-        InKeyUnlessDefault: "batches optimizer muon_scale loss loss_top_k base_kl",
+        InKeyUnlessDefault: "batches optimizer muon_scale compile loss loss_top_k base_kl",
         Meaning: "schedule",
     },
     "eval": {NotInKey: "batch_size forward workers"},

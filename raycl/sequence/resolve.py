@@ -175,6 +175,11 @@ def _check_optimizer(spec: RunSpec) -> None:
         raise SpecError(
             "train.keep: 'best' works with train.zero_stage 0, 1 or 2 (now 3); lower it, or keep the last epoch"
         )
+    if spec.train.compile and spec.train.zero_stage == 3:
+        raise SpecError(
+            "train.compile: true works with train.zero_stage 0, 1 or 2 (now 3), where a layer's weights are whole; lower "
+            "it, or do not compile"
+        )
     if spec.train.optimizer != "muon":
         return
     if not spec.method.trains_matrices():

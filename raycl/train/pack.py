@@ -64,6 +64,8 @@ class Pack:
             raise CannotPack("an imported branch is not trained")
         if run.spec.model.dropout or getattr(run.method.params, "dropout", 0):
             raise CannotPack("with dropout a stage's draws depend on what runs beside it")
+        if run.spec.train.compile:
+            raise CannotPack("train.compile: packed layers are not compiled")
         if run.partial is not None:
             raise CannotPack("train.checkpoint_every: siblings that train at once keep no mid-stage checkpoints")
 

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -25,6 +26,7 @@ from raycl.tasks.stored import Picked
 from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints, Partial
+from raycl.train.compiled import compiled
 from raycl.train.engine import BatchShape, Work, make_engine
 from raycl.train.frozen import Frozen
 from raycl.train.generation import Decoder
@@ -210,9 +212,10 @@ class StageRun:
         started = time.perf_counter()
         training = self.training(ready)
         try:
-            for epoch in range(training.loop.epochs):
-                if training.loop.epoch(epoch):
-                    training.offer()
+            with compiled(self.model.backbone.model) if self.spec.train.compile else nullcontext():
+                for epoch in range(training.loop.epochs):
+                    if training.loop.epoch(epoch):
+                        training.offer()
         finally:
             training.loop.engine.close()
         training.settle()
