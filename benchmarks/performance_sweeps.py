@@ -91,15 +91,15 @@ def packed(rows: int) -> Figure:
     """Seconds of four siblings one by one over those of the four packed: stages of 32 steps of `rows` examples each."""
     with tempfile.TemporaryDirectory(prefix="raycl-performance-") as name:
         write_tasks(Path(name), 32 * rows, 2, 1)
-        alone, together = [], []
+        alone, together, precision = [], [], ""
         for _ in range(ROUNDS):
             for runs, seconds in ((one_by_one, alone), (at_once, together)):
                 stages = siblings(Path(name), rows)
                 began = time.process_time()
                 runs(stages)
                 seconds.append(time.process_time() - began)
+                precision = stages[0].spec.model.precision
         ratios = [one / other for one, other in zip(alone, together, strict=True)]
-        precision = stages[0].spec.model.precision
         keep_model.cache_clear()
         told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         note = (
