@@ -22,6 +22,7 @@ METHODS = {
     "seq_ft": "raycl.methods.seq_ft:SeqFt",
     "sin_lora": "raycl.methods.sin_lora:SinLora",
     "inc_lora": "raycl.methods.inc_lora:IncLora",
+    "wise": "raycl.methods.wise:Wise",
     "replay": "raycl.methods.replay:Replay",
     "ewc": "raycl.methods.ewc:Ewc",
     "o_lora": "raycl.methods.o_lora:OLora",

@@ -19,6 +19,8 @@ PLAIN = {"frozen_branches": False}
 APART = PLAIN | {"serves_trained": False, "continues": False}
 """A branch is trained alone, and served beside others: an input may take another one than the newest."""
 MERGED = PLAIN | {"serves_trained": False}
+AVERAGED = {"serves_trained": False, "continues": False}
+"""What is handed on lies between the model before the stage and the trained one."""
 GUARDED: dict[str, Any] = {"holds_trained": False, "rounding": 5e-6}
 """A part holds what acts of the factors that train."""
 PROMPT: dict[str, Any] = {**PLAIN, "bare": False, "falls": 1.3, "train": {"lr": 0.1}}
@@ -47,6 +49,8 @@ CASES = {
     "ewc_full": Case({"name": "ewc", "weight": 5.0, "trains": "full"}, "W", **PLAIN),
     "ewc_history": Case({"name": "ewc", "weight": 50.0, "importance": "history"}, "AB", **PLAIN),
     "inc_lora": Case({"name": "inc_lora"}, "AB"),
+    "wise": Case({"name": "wise"}, "AB", **AVERAGED),
+    "wise_mean": Case({"name": "wise", "schedule": "mean"}, "AB", **AVERAGED),
     "o_lora": Case({"name": "o_lora", "lambda1": 0.1, "lambda2": 0.01}, "AB"),
     "am_lora_ar": Case(
         {"name": "am_lora", "variant": "ar", "l1": 0.01}, "AB", own=("extra.selectors.free",), continues=False
