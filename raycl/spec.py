@@ -59,6 +59,11 @@ class MethodParams(Strict):
         """Whether Muon may move the matrices of the method's branches: it has some, and leaves their gradients whole."""
         return self.adapts_modules()
 
+    def passes_are_equal(self) -> bool:
+        """Whether all workers take as many passes as each other in every step: where base weights lie in pieces (ZeRO 3), a
+        worker that takes one more waits for the others for ever."""
+        return True
+
     def writes_weights(self) -> bool:
         """Whether branches end up in the base model's own weights when it is served: then none may sit on a tied weight."""
         return False

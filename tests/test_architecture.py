@@ -44,7 +44,7 @@ ROOMS = {
     "pyarrow": ["raycl/tasks/"],
     "pytest": ["raycl/testing/"],
     "sacrebleu": ["raycl/tasks/scoring.py"],
-    "scipy": ["raycl/analysis/"],
+    "scipy": ["raycl/analysis/", "raycl/adapters/gradient_cone.py"],
     "torch": [
         *("raycl/analysis/angles.py", "raycl/comparison/runner.py", "raycl/cluster.py"),
         *(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -64,6 +64,10 @@ class Inputs:
         if self.body_mask is None:
             return self.prompt_mask
         return torch.where(self.body_mask.any(dim=1, keepdim=True), self.body_mask, self.prompt_mask)
+
+    def rows(self, index: Tensor) -> Inputs:
+        """Some rows of the batch, by index (n,); their padding stays."""
+        return replace(self, **{name: value[index] for name, value in vars(self).items() if value is not None})
 
     def region_mask(self, region: Region) -> Tensor:
         """(B, tokens): which positions of a layer's input are real, for layers that read `region`."""

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raycl.adapters.backbone import IGNORE, Backbone, Inputs
+from raycl.adapters.backbone import IGNORE, Backbone
 from raycl.adapters.soft_prompts import SoftPrompt, vocabulary_vectors
 from raycl.fields import PositiveInt, Weight
 from raycl.files import Json
@@ -180,7 +179,7 @@ class Lfpt5(Method[Lfpt5Params]):
         pseudo = torch.zeros(len(step.labels), device=step.labels.device) if stages is None else stages
         chosen = pseudo.nonzero().flatten() if pseudo.any() else torch.zeros(1, dtype=torch.long, device=pseudo.device)
         with self._teacher():
-            before = step.run(take(step.inputs, chosen))
+            before = step.run(step.inputs.rows(chosen))
         width = before.shape[1]
         real = (step.labels[chosen, -width:] != IGNORE) & (pseudo[chosen] > 0)[:, None]
         each = divergence(before, step.logits[chosen, -width:])
@@ -253,8 +252,3 @@ class Lfpt5(Method[Lfpt5Params]):
                 yield
         finally:
             self.teaching = False
-
-
-def take(inputs: Inputs, rows: Tensor) -> Inputs:
-    """Some rows of a batch, by index."""
-    return replace(inputs, **{name: value[rows] for name, value in vars(inputs).items() if value is not None})

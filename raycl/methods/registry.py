@@ -25,6 +25,8 @@ METHODS = {
     "wise": "raycl.methods.wise:Wise",
     "replay": "raycl.methods.replay:Replay",
     "ewc": "raycl.methods.ewc:Ewc",
+    "ogd": "raycl.methods.ogd:Ogd",
+    "gem": "raycl.methods.gem:Gem",
     "o_lora": "raycl.methods.o_lora:OLora",
     "am_lora": "raycl.methods.am_lora:AmLora",
     "lorac": "raycl.methods.lorac:Lorac",

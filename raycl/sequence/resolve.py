@@ -180,6 +180,11 @@ def _check_optimizer(spec: RunSpec) -> None:
             "train.compile: true works with train.zero_stage 0, 1 or 2 (now 3), where a layer's weights are whole; lower "
             "it, or do not compile"
         )
+    if spec.train.zero_stage == 3 and not spec.method.passes_are_equal():
+        raise SpecError(
+            f"train.zero_stage: {spec.method.name} works with 0, 1 or 2 (now 3), since its workers take passes of their "
+            "own; lower it"
+        )
     if spec.train.optimizer != "muon":
         return
     if not spec.method.trains_matrices():

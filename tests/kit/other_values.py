@@ -71,6 +71,8 @@ OTHER_VALUES: dict[str, Any] = {
     "choice": ("draw", "least"),
     "distance": "absolute",
     "candidates": 7,
+    "repeats": 3,
+    "average": (True, False),
     "targets": ["no_such_module"],
 }
 """Another value than the cases have, or a tuple of values of which one is other than a case's."""

@@ -34,7 +34,9 @@ MORE_WAITS = {"tree_lora": 4, "tree_lora_gradient": 4, "sapt_lora": 3}
 """What it adds from the second stage on: the branches of its tree that it compares with, and rows by their task."""
 SOME = ("sin_lora", "inc_lora", "gain_lora_over_inf", "lwf", "prog_prompt", "migu_over_sin", "sapt_lora", "am_lora_ar")
 """On T5 one of each kind."""
-PAIRS = [*(("llama", name) for name in CASES), *(("t5", name) for name in SOME)]
+GROWS = ("gem", "gem_average")
+"""What passes over rows of earlier tasks one more time, as many as a batch has; `test_gem.py` counts that."""
+PAIRS = [*(("llama", name) for name in CASES if name not in GROWS), *(("t5", name) for name in SOME)]
 Counted = dict[int, StageCount]
 
 

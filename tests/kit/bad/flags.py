@@ -41,6 +41,7 @@ FIELDS = [
     settings("train.engine=jax", words=["train.engine", "'auto', 'deepspeed' or 'torch'"]),
     settings("train.engine=torch", "train.zero_stage=2", words=["train.zero_stage: 2", "deepspeed"]),
     settings("train.optimizer=lion", words=["train.optimizer", "'adamw' or 'muon'"]),
+    settings("method.name=gem", "train.zero_stage=3", words=["train.zero_stage: gem", "lower it"]),
     settings("train.optimizer=muon", "train.zero_stage=2", words=["train.optimizer: 'muon'", "zero_stage"]),
     settings("train.muon_scale=2", words=["train.muon_scale", "'match_rms_adamw' or 'original'"]),
     settings("train.checkpoint_every=2", "train.zero_stage=1", words=["train.checkpoint_every: 2", "zero_stage"]),
