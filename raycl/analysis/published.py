@@ -189,6 +189,20 @@ TABLES = (
         {"lwf": (52.3, 46.9)},
         second_hand=True,
     ),
+    *(
+        Borrowed(
+            source,
+            "T5-Large, AP (exact match): mean of std-1..3, mean of long-4..6",
+            ("std mean", "long mean"),
+            {method: means},
+            second_hand=True,
+        )
+        for source, method, means in (
+            ("ELLA (arXiv 2601.02232), one epoch a task", "ella", (79.9, 73.6)),
+            ("N-LoRA (arXiv 2410.10179), ten epochs a task on the standard suite", "n_lora", (78.8, 72.4)),
+            ("OSFT (arXiv 2504.07097), the low directions themselves (`form=full`)", "osf", (75.9, 71.3)),
+        )
+    ),
 )
 
 
