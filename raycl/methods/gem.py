@@ -131,7 +131,7 @@ class Gem(OneLoraMethod[GemParams]):
         if not self.memory:
             return {}
         real, stages = (step.labels != IGNORE).sum(dim=1), step.inputs.stages
-        own = real.sum() if stages is None else real[stages == 0].sum()
+        own = (real if stages is None else real * (stages == 0)).sum()
         self.tokens += torch.stack([torch.full_like(own, step.tokens, dtype=torch.float32), own.float()])
         for constraint, rows in self._remembered(stages):
             logits = step.run(step.inputs.rows(rows))

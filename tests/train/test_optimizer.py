@@ -109,9 +109,9 @@ def test_who_is_moved_by_what(tiny: LoadedModel, name: str) -> None:
 
 
 def test_which_methods_it_is_for() -> None:
-    """Those with branches whose gradients stay whole; no soft prompts, no full weights, no masked rows."""
+    """Those with branches whose gradients stay whole; no soft prompts, no full weights, no masked or turned gradients."""
     able = {name for name in METHODS if method_params(name)().trains_matrices()}
-    assert METHODS.keys() - able == {"seq_ft", "l2p", "lfpt5", "prog_prompt", "migu"}
+    assert METHODS.keys() - able == {"seq_ft", "l2p", "lfpt5", "prog_prompt", "migu", "ogd", "gem"}
     assert not method_params("ewc").model_validate({"trains": "full"}).trains_matrices()
 
 
