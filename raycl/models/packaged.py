@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,43 @@ def converted(gguf: Path) -> Path:
     with FileLock(str(target) + ".lock"):
         if not (target / "config.json").is_file():
             scratch = Path(tempfile.mkdtemp(dir=target.parent))
-            _convert(gguf, scratch)
+            with read_once():
+                _convert(gguf, scratch)
             os.replace(scratch, target)
     return target
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let transformers read a GGUF file once for configuration, tokenizer and weights, and name its tensors once.
+
+    It reads the file for each, asks for the names once per module, and the reader takes its half a million numbers one by
+    one from an array that is slow to take from: a minute on a slow core, and some seconds in here.
+    """
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):
+        """With the file's bytes as a plain array."""
+
+        @property
+        def data(self) -> np.ndarray:
+            """The bytes of the file, mapped into memory."""
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.ndarray) -> None:
+            self._data = np.asarray(mapped)
+
+    once = {"GGUFReader": cache(Reader), "get_tensor_name_map": cache(gguf.get_tensor_name_map)}
+    before = {name: getattr(gguf, name) for name in once}
+    for name, cached in once.items():
+        setattr(gguf, name, cached)
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(gguf, name, own)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

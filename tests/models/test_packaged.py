@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 
 from raycl.models.load import base_place
-from raycl.models.packaged import converted
+from raycl.models.packaged import converted, read_once
 from raycl.sections import ModelSpec
 
 
@@ -61,6 +63,33 @@ def test_a_file_is_dequantised_once_in_bf16(tmp_path: Path, monkeypatch: pytest.
     gguf.write_bytes(b"others")
     assert converted(gguf) != folder and len(calls) == 4
     assert not [path for path in folder.parent.iterdir() if path.is_dir() and not path.name.startswith("tiny-")]
+
+
+def test_a_file_is_read_once_and_as_before(tmp_path: Path) -> None:
+    """Whoever asks for it in between gets the same reader and the same names, with the fields and numbers of gguf's own."""
+    path, words = str(tmp_path / "tiny.gguf"), [f"word {number}" for number in range(9)]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_token_list(words)
+    writer.add_tensor("output.weight", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    own, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    plain = own(path)
+    with read_once():
+        reader = gguf.GGUFReader(path)
+        assert gguf.GGUFReader(path) is reader and type(reader.data) is np.ndarray
+        once = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+        assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is once
+        assert once.mapping == names(gguf.MODEL_ARCH.LLAMA, 2).mapping
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (own, names)
+    assert {name: field.contents() for name, field in reader.fields.items()} == {
+        name: field.contents() for name, field in plain.fields.items()
+    }
+    assert reader.fields["tokenizer.ggml.tokens"].contents() == words
+    assert [one.data.tolist() for one in reader.tensors] == [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]
 
 
 def test_other_programs_find_a_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
