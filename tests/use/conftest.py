@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kit.figures import no_figures
 from tests.kit.trained import Trained, chatting
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """Sequences are run for their states."""
+    with no_figures():
+        yield
 
 
 @pytest.fixture(scope="session")
