@@ -29,8 +29,8 @@ class Shell:
     said: dict[str, str] = field(default_factory=dict)
     """Command -> what it printed."""
 
-    def run(self, line: str) -> None:
-        """Run one command; it must succeed."""
+    def run(self, line: str, cold: bool = False) -> None:
+        """Run one command; it must succeed. `cold`: with its imports, whatever starts the others."""
         program, *arguments = shlex.split(line)
         if program == "cd":
             self.folder = self.folder / arguments[0]
@@ -53,7 +53,7 @@ class Shell:
             self.environment["PYTHONPATH"] = os.pathsep.join([str(site), str(ROOT)])
         elif program == "raycl" and arguments[0] in ("run", "compare", "tasks"):
             arguments += self.small
-        if program == "raycl" and self.commands is not None:
+        if program == "raycl" and self.commands is not None and not cold:
             ended = self.commands.typed(arguments, self.folder, self.environment)
             assert ended.code == 0, f"{line}\n{ended.out}\n{ended.err}"
             self.said[line] = ended.out

@@ -11,6 +11,7 @@ import yaml
 
 from raycl.state.store import Store
 from tests.kit.cluster import Head
+from tests.kit.commands import Commands
 from tests.kit.places import ROOT
 from tests.kit.runs import MakeFlags
 from tests.kit.shell import Shell
@@ -21,7 +22,7 @@ COMMANDS = re.findall(r"^    ((?:raycl|cd|pytest|pip) ?.*|pytest)$", PAGE, re.MU
 
 
 def test_the_page_is_a_path_from_nothing_to_an_installed_method(
-    flags: MakeFlags, ray_head: Head, tmp_path: Path
+    flags: MakeFlags, commands: Commands, ray_head: Head, tmp_path: Path
 ) -> None:
     """The skeleton passes the matrix, trains through Ray workers, stands in a comparison and, installed, in the listing; the
     installed method needs no stage anew."""
@@ -37,9 +38,11 @@ def test_the_page_is_a_path_from_nothing_to_an_installed_method(
         "COLUMNS": "160",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    shell = Shell(tmp_path, environment, ["--preset", "laptop", "--config", str(tmp_path / "small.yaml")])
-    for line in COMMANDS:
-        shell.run(line)
+    small = ["--preset", "laptop", "--config", str(tmp_path / "small.yaml")]
+    shell = Shell(tmp_path, environment, small, commands)
+    installed = COMMANDS.index("pip install -e .")
+    for place, line in enumerate(COMMANDS):
+        shell.run(line, cold=place > installed)  # only a new process finds what was installed
     said = shell.said
     assert re.search(r"\d+ passed", said["pytest"]) and "failed" not in said["pytest"]
     assert "1 Ray Train worker" in said["raycl run --method ema:Ema --order demo"]
