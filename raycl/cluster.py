@@ -135,6 +135,9 @@ def start_cluster() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if attach():
         return
+    # What looks every few seconds whether a node is about to be taken away is a process more for each group of workers, and
+    # nobody takes away the one node of a cluster that begins here.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     for last in (False, True):
         try:

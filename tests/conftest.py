@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["RAYCL_HOME"] = tempfile.mkdtemp(prefix="raycl-tests-")
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # for all processes that tests start; see tests/__init__.py
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as on a cluster of raycl's own: a process less for each group
 
 import pytest
 

@@ -17,6 +17,7 @@ import ray.train
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.queue import Empty, Queue
 
@@ -217,7 +218,7 @@ def _fit(part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
         callbacks=[] if alone else [FailureNotes(part.queue)],
     )
     try:
-        result = TorchTrainer(
+        result = GroupTrainer(
             run_worker, train_loop_config={"part": part}, scaling_config=scaling, run_config=run
         ).fit()
     except (TrainingFailedError, RayActorError) as error:
@@ -226,6 +227,16 @@ def _fit(part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, UserError):
         raise result.return_value
+
+
+class GroupTrainer(TorchTrainer):
+    """Without Ray Train's manager of data sets, which is a process of its own for each group: raycl gives it none.
+
+    Ray 2.60 has no switch for it, and starts it whether or not there are data sets.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
 
 def _records(store: Store) -> str:

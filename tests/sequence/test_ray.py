@@ -90,6 +90,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(
     """SIGKILL of the worker in the middle of stage 2: the same command goes on by itself and ends with the same bytes."""
     running = started(flags(tmp_path / "store", "gain_inf", "llama", "roget,snippets", workers=1, **LONG))
     wait_for_early(running)
+    assert not [one for name in ("DatasetManager", "PreemptionWatcher") for one in ray_head.below(name)]
     (worker,) = ray_head.below(WORKER)
     worker.send_signal(signal.SIGKILL)
     done = running.wait()
