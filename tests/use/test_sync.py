@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from raycl.events import Event, Step
 from raycl.sequence.driver import Options, run_sequence
 from raycl.sequence.resolve import resolve
 from raycl.tracking import outbox
@@ -23,8 +21,7 @@ from raycl.tracking.runs import outbox_for
 from raycl.use.heads import find_head
 from raycl.use.sync import record_run, unrecorded_runs
 from tests.kit.commands import Commands
-from tests.kit.mlflow_server import MlflowServer
-from tests.kit.places import ROOT
+from tests.kit.mlflow_server import MlflowServer, kill
 from tests.kit.runs import MakeFlags
 
 STEPS = [1, 2, 3, 4]
@@ -115,48 +112,38 @@ def test_a_run_whose_id_was_never_noted_is_found_by_its_mark(flags: MakeFlags, t
     assert json.loads((folder / FILE).read_text())["run_id"] == note["run_id"]
 
 
-KILLING = """
-import json, sys
-from raycl import Options, resolve, run_sequence
-from raycl.events import Step
-from raycl.tracking import outbox
-from tests.kit.mlflow_server import kill
+def run_and_kill(scratch: Path, fields: dict[str, Any], pid: int, options: Options) -> None:
+    """Run a sequence whose MLflow server is killed at the first step of its second stage. In a process of its own: what
+    waits to be recorded is gone with it."""
+    killed: list[int] = []
 
-outbox.PATIENCE_SECONDS = 0.2
-spec, pid, url, store, folder = json.loads(sys.argv[1])
-done = []
+    class Killing:
+        """A listener."""
 
-class Killing:
-    def handle(self, event):
-        if isinstance(event, Step) and event.stage == 2 and not done:
-            kill(pid)
-            done.append(pid)
+        def handle(self, event: Event) -> None:
+            """Kills the server once."""
+            if isinstance(event, Step) and event.stage == 2 and not killed:
+                kill(pid)
+                killed.append(pid)
 
-run_sequence(resolve("laptop", [spec], 0), Options(store, url, output=folder), [Killing()])
-assert done
-"""
-"""Runs a sequence whose MLflow server is killed at the first step of its second stage. In a process of its own: what waits
-to be recorded is gone with it."""
+    outbox.PATIENCE_SECONDS = 0.2
+    run_sequence(resolve("laptop", [fields], 0), options, [Killing()])
+    assert killed
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_in_the_middle_is_made_up_for(flags: MakeFlags, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_in_the_middle_is_made_up_for(
+    flags: MakeFlags, commands: Commands, tmp_path: Path
+) -> None:
     """SIGKILL while the second stage trains: the run ends with a warning; once the server is back, `raycl sync` records what
     it missed, each step once."""
     server, folder = MlflowServer(tmp_path), tmp_path / "home" / "runs" / "one"
     server.start()
-    spec = flags.spec("sin_lora", "llama") | {"order": "roget,snippets"}
-    given = [spec, server.pid, server.url, str(tmp_path / "store"), str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLING, json.dumps(given)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0 and "raycl sync" in done.stderr, done.stderr
+    fields = flags.spec("sin_lora", "llama") | {"order": "roget,snippets"}
+    options = Options(str(tmp_path / "store"), server.url, output=str(folder))
+    home = str(tmp_path / "home")
+    done = commands.call(run_and_kill, fields, server.pid, options, RAYCL_HOME=home, RAYCL_DEBUG="1").wait()
+    assert done.code == 0 and "raycl sync" in done.err, done.err
     assert unrecorded(folder) == server.url
     server.kill()
     server.start()
