@@ -22,6 +22,7 @@ from raycl.testing.tiny import FAMILIES, load_tiny, save_tiny
 from raycl.testing.toys import StageResult, make_toy_task, run_sequence_in_memory, run_stage_in_memory
 from tests.kit.cluster import Head, head_node
 from tests.kit.commands import Commands
+from tests.kit.databases import copy_databases
 from tests.kit.groups import LONG_GROUPS, group_of, is_repetition
 from tests.kit.places import BENCHMARK
 from tests.kit.runs import MakeFlags
@@ -60,6 +61,9 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+copy_databases()
 
 
 @pytest.fixture(scope="session", autouse=True)
