@@ -22,6 +22,7 @@ from raycl.spec import parse
 from raycl.state.store import Store
 from raycl.train.workers import Workers
 from tests.kit.cli import invoke
+from tests.kit.figures import no_figures
 from tests.kit.planned import planned_task as toy
 from tests.kit.runs import MakeFlags
 
@@ -129,7 +130,8 @@ def test_another_order_trains_and_scores_nothing_again(tmp_path: Path, flags: Ma
     store = tmp_path / "store"
     said = []
     for order in ("roget,snippets", "snippets,roget"):
-        answer = invoke("run", flags(store, "per_task", order=order, eval__forward=False))
+        with no_figures():
+            answer = invoke("run", flags(store, "per_task", order=order, eval__forward=False))
         assert answer.code == 0, answer.output
         said.append(answer.output)
     assert "0 in the store, 2 to run" in said[0] and "2 in the store, 0 to run" in said[1]

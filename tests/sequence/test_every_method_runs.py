@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from raycl.sequence.driver import Options, SequenceResult, run_sequence
 from raycl.sequence.resolve import resolve
 from raycl.state.store import Store
 from tests.kit.cases import CASES
+from tests.kit.figures import no_figures
 from tests.kit.runs import MakeFlags
 
 TOY = "tests.kit.toy_method:ToyMethod"
 ONE_EACH = {case.params["name"]: name for name, case in reversed(CASES.items())}.values()
 """The first case of every method."""
+DRAWN = ("gain_lora", "sapt_lora", "tree_lora", "am_lora", "route_lora", "mtl", "seq_ft")
+"""Methods whose pages have what those of others have not: gates, attention, choices, selectors, routes, a single stage; and
+one without any of it."""
 Run = Callable[..., SequenceResult]
 
 
@@ -33,10 +38,11 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run(flags: MakeFlags, tmp_path: Path, tracking: str) -> Run:
     """Runs a small sequence in local mode; its store and output lie in the test's folder."""
 
-    def call(method: dict[str, Any], order: str = "roget,snippets") -> SequenceResult:
+    def call(method: dict[str, Any], order: str = "roget,snippets", drawn: bool = False) -> SequenceResult:
         fields = flags.spec("sin_lora", "llama") | {"method": method, "order": order, "workers": 0}
         spec = resolve("laptop", [fields], gpus=0)
-        return run_sequence(spec, Options(str(tmp_path / "store"), tracking, "test", str(tmp_path / "out")))
+        with nullcontext() if drawn else no_figures():
+            return run_sequence(spec, Options(str(tmp_path / "store"), tracking, "test", str(tmp_path / "out")))
 
     return call
 
@@ -46,7 +52,8 @@ def test_a_sequence_is_trained_stored_scored_and_found_again(run: Run, tmp_path:
     """All stages and cells are there, the store is sound, and the same call again trains nothing and reads the same."""
     params = CASES[name].params
     method = method_class(params["name"])
-    first = run(params)
+    first = run(params, drawn=params["name"] in DRAWN)
+    assert (tmp_path / "out" / "report.html").is_file() == (params["name"] in DRAWN)
     assert first.trained == ([1] if method.joint else [1, 2])
     assert math.isfinite(first.matrix.ap())
     assert math.isnan(first.matrix.forgetting()) == method.joint
