@@ -17,7 +17,6 @@ import ray.train
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.queue import Empty, Queue
 
@@ -232,11 +231,12 @@ def _fit(part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
 class GroupTrainer(TorchTrainer):
     """Without Ray Train's manager of data sets, which is a process of its own for each group: raycl gives it none.
 
-    Ray 2.60 has no switch for it, and starts it whether or not there are data sets.
+    Ray 2.60 has no switch for it, and starts it whether or not there are data sets. A Ray that makes its callbacks otherwise
+    does not ask here, and has the process again.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
 
 
 def _records(store: Store) -> str:
