@@ -17,6 +17,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from tests.kit.commands import Commands
 from tests.kit.places import ROOT
 from tests.kit.runs import MakeFlags
 from tests.kit.serving import ServeProcess, StandIn, until
@@ -72,7 +73,7 @@ class Page:
 
 
 @pytest.fixture
-def page(flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+def page(flags: MakeFlags, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     """In an empty folder; the upstream says which adapter was asked."""
     fields = {name: value for name, value in flags.spec("sin_lora", "llama").items() if name != "method"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(fields))
@@ -82,7 +83,8 @@ def page(flags: MakeFlags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         "RAYCL_HOME": str(tmp_path / "home"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
     }
-    shell = Shell(tmp_path, environment, ["--preset", "laptop", "--config", str(tmp_path / "small.yaml")])
+    small = ["--preset", "laptop", "--config", str(tmp_path / "small.yaml")]
+    shell = Shell(tmp_path, environment, small, commands)
     with StandIn(lambda path, body: (200, {"choices": [{"text": f"by {body['model']}"}]})) as upstream:
         one = Page(shell, upstream.url)
         with one.servers:
