@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -152,6 +153,7 @@ def import_deepspeed(device: str) -> Any:
 
 def _imported() -> Any:
     """DeepSpeed. Raises SetupError where it is not installed."""
+    leave_out_autotuner()
     try:
         import deepspeed
     except ModuleNotFoundError as error:
@@ -162,6 +164,17 @@ def _imported() -> Any:
             "set train.engine=torch"
         ) from None
     return deepspeed
+
+
+def leave_out_autotuner() -> None:
+    """Let DeepSpeed find its autotuner imported already, and empty: raycl has no use for it, and it imports all of MLflow,
+    which takes every worker two seconds and over 100 MB.
+
+    0.19.8 has no switch; nothing but its launcher, which Ray takes the place of, uses the autotuner.
+    """
+    empty = ModuleType("deepspeed.autotuning.autotuner")
+    vars(empty)["Autotuner"] = None
+    sys.modules.setdefault(empty.__name__, empty)
 
 
 def compile_nothing() -> None:
