@@ -65,8 +65,10 @@ class SweepTerminal:
 
     def ended(self, trial: int, status: str, message: str) -> None:
         """Print how a trial ended."""
-        first = message.strip().splitlines()[0] if message.strip() else ""
-        self._line(f"trial {trial}: {status}{f': {first}' if first else ''}")
+        first, *rest = message.strip().splitlines() or [""]
+        # A heading such as "2 problems in ...:" says nothing without what stands below it.
+        told = " ".join([first, *(line.strip(" -") for line in rest[:1])]) if first.endswith(":") else first
+        self._line(f"trial {trial}: {status}{f': {told}' if told else ''}")
 
     def summary(self, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], paths: Mapping[str, str]) -> None:
         """Print the leaderboard (rows best first), what sharing saved, and where things are."""

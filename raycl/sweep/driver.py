@@ -66,8 +66,9 @@ class SweepDriver:
             trial.keys = [stage.key for stage in self.plan.job(point).plan.stages]
         except SpecError as error:
             trial.message = str(error)
-        known = {key for one in self.record.trials for key in one.keys}
-        self.record.stored += [key for key in trial.keys if key not in known and self.store.has(key)]
+        if self.plan.points is None:  # else the record knows from its start what was stored before
+            known = {key for one in self.record.trials for key in one.keys}
+            self.record.stored += [key for key in trial.keys if key not in known and self.store.has(key)]
         self.record.trials.append(trial)
         return trial
 

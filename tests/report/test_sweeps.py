@@ -93,3 +93,17 @@ def test_a_log_is_as_wide_as_the_tables_need(monkeypatch: pytest.MonkeyPatch) ->
     assert standard_output().width == LOG_WIDTH
     monkeypatch.setenv("COLUMNS", "100")
     assert standard_output().width == 100
+
+
+def test_a_failed_trial_says_what_is_wrong_and_not_only_how_much() -> None:
+    """Of a message with a heading also what stands below it; of others their first line."""
+    stream = io.StringIO()
+    terminal = SweepTerminal(Console(file=stream, width=200))
+    terminal.ended(3, "failed", "2 problems in the model m:\n  - the first\n  - the second\n")
+    terminal.ended(4, "failed", "the loss is nan.\nLower train.lr.")
+    terminal.ended(5, "finished", "")
+    assert stream.getvalue().splitlines() == [
+        "trial 3: failed: 2 problems in the model m: the first",
+        "trial 4: failed: the loss is nan.",
+        "trial 5: finished",
+    ]

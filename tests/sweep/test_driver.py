@@ -137,6 +137,7 @@ def test_siblings_are_trained_at_once_and_come_out_as_one_by_one(
     result = sweep(pack=3)
     out = capsys.readouterr().out
     assert re.search("^packed +up to 3 stages of one parent at once$", out, flags=re.MULTILINE)
+    assert "Stage runs: 12 needed, 8 trained, 4 shared between trials, 0 stored before; 4 saved" in out
     packed, one_by_one = Store(str(tmp_path / "store")), Store(str(tmp_path / "alone"))
     for point in loop.plan.points or ():
         alone = open_trial(loop.plan.trial.model_copy(update={"store": one_by_one.uri}), point, loop.plan.tasks)
