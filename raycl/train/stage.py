@@ -134,6 +134,8 @@ class StageRun:
         moments = self._pass("after", ready.module, ready.rows, None)
         self.method.recite(partial(ready.decoder.ask, self.task))
         part = self.method.consolidate(moments or {})
+        if part.branch is not None:
+            self.gauges["update_norm"] = part.branch.length
         ready.frozen.require_unchanged()
         return part
 

@@ -172,3 +172,13 @@ def test_rows_are_taken_until_they_have_the_tokens(sizes: list[int], tokens: int
     sums = [sum(sizes[place] for place in order[:count]) for count in range(len(sizes) + 1)]
     wanted = next((count for count, reached in enumerate(sums) if reached >= tokens), len(sizes))
     assert enough(rows, order, tokens) == order[:wanted]
+
+
+def test_a_stage_says_how_much_its_branch_adds(tiny: Any, toy_task: Any, run_stage: Any) -> None:
+    """The Frobenius norm over all modules, from the products in full; without a branch there is none."""
+    result = run_stage(tiny, INC, [toy_task(1)])
+    branch = result.part.pair
+    products = [branch.alpha / branch.rank * branch.b[path] @ a for path, a in branch.a.items()]
+    wanted = torch.cat([product.flatten() for product in products]).norm()
+    assert result.gauges["update_norm"] == pytest.approx(float(wanted), rel=1e-5) and wanted > 0.01
+    assert "update_norm" not in run_stage(tiny, {"name": "prog_prompt"}, [toy_task(1)]).gauges
