@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 
 from performance_cell import Bar, Cell, Figure
 from shapes import PACKAGED, backbone_of
-from step_time import METHODS, Case, memory_ratio, penalty_share, step_costs
-from steps import SIZES, Clock, Sizes
+from step_time import METHODS, Case, memory_ratio, penalty_share, step_bytes, step_costs
+from steps import SIZES, Clock, Sizes, in_turn, ratio, twin
 
 from raycl.adapters.backbone import Backbone
 from raycl.models.precision import native_precision
+from raycl.train.compiled import compiled
 from raycl.train.workers import set_threads
 
 GATED = ("gain_lora", "am_lora")
@@ -74,6 +76,33 @@ def penalty() -> Figure:
     return figure(case, 100 * penalty_share(case, COUNTS[0]), "")
 
 
+def compiled_layers() -> Figure:
+    """A step over the same with compiled layers, once they are."""
+    case = case_of(PACKAGED, 8)
+    plain, made = (case.step("o_lora", COUNTS[0]) for _ in range(2))
+    with compiled(made.backbone.model):
+        began = time.process_time()
+        made()
+        first = time.process_time() - began
+        seconds = in_turn({"plain": plain, "compiled": made}, ROUNDS, case.clock)
+    note = f"the first step took {first:.0f} s, with the compiling; o_lora, {COUNTS[0]} branches, "
+    return figure(case, ratio(seconds["plain"], seconds["compiled"]), note, first=first)
+
+
+def checkpointed() -> Figure:
+    """Memory of a step with gradient checkpointing over one without."""
+    case = case_of(PACKAGED, 8)
+    sparing = replace(case, backbone=twin(case.backbone))
+    sparing.backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    memory = [step_bytes(one, "o_lora", COUNTS[0]) for one in (sparing, case)]
+    steps = {name: one.step("o_lora", COUNTS[0]) for name, one in (("sparing", sparing), ("plain", case))}
+    seconds = in_turn(steps, ROUNDS, case.clock)
+    slower = ratio(seconds["sparing"], seconds["plain"])
+    return figure(
+        case, memory[0] / memory[1], f"in {slower:.2f} x the time; o_lora, {COUNTS[0]} branches, ", time=slower
+    )
+
+
 def _packaged(name: str, tasks: int) -> Cell:
     gated = name in GATED
     return Cell(
@@ -103,6 +132,18 @@ STEP_CELLS = (
         for name in GATED
     ),
     Cell("penalty-o_lora-15", "O-LoRA's penalty in its step, 15 branches, packaged model", Bar(3.0, " %"), penalty),
+    Cell(
+        "compiled-layers",
+        "a step over the same with compiled layers (`train.compile`), packaged model",
+        Bar(1.0, "x", "least"),
+        compiled_layers,
+    ),
+    Cell(
+        "gradient-checkpointing",
+        "memory of a step with `model.gradient_checkpointing` over one without, packaged model",
+        Bar(1.0, "x"),
+        checkpointed,
+    ),
     *(
         Cell(
             f"memory-15-{name}",

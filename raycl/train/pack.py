@@ -149,13 +149,14 @@ class _Lockstep:
             engine.passed()
 
     def _forward(self, whole: Inputs, shares: Sequence[Inputs]) -> tuple[Tensor, Tensor]:
-        """The logits of all rows and the labels they predict; each method is conditioned on its own rows."""
-        self._seats.all()
+        """The logits of all rows and the labels they predict; each method is conditioned on its own rows and layers."""
         with precision(self._modules[0].backbone):
-            for module, mine in zip(self._modules, shares, strict=True):
+            for number, (module, mine) in enumerate(zip(self._modules, shares, strict=True)):
+                self._seats.one(number)
                 module.method.condition(mine)
                 if module.method.soft_prompt() is not None:
                     raise CannotPack("a soft prompt makes inputs of another length")
+            self._seats.all()
             return self._modules[0].read(whole, None)
 
 

@@ -213,3 +213,19 @@ def test_rows_of_tokens_say_not_whose_they_are(tiny: Any) -> None:
     deep = torch.randn(4, 2, 3, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(packed(deep), layers[0](deep))
     run.method.remove()
+
+
+def test_a_method_that_runs_the_model_to_prepare_itself_runs_its_own_branch(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the pack's, whose rows are those of all siblings."""
+    seen: list[bool] = []
+
+    def look(method: Any, inputs: Any) -> None:
+        modules = list(tiny.backbone.model.modules())
+        seen.append(any(isinstance(one, PackedLora) for one in modules))
+        assert all(layer in modules for layer in method.trainee.branches.layers.values())
+
+    monkeypatch.setattr(method_class("sin_lora"), "condition", look)
+    Pack([stage_run(tiny, SIN, epochs=1, **one) for one in SIBLINGS]).run()
+    assert seen and not any(seen)
