@@ -94,7 +94,9 @@ def checkpointed() -> Figure:
     """Memory of a step with gradient checkpointing over one without."""
     case = case_of(PACKAGED, 8)
     sparing = replace(case, backbone=twin(case.backbone))
-    cast(Any, sparing.backbone.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    cast(Any, sparing.backbone.model).gradient_checkpointing_enable(
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
     memory = [step_bytes(one, "o_lora", COUNTS[0]) for one in (sparing, case)]
     steps = {name: one.step("o_lora", COUNTS[0]) for name, one in (("sparing", sparing), ("plain", case))}
     seconds = in_turn(steps, ROUNDS, case.clock)
