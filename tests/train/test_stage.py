@@ -17,7 +17,7 @@ from raycl.methods.common.base import StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.sections import TrainSpec
 from raycl.spec import RunSpec
-from raycl.state.stage_state import StageState
+from raycl.state.stage_state import StagePart, StageState
 from raycl.train.batches import Encoded, Encoder
 from raycl.train.stage import StageRun, enough
 from raycl.train.workers import Workers
@@ -134,7 +134,7 @@ def test_a_pass_of_few_rows_draws_them_by_the_seed(tiny, toy_task, monkeypatch):
     task = toy_task(1, distinct=6, repeats=1, spread=3)
     passed: list[Any] = []
     monkeypatch.setattr("raycl.train.stage.DataPass.run", lambda self, rows, *more: passed.append(list(rows)))
-    monkeypatch.setattr("raycl.methods.ewc.Ewc.consolidate", lambda self, moments: None)
+    monkeypatch.setattr("raycl.methods.ewc.Ewc.consolidate", lambda self, moments: StagePart("t"))
     for wanted, expected in ((2, sorted(permutation("pass", 6)[:2])), (6, list(range(6))), (9, list(range(6)))):
         run = untrained(tiny, task, Workers(), {"name": "ewc", "rank": 2, "alpha": 4, "fisher_examples": wanted})
         assert passed.pop() == [run.seen["rows"][index] for index in expected]
