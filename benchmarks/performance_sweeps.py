@@ -88,9 +88,9 @@ def job_of(point: tuple[float, ...], stream: str, store: Path) -> SequenceJob:
 
 
 def packed(rows: int) -> Figure:
-    """Seconds of four siblings one by one over those of the four packed: stages of 32 steps of `rows` examples each."""
+    """Seconds of four siblings one by one over those of the four packed: stages of 64 examples, `rows` a step."""
     with tempfile.TemporaryDirectory(prefix="raycl-performance-") as name:
-        write_tasks(Path(name), 32 * rows, 2, 1)
+        write_tasks(Path(name), 64, 2, 1)
         alone, together, precision = [], [], ""
         for _ in range(ROUNDS):
             for runs, seconds in ((one_by_one, alone), (at_once, together)):
