@@ -65,8 +65,8 @@ class Inputs:
             return self.prompt_mask
         return torch.where(self.body_mask.any(dim=1, keepdim=True), self.body_mask, self.prompt_mask)
 
-    def rows(self, index: Tensor) -> Inputs:
-        """Some rows of the batch, by index (n,); their padding stays."""
+    def rows(self, index: Tensor | slice) -> Inputs:
+        """Some rows of the batch, by index (n,) or those of a slice; their padding stays."""
         return replace(self, **{name: value[index] for name, value in vars(self).items() if value is not None})
 
     def region_mask(self, region: Region) -> Tensor:

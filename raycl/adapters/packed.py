@@ -36,6 +36,9 @@ class PackedLora(nn.Module):
         first = self._layers[0]
         for layer in self._layers[1:]:
             _share(first, layer)
+        shapes = {(layer.down.shape, layer.scaling[CURRENT]) for layer in self._layers}
+        self._plain = len(shapes) == 1 and all(_plain(layer) for layer in self._layers)
+        """Whether all that is added is plain branches of one rank and scale, that nobody watches."""
 
     @property
     def weight(self) -> Tensor:
@@ -57,12 +60,6 @@ class PackedLora(nn.Module):
         count = len(self._layers)
         shares = zip(self._layers, out.chunk(count), x.chunk(count), strict=True)
         return torch.cat([layer.add(mine, rows) for layer, mine, rows in shares])
-
-    @property
-    def _plain(self) -> bool:
-        """Whether all that is added is plain branches of one rank and scale, that nobody watches."""
-        shapes = {(layer.down.shape, layer.scaling[CURRENT]) for layer in self._layers}
-        return len(shapes) == 1 and all(_plain(layer) for layer in self._layers)
 
     def _batched(self, x: Tensor) -> Tensor:
         """s B_i A_i x for the rows of each sibling i, and the frozen branches' sum where it is not in the base."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +132,9 @@ class _Lockstep:
     def _backward(self, micros: Sequence[MicroBatch]) -> None:
         """One forward and one backward pass over a micro-batch of every sibling."""
         first = self._loops[0]
-        rows = [row for micro in micros for row in micro.rows]
+        rows, each = [row for micro in micros for row in micro.rows], len(micros[0].rows)
         whole = first.encoder.collate(rows, first.workers.device)
-        shares = [_share(whole, number, len(micros)) for number in range(len(micros))]
+        shares = [whole.rows(slice(start, start + each)) for start in range(0, len(rows), each)]
         logits, labels = self._forward(whole, shares)
         parts = zip(logits.chunk(len(micros)), labels.chunk(len(micros)), strict=True)
         losses = []
@@ -158,12 +158,6 @@ class _Lockstep:
                     raise CannotPack("a soft prompt makes inputs of another length")
             self._seats.all()
             return self._modules[0].read(whole, None)
-
-
-def _share(whole: Inputs, number: int, count: int) -> Inputs:
-    """The rows of one of `count` siblings."""
-    tensors = {one.name: getattr(whole, one.name) for one in fields(whole)}
-    return replace(whole, **{name: None if t is None else t.chunk(count)[number] for name, t in tensors.items()})
 
 
 def _check_alike(trainings: Sequence[Training]) -> None:
