@@ -211,6 +211,12 @@ class EvalSpec(Strict):
     batch_size: Annotated[PositiveInt, NotInKey("answers do not depend on it, but for bf16's rounding")] = Field(
         default=32, description="prompts per generation batch and worker"
     )
+    batch_tokens: Annotated[PositiveInt | None, NotInKey("answers do not depend on it, but for rounding")] = Field(
+        default=None,
+        exclude_if=lambda tokens: tokens is None,
+        description="padded prompt tokens per generation batch and worker, in the place of a number of prompts; a longer "
+        "prompt stands alone. none = batch_size prompts",
+    )
     forward: Annotated[bool, NotInKey("says which cells there are, not what is in them")] = Field(
         default=False,
         description="also score each next task before its stage and, at the end, the untrained model; needed for FWT",

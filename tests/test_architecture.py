@@ -233,3 +233,10 @@ def test_a_job_is_only_an_entry_point() -> None:
     """No logic in jobs/: an import and a call."""
     for path in (ROOT / "jobs").glob("*.py"):
         assert len(path.read_text().splitlines()) < 12
+
+
+def test_no_page_holds_an_unresolved_merge() -> None:
+    """The marks that a merge leaves where both sides changed a line: code with them does not run, a page reads on."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks" / "results").rglob("*.md")]
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    assert [str(page) for page, text in texts.items() if re.search(r"^(<{7} |={7}$|>{7} )", text, re.MULTILINE)] == []

@@ -43,6 +43,7 @@ FIELDS += [
 FIELDS += ["train.checkpoint_every", "train.log_every", "train.health", "train.patience", "imported"]
 FIELDS += ["model.quantization", "model.attention", "model.gradient_checkpointing", "eval.workers", "train.batches"]
 FIELDS += ["train.optimizer", "train.muon_scale", "train.compile"]
+FIELDS += ["eval.batch_tokens"]
 FIELDS += ["train.loss", "train.loss_top_k", "train.base_kl", "train.drift_rows"]
 """Every field but the method's. A field that is renamed or removed breaks users' files: change this list on purpose."""
 BRANCH = {"name", "rank", "alpha", "dropout", "targets"}
@@ -275,6 +276,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "train.checkpoint_every": ([0, 9], [-1]),
     "train.patience": ([0, 9], [-1]),
     "eval.batch_size": ([1], [0]),
+    "eval.batch_tokens": ([1, None], [0]),
     "eval.workers": ([0, 8], [-1]),
     "method.rank": ([1], [0]),
     "method.lambda1": ([0], [-0.1]),
@@ -346,7 +348,7 @@ MARKED: dict[str, dict[type, str]] = {
         InKeyUnlessDefault: "batches optimizer muon_scale compile loss loss_top_k base_kl",
         Meaning: "schedule",
     },
-    "eval": {NotInKey: "batch_size forward workers"},
+    "eval": {NotInKey: "batch_size batch_tokens forward workers"},
 }
 """By hand: what is not in the keys, what is there unless it has its default, and what has another meaning than once."""
 

@@ -13,7 +13,7 @@ from raycl.models.counts import Batch
 from raycl.sequence.task_check import spread
 from raycl.spec import RunSpec
 from raycl.tasks.task import Example, Task
-from raycl.train.batches import Encoder
+from raycl.train.batches import Encoder, cuts
 from raycl.train.stage import batch_shape
 
 LOOKED_AT = 2_000
@@ -93,7 +93,7 @@ class Counter:
             run=sum(batch.rows * (batch.source - self.soft) for batch in trained),
             trained=trained,
             passed=in_batches(sorted(rows, reverse=True), 1 if self.singly else size),
-            asked=in_batches(sorted(asked, reverse=True), size),
+            asked=in_batches(sorted(asked, reverse=True), size, self.spec.eval.batch_tokens),
             share=len(task.train) / len(rows),
             asked_share=len(task.test) / max(1, len(asked)),
             sampled=len(rows) < len(task.train),
@@ -109,7 +109,7 @@ class Counter:
         return self.soft + prompt + (0 if self.encoder.encoder_decoder else answer), answer
 
 
-def in_batches(lengths: Sequence[tuple[int, int]], size: int) -> tuple[Batch, ...]:
-    """Rows of these lengths (read, answer), `size` together, each batch as long as its longest."""
-    cut = (lengths[at : at + size] for at in range(0, len(lengths), size))
+def in_batches(lengths: Sequence[tuple[int, int]], size: int, tokens: int | None = None) -> tuple[Batch, ...]:
+    """Rows of these lengths (read, answer), cut as `cuts` does, each batch as long as its longest."""
+    cut = (lengths[place] for place in cuts([read for read, _ in lengths], size, tokens))
     return tuple(Batch(len(rows), max(read for read, _ in rows), max(answer for _, answer in rows)) for rows in cut)

@@ -96,7 +96,7 @@ class Lookout:
         singly = "gradients" in _passes(spec).values()
         shape = batch_shape(spec, world)
         soft = spec.method.soft_tokens(len(spec.tasks))
-        alike = repr((spec.model.name, spec.data, spec.tasks, spec.eval.batch_size, shape.micro, singly, soft))
+        alike = repr((spec.model.name, spec.data, spec.tasks, spec.eval, shape.micro, singly, soft))
         if alike not in self._counters:
             self._counters[alike] = Counter(spec, _encoder(spec), world, singly, soft)
         return self._counters[alike]

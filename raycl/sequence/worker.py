@@ -280,7 +280,8 @@ class SequenceWorker:
     def _score_cell(self, cell: Cell, method: Method | None) -> None:
         started = time.perf_counter()
         task = self.job.task(cell.task)
-        decoder = Decoder(self.model, method, self.encoder, self.job.spec.eval.batch_size, self.workers)
+        scoring = self.job.spec.eval
+        decoder = Decoder(self.model, method, self.encoder, scoring.batch_size, self.workers, scoring.batch_tokens)
         scored = decoder.score(task, self.workers.agreed(self._earlier(cell)))
         if self.workers.rank != 0:
             return

@@ -275,11 +275,24 @@ def of_like_length(examples: Sequence[Encoded], batch_size: int, generator: torc
     return [*(index for place in places for index in batches[place]), *order[whole:]]
 
 
-def by_length(examples: Sequence[Encoded], batch_size: int) -> list[list[int]]:
-    """Indices in batches of similar prompt length, longest first, so that padding is small and memory peaks at once."""
+def by_length(examples: Sequence[Encoded], batch_size: int, tokens: int | None = None) -> list[list[int]]:
+    """Indices in batches of similar prompt length, longest first, so that padding is small and memory peaks at once.
+
+    A batch has `batch_size` prompts, or as many as `tokens` padded tokens hold, where that is given.
+    """
     lengths = [len(one.prompt) for one in examples]
     order = sorted(range(len(examples)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [order[cut] for cut in cuts([lengths[i] for i in order], batch_size, tokens)]
+
+
+def cuts(lengths: Sequence[int], batch_size: int, tokens: int | None = None) -> Iterator[slice]:
+    """Where rows of these lengths, the longest first, are cut into batches: every `batch_size`, or where the next row,
+    padded to its batch's longest, would be beyond `tokens`. A row that is longer than that is a batch of its own."""
+    start = 0
+    while start < len(lengths):
+        size = batch_size if tokens is None else max(1, tokens // max(1, lengths[start]))
+        yield slice(start, start + size)
+        start += size
 
 
 def _origins(batch: Sequence[Encoded], device: str | torch.device) -> dict[str, torch.Tensor]:

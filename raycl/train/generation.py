@@ -81,6 +81,8 @@ class Decoder:
     encoder: Encoder
     batch_size: int
     workers: Workers
+    batch_tokens: int | None = None
+    """Padded prompt tokens of a batch, in the place of `batch_size`."""
 
     def score(self, task: Task, earlier: Sequence[Json] = ()) -> Scored:
         """Answer a task's test split, shared out over the workers, and score it by the task's metric.
@@ -143,10 +145,14 @@ class Decoder:
 
     def _routed(self, method: Method, encoded: Sequence[Encoded]) -> Iterator[tuple[int, Route]]:
         """Place and route of each prompt, batch by batch."""
-        for batch in by_length(encoded, self.batch_size):
+        for batch in self._batches(encoded):
             method.condition(self._collated([encoded[i] for i in batch]))
             yield from zip(batch, method.routes() or (), strict=False)
             self.workers.beat()
+
+    def _batches(self, encoded: Sequence[Encoded]) -> list[list[int]]:
+        """The places of the prompts that go through the model together."""
+        return by_length(encoded, self.batch_size, self.batch_tokens)
 
     def answer(self, examples: Sequence[Example], tokens: int, chat: bool = False) -> list[Written]:
         """Answers to prompts, at most `tokens` long, as `score` would have them; all in this process.
@@ -197,7 +203,7 @@ class Decoder:
         with precision(backbone):
             for places, begin in self._groups(encoded, asked):
                 group = [encoded[place] for place in places]
-                for batch in by_length(group, self.batch_size):
+                for batch in self._batches(group):
                     found = self._batch([group[i] for i in batch], begin, asked)
                     routes = (self.method.routes() if self.method else None) or [None] * len(found)
                     for index, one, route in zip(batch, found, routes, strict=True):

@@ -120,7 +120,8 @@ class StageRun:
         self._seed()
         own, held_out = self.split()
         self.method.install(self.model.backbone, self.state)
-        decoder = Decoder(self.model, self.method, self.encoder, self.spec.eval.batch_size, self.workers)
+        scoring = self.spec.eval
+        decoder = Decoder(self.model, self.method, self.encoder, scoring.batch_size, self.workers, scoring.batch_tokens)
         rows = self.encoder.encode_rows(self.method.examples(own, decoder.write))
         self._announce(len(rows))
         module = StageModule(self.model.backbone, self.method)

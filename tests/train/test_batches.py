@@ -278,6 +278,24 @@ def test_batches_by_length_cover_everything_longest_first():
     assert batches == [[1, 3], [4, 0], [2]]
 
 
+def test_batches_of_so_many_tokens_by_hand() -> None:
+    """Of 18 padded tokens two prompts of 9, then four of 4 at most; one of 20 stands alone."""
+    rows = [Encoded(tuple(range(length)), ()) for length in (3, 9, 1, 9, 4, 20)]
+    assert by_length(rows, 2, tokens=18) == [[5], [1, 3], [4, 0, 2]]
+    assert by_length(rows, 2, tokens=8) == [[5], [1], [3], [4, 0], [2]]
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 100))
+def test_batches_of_tokens_hold_every_row_once_within_the_budget(lengths: list[int], tokens: int) -> None:
+    """Each row once; a batch is within the budget or one row; and a batch could not have taken the next row in too."""
+    rows = [Encoded((1,) * length, ()) for length in lengths]
+    batches = by_length(rows, 1, tokens)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(rows)))
+    padded = [len(batch) * max(lengths[place] for place in batch) for batch in batches]
+    assert all(size <= tokens or len(batch) == 1 for size, batch in zip(padded, batches, strict=True))
+    assert all((len(batch) + 1) * max(lengths[place] for place in batch) > tokens for batch in batches[:-1])
+
+
 def test_filler_rows_weigh_nothing(tiny, toy_task, run_stage):
     """Five examples in batches of eight: the logged loss and the trained weights do not depend on the filler."""
     task = toy_task(1, distinct=5, repeats=1, spread=3)

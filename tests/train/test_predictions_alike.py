@@ -46,12 +46,14 @@ class OneByOne(Workers):
         return self.shares
 
 
-def answers(model: LoadedModel, method: Any, task: Task, batch: int, world: int) -> list[Json]:
-    """The predictions of a task's test split, made by so many workers in batches of that size."""
+def answers(
+    model: LoadedModel, method: Any, task: Task, batch: int, world: int, tokens: int | None = None
+) -> list[Json]:
+    """The predictions of a task's test split, made by so many workers in batches of that size, or of so many tokens."""
     encoder = Encoder(model.tokenizer, model.backbone.encoder_decoder, 64, 8)
     shares: list[Any] = []
     for rank in range(world):
-        decoder = Decoder(model, method, encoder, batch, OneByOne(rank, world, "cpu", shares))
+        decoder = Decoder(model, method, encoder, batch, OneByOne(rank, world, "cpu", shares), tokens)
         with suppress(Kept):
             return decoder.score(task).predictions
     raise AssertionError("the last worker gets all shares")
@@ -86,13 +88,14 @@ def served(
 def test_answers_are_the_same_however_they_are_shared_out(
     served: Callable[..., tuple[StageState, Any, Sequence[Task]]], tiny: LoadedModel, name: str
 ) -> None:
-    """Nine ways: every prediction and every route, text by text; and the answers are not all one word."""
+    """Nine ways, and by tokens: every prediction and every route, text by text; and the answers are not all one word."""
     state, method, tasks = served(tiny, METHODS[name])
     method.serve(tiny.backbone, state)
     try:
         texts = set()
         for task in tasks:
             found = {(batch, world): answers(tiny, method, task, batch, world) for batch in BATCHES for world in WORLDS}
+            found[0, 1] = answers(tiny, method, task, 1, 1, tokens=40)
             for rows in found.values():
                 assert [said(row) for row in rows] == [said(row) for row in found[1, 1]]
                 assert [sure(row) for row in rows] == pytest.approx([sure(row) for row in found[1, 1]], abs=1e-4)
