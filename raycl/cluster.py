@@ -13,6 +13,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycl.errors import SetupError
 
+OWN = "RAYCL_OWN_CLUSTER"
+"""In the environment of a cluster that a run started for itself: 1. Its processes inherit it."""
 CONNECT_SECONDS = 5.0
 """Longest wait for a connection to a cluster."""
 
@@ -53,6 +55,11 @@ def started_here() -> str | None:
 def joined() -> bool:
     """Whether this process is connected to a cluster."""
     return ray.is_initialized()
+
+
+def is_own() -> bool:
+    """Whether the cluster at hand is one of a run's own: one node, without a dashboard, that ends with the run."""
+    return os.environ.get(OWN) == "1"
 
 
 def address_at_hand() -> str | None:
@@ -135,6 +142,7 @@ def start_cluster() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if attach():
         return
+    os.environ[OWN] = "1"
     # What looks every few seconds whether a node is about to be taken away is a process more for each group of workers, and
     # nobody takes away the one node of a cluster that begins here.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

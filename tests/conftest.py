@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 os.environ["RAYCL_HOME"] = tempfile.mkdtemp(prefix="raycl-tests-")
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # for all processes that tests start; see tests/__init__.py
-os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as on a cluster of raycl's own: a process less for each group
+# As on a cluster of raycl's own: fewer processes for each group.
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+os.environ["RAYCL_OWN_CLUSTER"] = "1"
 
 import pytest
 

@@ -18,6 +18,7 @@ ROOMS = {
     "ray": [
         "raycl/cluster.py",
         "raycl/sequence/group.py",
+        "raycl/sequence/group_trainer.py",
         "raycl/sequence/group_worker.py",
         "raycl/comparison/pool.py",
         "raycl/sweep/tune.py",

@@ -16,7 +16,6 @@ import ray
 import ray.train
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
-from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.queue import Empty, Queue
 
@@ -24,6 +23,7 @@ from raycl.cluster import beside_driver, capacity, cluster_gpus, nodes, start_cl
 from raycl.errors import LostError, SpecError, UserError, first_line
 from raycl.events import Retry
 from raycl.files import home
+from raycl.sequence.group_trainer import GroupTrainer
 from raycl.sequence.group_worker import GroupPart, GroupStart, Message, Standstill, run_worker
 from raycl.sequence.history import in_store
 from raycl.sequence.job import SentJob, SequenceJob
@@ -207,7 +207,7 @@ def _ahead(part: GroupPart, scaling: ScalingConfig, store: Store, groups: int) -
 
 
 def _fit(part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
-    """One `TorchTrainer.fit` for a group's whole part. Every call has a name of its own: a reused name would append."""
+    """One `fit` for a group's whole part. Every call has a name of its own: a reused name would append."""
     alone = part.nested or part.role == "scores"
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     run = RunConfig(
@@ -226,17 +226,6 @@ def _fit(part: GroupPart, scaling: ScalingConfig, store: Store) -> None:
         raise KeyboardInterrupt from None
     if isinstance(result.return_value, UserError):
         raise result.return_value
-
-
-class GroupTrainer(TorchTrainer):
-    """Without Ray Train's manager of data sets, which is a process of its own for each group: raycl gives it none.
-
-    Ray 2.60 has no switch for it, and starts it whether or not there are data sets. A Ray that makes its callbacks otherwise
-    does not ask here, and has the process again.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
 
 
 def _records(store: Store) -> str:

@@ -60,7 +60,12 @@ def test_the_doctor_asks_every_node(three: Cluster, commands: Commands, tmp_path
 def test_a_node_that_dies_changes_nothing(three: Cluster, commands: Commands, flags: MakeFlags, tmp_path: Path) -> None:
     """Two workers on two nodes; SIGKILL of the raylet of one of them in the middle of stage 2: the same command goes on with
     the nodes that are left, and ends with the digests of a run that nothing disturbed."""
-    cluster = {"RAY_ADDRESS": three.head.address, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", **OPEN}
+    cluster = {
+        "RAY_ADDRESS": three.head.address,
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
+        "RAYCL_OWN_CLUSTER": "0",
+        **OPEN,
+    }
     settings = LONG | {"workers": 2, "train__engine": "torch"}
 
     def command(store: str) -> list[str]:
