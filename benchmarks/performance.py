@@ -21,6 +21,7 @@ from typing import Any
 from performance_cell import Cell, conditions
 from performance_evaluation import EVALUATION_CELLS
 from performance_papers import PAPERS_CELLS
+from performance_reasons import REASONS, reason
 from performance_runs import RUN_CELLS
 from performance_steps import STEP_CELLS
 from performance_sweeps import SWEEP_CELLS
@@ -94,8 +95,8 @@ def measured(results: Path, cell: Cell) -> dict[str, Any]:
     return record
 
 
-def page(results: Path, cells: Mapping[str, Cell]) -> str:
-    """The page from whatever was measured."""
+def page(results: Path, cells: Mapping[str, Cell], reasons: Mapping[str, str] = REASONS) -> str:
+    """The page from whatever was measured; rows that are short of their bar with the reason why."""
     lines = [HEAD, "| row | figure | bar | met | conditions |", "| --- | ---: | ---: | --- | --- |"]
     for cell in cells.values():
         record = stored(results, cell)
@@ -106,7 +107,20 @@ def page(results: Path, cells: Mapping[str, Cell]) -> str:
         shown = f"{value:.3f}" if value < 10 else f"{value:.1f}"
         met = "yes" if cell.bar.met(value) else "**no**"
         lines.append(f"| {cell.what} | {shown}{cell.bar.unit} | {cell.bar} | {met} | {_said(record)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_short(results, cells, reasons)]) + "\n"
+
+
+def _short(results: Path, cells: Mapping[str, Cell], reasons: Mapping[str, str]) -> list[str]:
+    """Why rows are short of their bars, each reason once."""
+    short: dict[str, list[str]] = {}
+    for cell in cells.values():
+        record = stored(results, cell)
+        if record is not None and not cell.bar.met(record["value"]):
+            short.setdefault(reason(cell.name, reasons), []).append(cell.what)
+    if not short:
+        return []
+    said = [f"- *{'; '.join(rows)}*: {why}" for why, rows in short.items()]
+    return ["", "## What is short, and why", "", *said]
 
 
 def _said(record: Mapping[str, Any]) -> str:

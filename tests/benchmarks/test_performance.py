@@ -65,6 +65,25 @@ def test_the_page_says_what_was_met_and_what_was_not_run(tmp_path: Path) -> None
     assert "| not run | ≤ 1.5 s |" in lines[2]
 
 
+def test_rows_that_are_short_say_why(tmp_path: Path) -> None:
+    """Under the longest beginning of their name, those with one reason together; others say nothing."""
+    names = {"a-1": 0.5, "a-2": 1.5, "a-3": 0.5, "b-1": 0.5, "b-2": 0.5}
+    rows = {name: cell(name, Counted(), limit) for name, limit in names.items()} | {"a-4": cell("a-4", Counted(), 0.5)}
+    for name in names:
+        performance.measured(tmp_path, rows[name])
+    page = performance.page(tmp_path, rows, {"a": "Slow.", "b": "Slower.", "b-2": "Slow."})
+    _, short = page.split("## What is short, and why\n\n")
+    assert short.splitlines() == ["- *row a-1; row a-3; row b-2*: Slow.", "- *row b-1*: Slower."]
+    assert "*row a-1*: Not profiled yet." in performance.page(tmp_path, {"a-1": rows["a-1"]}, {})
+    assert "short" not in performance.page(tmp_path, {"a-2": rows["a-2"]}, {})
+
+
+def test_every_reason_is_of_a_row() -> None:
+    """A row that is renamed takes its reason along."""
+    reasons = script("performance_reasons").REASONS
+    assert [start for start in reasons if not any(name.startswith(start) for name in performance.CELLS)] == []
+
+
 def test_what_is_there_is_not_measured_again_unless_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
