@@ -26,6 +26,8 @@ from raycl.train.stage import StageRun
 TASKS = 5
 LAMBDAS = (1e-5, 1e-3, 1e-2)
 """AM-LoRA's lambda at every task, as tune_spaces/am_lora_tree.py has it: 243 sequences."""
+WIDER = (*LAMBDAS, 1e-1)
+"""What a second study asks at every task: 1,024 sequences, of which 243 are the first one's."""
 THREADS = 1
 ROUNDS = 3
 """Of siblings, packed and one by one in turn."""
@@ -35,8 +37,6 @@ def tree() -> Figure:
     """Stage runs without sharing over those with it; both are trained, and the last states compared byte by byte."""
     with tempfile.TemporaryDirectory(prefix="raycl-performance-") as name:
         folder = Path(name)
-        words = ["red green blue one two three ticket order late price thanks"] * 9
-        save_tiny_model("llama", folder / "model", words)
         stream = write_stream(folder)
         points = list(itertools.product(LAMBDAS, repeat=TASKS))
         shared = trained(points, stream, lambda number: folder / "shared")
@@ -51,6 +51,23 @@ def tree() -> Figure:
         for one in (details["shared"], details["apart"]):
             one.pop("leaves")
         return Figure(apart.stages / shared.stages, threads=THREADS, details=details)
+
+
+def second_study() -> Figure:
+    """Stage runs of a wider study without sharing, over those that it trains where a first one has filled the store."""
+    with tempfile.TemporaryDirectory(prefix="raycl-performance-") as name:
+        folder = Path(name)
+        stream = write_stream(folder)
+        first, second = (
+            trained(list(itertools.product(values, repeat=TASKS)), stream, lambda number: folder / "shared")
+            for values in (LAMBDAS, WIDER)
+        )
+        flat = TASKS * len(WIDER) ** TASKS
+        note = (
+            f"{flat:,} stage runs against {second.stages:,} for {len(WIDER) ** TASKS:,} sequences of {len(WIDER)} lambdas, "
+            f"after {first.stages} for those of {len(LAMBDAS)}; tiny model"
+        )
+        return Figure(flat / second.stages, threads=THREADS, details={"note": note})
 
 
 class Trained:
@@ -136,7 +153,8 @@ def siblings(folder: Path, rows: int) -> list[StageRun]:
 
 
 def write_stream(folder: Path) -> str:
-    """Small tasks, as a stream."""
+    """Small tasks, as a stream, and beside it the tiny model that is trained on them."""
+    save_tiny_model("llama", folder / "model", ["red green blue one two three ticket order late price thanks"] * 9)
     write_tasks(folder, 8, 2, TASKS)
     return str(folder / "tasks.yaml")
 
@@ -147,6 +165,12 @@ SWEEP_CELLS = (
         "stage runs of a tree of lambdas without sharing, over those with it",
         Bar(3.0, "x", "least"),
         tree,
+    ),
+    Cell(
+        "sweep-second-study",
+        "stage runs of a second, wider study without sharing, over those it trains with the first one's store",
+        Bar(5.0, "x", "least"),
+        second_study,
     ),
     *(
         Cell(

@@ -84,6 +84,8 @@ class Terminal:
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         self._pace = Pace(0)
+        self._adapters: Mapping[str, int] = {}
+        """As they were told last: every group of workers tells them."""
 
     def close(self) -> None:
         """End the live display; what comes next may draw a new one."""
@@ -124,7 +126,10 @@ class Terminal:
         self.console.print(plan_table(event.stages))
 
     def _adapted(self, event: Adapted) -> None:
-        """Which modules of the model get adapters."""
+        """Which modules of the model get adapters, once."""
+        if event.paths == self._adapters:
+            return
+        self._adapters = event.paths
         named = ", ".join(f"{path} ({count})" if count > 1 else path for path, count in event.paths.items())
         self._line(f"adapters on {sum(event.paths.values())} modules: {named}")
 

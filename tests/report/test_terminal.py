@@ -182,9 +182,11 @@ def test_stages_that_are_trained_side_by_side_keep_their_lines_apart(four: Accur
 
 
 def test_the_adapted_modules_are_one_line() -> None:
-    """Modules that differ in their layer's number only stand once, with how many there are."""
+    """Modules that differ in their layer's number only stand once, with how many there are; a second group says the same."""
     console = Console(file=io.StringIO(), width=80)
-    Terminal(console).handle(Adapted(1, {"layers.*.q_proj": 12, "head": 1}))
+    terminal = Terminal(console)
+    for stage in (1, 2):
+        terminal.handle(Adapted(stage, {"layers.*.q_proj": 12, "head": 1}))
     assert console.file.getvalue() == "adapters on 13 modules: layers.*.q_proj (12), head\n"
 
 
