@@ -55,6 +55,8 @@ ONE_INSTRUCTION = str(Path(__file__).with_name("one_instruction.yaml"))
 """A stream whose tasks share their instruction."""
 SIMILAR = "custom:imdb,mnli,yelp,agnews,cb,sst2,rte,amazon"
 """Eight tasks, several with the same label words: sentiment in two and in five steps, inference three times, one topic."""
+WRITTEN = "custom:task591,task1510,task748,task181,task875"
+"""Five SuperNI tasks whose prompts are short: a question's answer, a relation, an event, what is measured, an emotion."""
 ROUTED: Json = {"train": {"lr": 3e-3}}
 """The rate that `benchmarks/quality.py` chose for separate branches."""
 EXPERIMENTS = {
@@ -197,6 +199,29 @@ EXPERIMENTS = {
             ("sin_lora, base_kl", "sin_lora"),
             ("inf_lora", "osf"),
         ),
+    ),
+    "N": Experiment(
+        "And on five SuperNI tasks, whose answers are written and scored by ROUGE-L?",
+        {
+            "sin_lora": "sin_lora",
+            "inc_lora": "inc_lora",
+            "o_lora": "o_lora",
+            "inf_lora": "inf_lora:epsilon=0.95,energy_power=1",
+            "slao": "slao:alpha=16.0",
+            "replay, 2 %": "replay:share=0.02",
+            "route_lora": "route_lora",
+            "per_task": "per_task",
+        },
+        (
+            ("o_lora", "sin_lora"),
+            ("inf_lora", "o_lora"),
+            ("slao", "o_lora"),
+            ("inf_lora", "slao"),
+            ("replay, 2 %", "sin_lora"),
+            ("route_lora", "per_task"),
+        ),
+        orders=(WRITTEN,),
+        settings={"data": {"max_source_tokens": 224, "max_target_tokens": 24}},
     ),
 }
 DILUTED = "E"
