@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import raycl
+from raycl.adapters.predicting import precision
 from raycl.adapters.stacked_lora import CURRENT, StackedLora, Update
 from raycl.files import Json
 from raycl.methods.common.base import Method, StageInfo
@@ -27,7 +28,7 @@ from raycl.sequence.states import States
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task
 from raycl.train.generation import Decoder
-from raycl.train.module import feed, precision
+from raycl.train.module import feed
 from raycl.train.workers import Workers
 from raycl.use.heads import find_head
 from raycl.use.prompts import encoder_of

@@ -22,6 +22,7 @@ import torch
 from made_up import made_up_branches
 from steps import SIZES, WALL, TrainingStep, batch, in_turn, method_of, twin
 
+from raycl.adapters.predicting import precision
 from raycl.files import write_text
 from raycl.methods.common.feature_sums import DISTANCES, FOURTH, MEAN, SCATTER
 from raycl.methods.route_lora import LEVELS, RouteLora, RouteLoraParams
@@ -30,7 +31,7 @@ from raycl.models.precision import native_precision
 from raycl.sections import ModelSpec
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.decoding import GREEDY
-from raycl.train.module import feed, precision
+from raycl.train.module import feed
 
 RESULTS = Path(__file__).parent / "results" / "route_cost.md"
 NEW = 8

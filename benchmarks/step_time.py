@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Backbone, Inputs
 from raycl.adapters.branches import lora_config
 from raycl.adapters.carriers import carries_branch, widths
+from raycl.adapters.predicting import precision
 from raycl.adapters.targets import chosen
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.models.precision import native_precision
 from raycl.state.stage_state import StageState
-from raycl.train.module import StageModule, precision
+from raycl.train.module import StageModule
 from raycl.train.workers import cores, set_threads
 
 METHODS = ("gain_lora", "am_lora", "o_lora", "inf_lora", "inc_lora", "slao")

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
+from raycl.adapters.predicting import precision
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.common.base import Step as TrainingPass
 from raycl.methods.registry import build, method_params
 from raycl.sections import TrainSpec
 from raycl.state.stage_state import StageState
 from raycl.train.engine import BatchShape, Work, make_engine
-from raycl.train.module import StageModule, precision
+from raycl.train.module import StageModule
 from raycl.train.workers import Workers
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.predicting import positions, precision
 
 
 def mean_embedding(backbone: Backbone, inputs: Inputs, mask: Tensor) -> Tensor:
@@ -85,11 +86,10 @@ def _states_after(backbone: Backbone, inputs: Inputs, layer: nn.Module) -> Tenso
 
     fed: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": inputs.mask}
     if not backbone.encoder_decoder:
-        fed |= {"position_ids": (inputs.mask.cumsum(dim=1) - 1).clamp(min=0), "use_cache": False}
-    exact = backbone.dtype == torch.float32
+        fed |= {"position_ids": positions(inputs.mask), "use_cache": False}
     hook = layer.register_forward_hook(end)
     try:
-        with torch.autocast(backbone.device.type, dtype=None if exact else backbone.dtype, enabled=not exact):
+        with precision(backbone):
             _reader(backbone)(**fed)
     except _Reached as reached:
         return reached.states

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raycl.adapters.backbone import Region
 from raycl.adapters.carriers import carries_branch
+from raycl.adapters.predicting import positions
 
 PROBE = 6
 """Tokens of the probe; an encoder-decoder's answer is shorter, so that its layers can be told apart."""
@@ -62,11 +63,6 @@ def probe(model: Any) -> dict[str, Tensor]:
     ids = (torch.arange(PROBE, device=model.device) % rows)[None]
     fed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return fed | ({"decoder_input_ids": ids[:, :PROBE_ANSWER]} if model.config.is_encoder_decoder else {})
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Where each token stands, counted without padding, (B, S); `mask` is 1 on real tokens."""
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycl.models.probe import PROBE_ANSWER, PROBE_PADDING, positions, probe
+from raycl.adapters.predicting import positions
+from raycl.models.probe import PROBE_ANSWER, PROBE_PADDING, probe
 
 FELT, FELT_ROUNDED = 1e-3, 0.2
 """Changes of the logits, in their standard deviations, from which what was kept is not what was read: in fp32, and where

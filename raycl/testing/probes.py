@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
+from raycl.adapters.predicting import precision
 from raycl.fields import InKeyUnlessDefault
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_class, method_params
 from raycl.spec import MethodParams
 from raycl.state.stage_state import StagePart, StageState
 from raycl.train.batches import Encoder
-from raycl.train.module import feed, precision
+from raycl.train.module import feed
 
 
 def tensors_of(part: StagePart) -> dict[str, Tensor]:

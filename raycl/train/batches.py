@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raycl.adapters.backbone import IGNORE, Inputs
+from raycl.adapters.backbone import Inputs
+from raycl.adapters.token_rows import TokenRows, batch_of
 from raycl.methods.common.rows import Row
 from raycl.tasks.stored import keep
 from raycl.tasks.task import Example, Task
@@ -189,26 +190,19 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def collate(self, batch: Sequence[Encoded], device: str | torch.device, answers: bool = True) -> Inputs:
-        """Pad a batch. Decoder-only rows are padded on the left, so that answers and continuations align on the right."""
-        pad = _token(self.tokenizer.pad_token_id, "padding")
-        joined = answers and not self.encoder_decoder
-        rows = [[*e.prompt, *e.answer] if joined else list(e.prompt) for e in batch]
-        width = max(len(row) for row in rows)
-        left = not self.encoder_decoder
-        ids = torch.tensor([_pad(row, width, pad, left) for row in rows], device=device)
-        mask = torch.tensor([_pad([1] * len(row), width, 0, left) for row in rows], device=device)
-        if not joined:
-            labels = self._decoder_labels(batch, device) if answers else None
-            return Inputs(ids, mask, mask, labels, **_origins(batch, device), **_bodies(batch, rows, left, device))
-        prompts = [_pad([1] * len(e.prompt) + [0] * len(e.answer), width, 0, left) for e in batch]
-        labels = [_pad([IGNORE] * len(e.prompt) + list(e.answer), width, IGNORE, left) for e in batch]
-        prompt_mask, labels = torch.tensor(prompts, device=device), torch.tensor(labels, device=device)
-        bodies = _bodies(batch, rows, left, device)
-        return Inputs(ids, mask, prompt_mask, labels, **_origins(batch, device), **bodies)
+        """A batch of rows, padded: `raycl.adapters.token_rows`."""
+        pad, decoder = _token(self.tokenizer.pad_token_id, "padding"), not self.encoder_decoder
+        behind = [one.answer for one in batch] if answers else None
+        inputs = batch_of([one.prompt for one in batch], behind, pad, self.encoder_decoder, device)
+        further = _origins(batch, device)
+        if any(one.body is not None for one in batch):
+            further["body_mask"] = _bodies(batch, inputs.ids.shape[1], answers and decoder, decoder).to(device)
+        return replace(inputs, **further)
 
-    def _decoder_labels(self, batch: Sequence[Encoded], device: str | torch.device) -> torch.Tensor:
-        longest = max(1, *(len(e.answer) for e in batch))  # a batch of filler rows only still needs a position
-        return torch.tensor([_pad(list(e.answer), longest, IGNORE, False) for e in batch], device=device)
+    def token_rows(self, examples: Iterable[Example]) -> TokenRows:
+        """Examples as a method may keep them (a `raycl.methods.common.rows.Read`)."""
+        found = [self._one(example) for example in examples]
+        return TokenRows(tuple(one.prompt for one in found), tuple(one.answer for one in found))
 
 
 @lru_cache(maxsize=256)
@@ -306,18 +300,17 @@ def _origins(batch: Sequence[Encoded], device: str | torch.device) -> dict[str, 
     return found
 
 
-def _bodies(
-    batch: Sequence[Encoded], rows: Sequence[list[int]], left: bool, device: str | torch.device
-) -> dict[str, torch.Tensor]:
-    """The mask of the bodies in the rows of ids, where any example says where its body stands."""
-    if all(one.body is None for one in batch):
-        return {}
-    mask = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
-    for marks, row, one in zip(mask, rows, batch, strict=True):
+def _bodies(batch: Sequence[Encoded], width: int, joined: bool, left: bool) -> torch.Tensor:
+    """The mask (B, S) of the bodies in rows of ids, S = `width`, padded on the left or not; 0 where a body is not known.
+
+    `joined`: behind a prompt stands its answer.
+    """
+    mask = torch.zeros(len(batch), width, dtype=torch.long)
+    for marks, one in zip(mask, batch, strict=True):
         start, end = one.body or (0, 0)
-        shift = len(marks) - len(row) if left else 0
+        shift = width - len(one.prompt) - (len(one.answer) if joined else 0) if left else 0
         marks[shift + start : shift + end] = 1
-    return {"body_mask": mask.to(device)}
+    return mask
 
 
 def shared_start(examples: Sequence[Encoded]) -> int:
@@ -329,8 +322,3 @@ def shared_start(examples: Sequence[Encoded]) -> int:
 def _alike(first: Iterable[int], second: Iterable[int]) -> int:
     """How many ids two rows begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
-
-
-def _pad(row: list[int], width: int, value: int, left: bool) -> list[int]:
-    filler = [value] * (width - len(row))
-    return filler + row if left else row + filler

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
+from raycl.adapters.predicting import precision
 from raycl.files import Json
 from raycl.methods.common.answers import Answered
 from raycl.methods.common.base import Method, Route, Sampling, one_function
@@ -20,7 +21,7 @@ from raycl.tasks.task import Example, Task
 from raycl.train.batches import Encoded, Encoder, by_length, shared_start
 from raycl.train.decoding import GREEDY
 from raycl.train.greedy import Answer, follow
-from raycl.train.module import feed, precision
+from raycl.train.module import feed
 from raycl.train.workers import Workers
 
 LEAST_SHARED = 8

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from raycl.adapters.backbone import Inputs
+from raycl.adapters.predicting import precision
 from raycl.errors import DivergedError
 from raycl.events import Step
 from raycl.fields import at_stage
@@ -20,7 +21,7 @@ from raycl.train.checkpoints import Checkpoints
 from raycl.train.engine import BatchShape, Engine
 from raycl.train.losses import base_term, gate_of
 from raycl.train.meter import Meter
-from raycl.train.module import StageModule, precision
+from raycl.train.module import StageModule
 from raycl.train.workers import Workers
 
 

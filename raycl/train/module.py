@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raycl.adapters.backbone import IGNORE, Backbone, Inputs
 from raycl.adapters.branches import bare
+from raycl.adapters.predicting import precision, predicted
 from raycl.adapters.soft_prompts import soften
 from raycl.methods.common.base import Method
 from raycl.methods.common.teacher import as_teacher
-from raycl.models.probe import positions
 
 Gate = Callable[[Tensor], Tensor]
 """Weight of each answer token in the cross-entropy from the logits that predict it: (B, L, V) -> (B, L), no gradient."""
@@ -30,7 +27,6 @@ class StageModule(nn.Module):
         self.model = backbone.model
         self.extra = nn.ModuleDict(method.modules())
         self.backbone, self.method = backbone, method
-        self._short_logits = "logits_to_keep" in inspect.signature(backbone.model.forward).parameters
 
     def forward(self, inputs: Inputs, gate: Gate | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Sum over answer tokens of -w log p (a scalar, fp32), the logits (B, L, V) and the labels (B, L) they predict.
@@ -59,13 +55,7 @@ class StageModule(nn.Module):
         fed, mask, labels = feed(self.backbone, method, inputs)
         if labels is None:
             raise ValueError("a training batch needs labels")
-        if self.backbone.encoder_decoder:
-            read = shifted(self.model, labels)
-            return self.model(**fed, decoder_input_ids=read, use_cache=False).logits, labels
-        answer = max(1, int((labels != IGNORE).any(dim=0).sum()))
-        keep = {"logits_to_keep": answer + 1} if self._short_logits else {}
-        logits = self.model(**fed, position_ids=positions(mask), use_cache=False, **keep).logits
-        return logits[:, -answer - 1 : -1], labels[:, -answer:]
+        return predicted(self.backbone, fed, mask, labels)
 
 
 def summed_loss(inputs: Inputs, logits: Tensor, labels: Tensor, gate: Gate | None) -> Tensor:
@@ -76,19 +66,6 @@ def summed_loss(inputs: Inputs, logits: Tensor, labels: Tensor, gate: Gate | Non
     each = F.cross_entropy(*flat, ignore_index=IGNORE, reduction="none").view_as(labels)
     each = each if gate is None else each * gate(logits)
     return (each if inputs.weights is None else each * inputs.weights[:, None]).sum()
-
-
-def shifted(model: Any, labels: Tensor) -> Tensor:
-    """What a decoder reads while it predicts `labels` (B, L): its first token, and the labels but the last, padded.
-
-    Left to themselves most models do the same; some (mBART) begin with a row's last label, and fail on a row without any.
-    """
-    start = getattr(model.config, "decoder_start_token_id", None)
-    start = model.generation_config.decoder_start_token_id if start is None else start
-    pad = start if model.config.pad_token_id is None else model.config.pad_token_id
-    read = labels.roll(1, dims=1)
-    read[:, 0] = start
-    return read.masked_fill(read == IGNORE, pad)
 
 
 def feed(backbone: Backbone, method: Method | None, inputs: Inputs) -> tuple[dict[str, Any], Tensor, Tensor | None]:
@@ -105,10 +82,3 @@ def feed(backbone: Backbone, method: Method | None, inputs: Inputs) -> tuple[dic
         softened.mask,
         softened.labels,
     )
-
-
-def precision(backbone: Backbone) -> AbstractContextManager[object]:
-    """The autocast context of everything outside the engine: the same arithmetic as inside it."""
-    if backbone.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(backbone.device.type, dtype=backbone.dtype)

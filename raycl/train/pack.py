@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Inputs
 from raycl.adapters.branches import trained_itself
 from raycl.adapters.packed import CannotPack, Seats
+from raycl.adapters.predicting import precision
 from raycl.errors import DivergedError
 from raycl.state.stage_state import StagePart
 from raycl.train.batches import MicroBatch
 from raycl.train.engine_torch import TorchEngine
 from raycl.train.loop import TrainLoop
-from raycl.train.module import StageModule, precision, summed_loss
+from raycl.train.module import StageModule, summed_loss
 from raycl.train.stage import Ready, StageRun, Training
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import IGNORE, Inputs
+from raycl.adapters.predicting import precision
 from raycl.methods.common.base import Moments
 from raycl.methods.common.teacher import divergence
 from raycl.train.batches import Encoded, Encoder, by_length
-from raycl.train.module import StageModule, precision
+from raycl.train.module import StageModule
 from raycl.train.workers import Workers
 
 Progress = Callable[[int, int], None]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from raycl.adapters.backbone import Backbone, Inputs
+from raycl.adapters.predicting import precision
 from raycl.adapters.stacked_lora import Mixer, StackedLora
 from raycl.methods.common.base import Method
-from raycl.train.module import feed, precision
+from raycl.train.module import feed
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from raycl.adapters.backbone import Inputs
+from raycl.adapters.predicting import precision
 from raycl.methods.common.base import Method, StageInfo
 from raycl.methods.registry import build, method_params
 from raycl.state.stage_state import StageState
 from raycl.train.batches import Encoded, Encoder
-from raycl.train.module import StageModule, precision
+from raycl.train.module import StageModule
 
 PARAMS = method_params("sin_lora").model_validate({"name": "sin_lora", "rank": 2, "alpha": 4})
 
@@ -101,7 +102,7 @@ def test_bf16_loss_is_close_to_fp32(tiny, tiny_bf16, toy_task):
 def test_what_a_decoder_reads_are_its_labels_one_later(tiny, module, toy_task, family):
     """The loss of an encoder-decoder is the same as with the shift of its own that transformers makes; a row without labels
     reads padding after its first token."""
-    from raycl.train.module import shifted
+    from raycl.adapters.predicting import shifted
 
     labels = torch.tensor([[5, 6, 2], [7, 2, -100], [-100, -100, -100]])
     start = type("Start", (), {"decoder_start_token_id": 3, "pad_token_id": 0})
