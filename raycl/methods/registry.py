@@ -27,6 +27,7 @@ METHODS = {
     "ewc": "raycl.methods.ewc:Ewc",
     "ogd": "raycl.methods.ogd:Ogd",
     "gem": "raycl.methods.gem:Gem",
+    "mbpa": "raycl.methods.mbpa:Mbpa",
     "o_lora": "raycl.methods.o_lora:OLora",
     "am_lora": "raycl.methods.am_lora:AmLora",
     "lorac": "raycl.methods.lorac:Lorac",

@@ -27,6 +27,7 @@ IN_PEFT = {
     "each": "as one adapter per task and a router of one page, which `raycl export` writes",
     "prompt": "as a PEFT prompt per task, which `raycl export --task` writes; PEFT keeps batches exact without padding only",
     "weights": "as a whole model, which `raycl export` writes",
+    "adapted": "not possible: each input trains the last adapter a little further; `method.local_steps=0` serves that one",
     "none": "not possible: serve it with raycl",
 }
 """How a model is loaded without raycl."""

@@ -134,6 +134,7 @@ class StageRun:
         self._observe(ready.module, ready.own)
         moments = self._pass("after", ready.module, ready.rows, None)
         self.method.recite(partial(ready.decoder.ask, self.task))
+        self.method.memorise(self.encoder.token_rows)
         part = self.method.consolidate(moments or {})
         if part.branch is not None:
             self.gauges["update_norm"] = part.branch.length

@@ -21,6 +21,7 @@ EXACT: dict[InPeft, tuple[Form, ...]] = {
     "each": ("routed",),
     "prompt": ("adapter",),
     "weights": ("model",),
+    "adapted": (),
     "none": (),
 }
 """What a method serves -> the forms that are the same function without raycl."""
@@ -77,6 +78,12 @@ def _allowed(head: Head, task: str | None, change: ExportChange) -> tuple[Form, 
         )
     if weighed and change.approximate:
         return ("adapter", "model")
+    if said == "adapted":
+        raise SpecError(
+            f"method {name}: what {head.name} serves is no single LoRA adapter, since every input trains the last one a "
+            "little further, from the run's memory; next step: use it with `raycl generate`, or export the run with "
+            "method.local_steps=0, which shares its stages and says in its scores what that costs"
+        )
     if said == "none":
         raise SpecError(
             f"method {name}: what {head.name} serves is no single LoRA adapter, since "

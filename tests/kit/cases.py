@@ -51,6 +51,8 @@ CASES = {
     "ogd": Case({"name": "ogd", "examples": 6}, "AB", **PLAIN),
     "gem": Case({"name": "gem", "share": 0.5, "repeats": 2}, "AB", **PLAIN),
     "gem_average": Case({"name": "gem", "share": 0.5, "repeats": 2, "average": True}, "AB", **PLAIN),
+    "mbpa": Case({"name": "mbpa", "share": 0.5, "replayed": 0.25, "neighbours": 3, "local_steps": 2}, "AB", **MERGED),
+    "mbpa_replay": Case({"name": "mbpa", "share": 0.5, "replayed": 0.25, "local_steps": 0}, "AB", **PLAIN),
     "inc_lora": Case({"name": "inc_lora"}, "AB"),
     "wise": Case({"name": "wise"}, "AB", **AVERAGED),
     "wise_mean": Case({"name": "wise", "schedule": "mean"}, "AB", **AVERAGED),

@@ -73,6 +73,12 @@ OTHER_VALUES: dict[str, Any] = {
     "candidates": 7,
     "repeats": 3,
     "average": (True, False),
+    "replayed": 0.75,
+    "neighbours": 5,
+    "local_steps": 7,
+    "local_lr": 0.7,
+    "local_lambda": 7.0,
+    "features": ("hidden", "embeddings"),
     "targets": ["no_such_module"],
 }
 """Another value than the cases have, or a tuple of values of which one is other than a case's."""

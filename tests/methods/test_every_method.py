@@ -60,7 +60,9 @@ def test_the_state_grows_by_the_formula(trained, case, family):
             assert part.tensors[name].shape[0] == width
             filled[name] = filled.get(name, 0) + part.tensors[name].shape[1]
             assert filled[name] <= width
-        assert all(value.dtype == torch.float32 for value in tensors_of(part).values())
+        tokens = {f"memory/{name}" for name in ("ids", "lengths")}
+        dtypes = {name: torch.int32 if name in tokens else torch.float32 for name in tensors_of(part)}
+        assert {name: value.dtype for name, value in tensors_of(part).items()} == dtypes
 
 
 def test_first_stage_of_the_plain_methods_is_that_of_sin_lora(tiny, toy_tasks, run_stage):

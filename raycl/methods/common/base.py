@@ -14,6 +14,7 @@ One object serves one stage (or one evaluation). The stage loop calls, in this o
     take(branch)                  in the place of training, where an adapter from elsewhere is the stage
     collect("after")              as before training
     recite(ask)                   the trained model's own answers, where the part is to hold some
+    memorise(read)                examples as the model reads them, where the part is to hold some
     consolidate(moments)          the stage's part
     remove()                      the backbone is as it was
 
@@ -37,7 +38,7 @@ from raycl.adapters.routes import Route, RoutingRule
 from raycl.adapters.soft_prompts import SoftPrompt
 from raycl.files import Json
 from raycl.methods.common.answers import Ask
-from raycl.methods.common.rows import Row, own_rows
+from raycl.methods.common.rows import Read, Row, own_rows
 from raycl.spec import MethodParams
 from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.tasks.task import Example
@@ -58,11 +59,11 @@ Observes = Literal["inputs", "layers", "gradients"]
 Replays = Literal["no", "real", "pseudo", "all data"]
 Carries = Literal["all", "last"]
 """Whose tensors a stage needs: every part's, or the last part's only (facts are there for all)."""
-InPeft = Literal["last", "sum", "fixed", "each", "prompt", "weights", "none"]
+InPeft = Literal["last", "sum", "fixed", "each", "prompt", "weights", "adapted", "none"]
 """What the served model is, so far as PEFT and transformers can load it without raycl: the last stage's adapter; all stages'
 adapters active at once; one adapter that an export works out, since the weights of the branches are the same for all inputs;
 one of the stages' adapters for each input, and a rule that chooses it; a soft prompt in front of the input; the base model
-with other weights; or nothing of these."""
+with other weights; the last stage's adapter, trained on for each input; or nothing of these."""
 P = TypeVar("P", bound=MethodParams)
 
 
@@ -309,6 +310,9 @@ class Method(ABC, Generic[P]):
 
     def recite(self, ask: Ask) -> None:
         """After training: `ask` the model for answers that the part is to hold."""
+
+    def memorise(self, read: Read) -> None:
+        """After training: `read` examples whose token ids the part is to hold."""
 
     @abstractmethod
     def consolidate(self, moments: Moments) -> StagePart:

@@ -28,6 +28,7 @@ from raycl.methods.common.base import (
     When,
     Write,
 )
+from raycl.methods.common.rows import Read
 from raycl.state.stage_state import Branch, StagePart, StageState
 from raycl.tasks.task import Example
 
@@ -152,6 +153,10 @@ class Wrapping(Method[P], Generic[P, Inner]):
     def recite(self, ask: Ask) -> None:
         """The inner method's."""
         self.inner.recite(ask)
+
+    def memorise(self, read: Read) -> None:
+        """The inner method's."""
+        self.inner.memorise(read)
 
     def consolidate(self, moments: Moments) -> StagePart:
         """The inner method's."""

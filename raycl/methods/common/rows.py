@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raycl.adapters.token_rows import TokenRows
 from raycl.tasks.stored import Picked
 from raycl.tasks.task import Example
 
@@ -23,6 +24,10 @@ class Row:
     short ones."""
     tokens: int | None = None
     """Longest answer, with its end token; none = `data.max_target_tokens`."""
+
+
+Read = Callable[[Sequence[Example]], TokenRows]
+"""Gives examples of the stage's task as the model reads them, in order: the same on every worker."""
 
 
 def own_rows(examples: Sequence[Example]) -> Sequence[Row]:
