@@ -52,6 +52,9 @@ CASES = {
     "gem": Case({"name": "gem", "share": 0.5, "repeats": 2}, "AB", **PLAIN),
     "gem_average": Case({"name": "gem", "share": 0.5, "repeats": 2, "average": True}, "AB", **PLAIN),
     "mbpa": Case({"name": "mbpa", "share": 0.5, "replayed": 0.25, "neighbours": 3, "local_steps": 2}, "AB", **MERGED),
+    "mbpa_hidden": Case(
+        {"name": "mbpa", "share": 0.5, "neighbours": 2, "local_steps": 1, "features": "hidden"}, "AB", **MERGED
+    ),
     "mbpa_replay": Case({"name": "mbpa", "share": 0.5, "replayed": 0.25, "local_steps": 0}, "AB", **PLAIN),
     "inc_lora": Case({"name": "inc_lora"}, "AB"),
     "wise": Case({"name": "wise"}, "AB", **AVERAGED),

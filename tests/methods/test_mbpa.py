@@ -280,9 +280,9 @@ def test_what_acts_in_serving() -> None:
     """Keys of scores hold what is read and nothing else; keys of stages hold none of it."""
     default = MbpaParams()
     assert default.serving() == {
-        "local_steps": 5,
-        "neighbours": 8,
-        "local_lr": default.local_lr,
+        "local_steps": 2,
+        "neighbours": 4,
+        "local_lr": 0.01,
         "local_lambda": 0.001,
         "features": "embeddings",
     }

@@ -20,7 +20,7 @@ from tests.kit.cases import CASES
 
 INPUT_DEPENDENT = {"gain_lora", "am_lora", "sapt_lora", "prog_prompt", "l2p", "lfpt5", "route_lora"}
 """Gates, selectors, prompts and routes."""
-ADAPTING = ("mbpa",)
+ADAPTING = ("mbpa", "mbpa_hidden")
 """Cases that train a copy of their weights for each input."""
 
 

@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "one branch": {"name": "seq_ft"},
     "gates": {"name": "gain_lora", "over": "o_lora", "rank": 2, "gate_hidden": [8]},
     "routes": {"name": "route_lora", "rank": 2},
+    "adapted": {"name": "mbpa", "rank": 2, "share": 1.0, "neighbours": 2, "local_steps": 1},
 }
 BATCHES, WORLDS = (1, 8, 64), (1, 2, 4)
 MANY = 40

@@ -171,7 +171,7 @@ def test_ranks_and_what_vllm_is_told(elsewhere: Elsewhere) -> None:
     assert ranks["route_lora"].adapters == ORDER
 
 
-@pytest.mark.parametrize("run", [*NOT_EXACT, "l2p", "lfpt5"])
+@pytest.mark.parametrize("run", [*NOT_EXACT, "l2p", "lfpt5", "mbpa"])
 def test_what_is_no_adapter_is_not_exported_as_one(run: str, trained: Trained, tmp_path: Path) -> None:
     """With the option that approximates it, where there is one."""
     head = find_head(str(trained(run)))
