@@ -80,6 +80,10 @@ class MethodParams(Strict):
         """How many positions soft prompts take in an input, at most, in a sequence of `stages`."""
         return 0
 
+    def shows_answers(self) -> bool:
+        """Whether a training pass reads a prompt after itself and its answer, so that inputs are about twice as long."""
+        return False
+
     def in_force(self) -> Json:
         """The values that act where a field's own value stands for another one, as none for the paper's; by field."""
         return {}

@@ -38,6 +38,7 @@ METHODS = {
     "inf_lora": "raycl.methods.inf_lora:InfLora",
     "gain_lora": "raycl.methods.gain_lora:GainLora",
     "slao": "raycl.methods.slao:Slao",
+    "self_distill": "raycl.methods.self_distill:SelfDistill",
     "lwf": "raycl.methods.lwf:Lwf",
     "sapt_lora": "raycl.methods.sapt_lora:SaptLora",
     "route_lora": "raycl.methods.route_lora:RouteLora",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -37,7 +38,8 @@ def require_ready(loaded: LoadedModel, encoder: Encoder, spec: RunSpec, tasks: S
         problems += [f"task {name}: chat: {why}" for name, why in reasons.items() if why]
         tasks = [task for task in tasks if not reasons.get(task.name)]
         problems += [line for task in tasks for line in answer_problems(encoder, task)]
-        problems += position_problems(loaded.positions, encoder, tasks, spec.method.soft_tokens(len(tasks)))
+        soft, shown = spec.method.soft_tokens(len(tasks)), spec.method.shows_answers()
+        problems += position_problems(loaded.positions, encoder, tasks, soft, shown)
     if problems:
         raise SpecError(one_message(f"the model {loaded.name}", problems, HINT))
     for task in tasks:
@@ -175,23 +177,29 @@ def _warn_of_cut_answers(encoder: Encoder, task: Task) -> None:
 # --- lengths --------------------------------------------------------------------------------------------------------------
 
 
-def position_problems(limit: int | None, encoder: Encoder, tasks: Sequence[Task], soft: int = 0) -> Iterator[str]:
-    """Inputs that, with `soft` tokens of soft prompts, are longer than a model of `limit` positions has any for.
+def position_problems(
+    limit: int | None, encoder: Encoder, tasks: Sequence[Task], soft: int = 0, shown: bool = False
+) -> Iterator[str]:
+    """Inputs that, with `soft` tokens of soft prompts, or in training after a demonstration that is `shown`, are longer than
+    a model of `limit` positions has any for.
 
     Texts are only measured where the limits alone do not settle it.
     """
-    if limit is None or encoder.longest + soft <= limit:
+    if limit is None or encoder.read(encoder.max_source, encoder.max_target, shown) + soft <= limit:
         return
-    longest = max((_longest(encoder, task) for task in tasks), default=0) + soft
+    longest = max((_longest(encoder, task, shown) for task in tasks), default=0) + soft
     if longest > limit:
         with_soft = f" with {soft} of the method's soft prompts" if soft else ""
+        with_soft += " with the demonstrations that the method puts before them" if shown else ""
+        less = math.ceil((longest - limit) / (2 if shown else 1))
         yield (
             f"data.max_source_tokens: {encoder.max_source} (and data.max_target_tokens {encoder.max_target}) lets inputs of "
-            f"{longest} tokens{with_soft} through; the model has {limit} positions; lower it by {longest - limit}"
+            f"{longest} tokens{with_soft} through; the model has {limit} positions; lower it by {less}"
         )
 
 
-def _longest(encoder: Encoder, task: Task) -> int:
-    """Tokens of a task's longest input with the answer that generation may give it."""
+def _longest(encoder: Encoder, task: Task, shown: bool) -> int:
+    """Tokens of a task's longest input with the answer that generation may give it; training may show each row first."""
     answer = encoder.generated(task)
-    return max((encoder.input_length(example, answer) for example in chain(task.train, task.test)), default=0)
+    trained = (encoder.input_length(example, answer, shown) for example in task.train)
+    return max(chain(trained, (encoder.input_length(example, answer) for example in task.test)), default=0)

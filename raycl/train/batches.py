@@ -88,13 +88,18 @@ class Encoder:
     @property
     def longest(self) -> int:
         """Tokens of the longest input that the limits let through, on the longer side of an encoder-decoder."""
-        both = (self.max_source, self.max_target)
-        return max(both) if self.encoder_decoder else sum(both)
+        return self.read(self.max_source, self.max_target)
 
-    def input_length(self, example: Example, answer: int) -> int:
-        """Tokens that the model reads with `answer` tokens of an answer, on the longer side of an encoder-decoder."""
-        both = (len(self._one(example).prompt), answer)
-        return max(both) if self.encoder_decoder else sum(both)
+    def input_length(self, example: Example, answer: int, shown: bool = False) -> int:
+        """Tokens that the model reads with `answer` tokens of an answer, as `read` counts them."""
+        return self.read(len(self._one(example).prompt), answer, shown)
+
+    def read(self, prompt: int, answer: int, shown: bool = False) -> int:
+        """Tokens that the model reads of a prompt and an answer of so many, on the longer side of an encoder-decoder; where
+        they are `shown` first, as a demonstration, it reads the answer once more, and the prompt too."""
+        if self.encoder_decoder:
+            return max(2 * prompt + answer if shown else prompt, answer)
+        return (2 if shown else 1) * (prompt + answer)
 
     def generated(self, task: Task) -> int:
         """Tokens after which generation of a task's answers stops: see `limit`."""

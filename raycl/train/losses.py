@@ -27,7 +27,7 @@ from torch import Tensor
 
 from raycl.adapters.backbone import IGNORE
 from raycl.methods.common.base import Penalty, Step
-from raycl.methods.common.teacher import divergence, widened, without
+from raycl.methods.common.teacher import divergence, summed, widened, without
 from raycl.sections import TrainSpec
 from raycl.train.module import Gate
 
@@ -49,6 +49,4 @@ def base_term(step: Step, base: Tensor, weight: float) -> dict[str, Penalty]:
     answers = step.labels != IGNORE
     targets = step.labels[answers]
     each = divergence(without(targets, base[answers]), without(targets, step.logits[answers]))
-    if (weights := step.inputs.weights) is not None:
-        each = each * weights[:, None].expand_as(answers)[answers]
-    return {"base_kl": Penalty(each.sum() / step.tokens, weight)}
+    return {"base_kl": Penalty(summed(each, answers, step.inputs.weights) / step.tokens, weight)}

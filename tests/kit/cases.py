@@ -56,6 +56,10 @@ CASES = {
         {"name": "mbpa", "share": 0.5, "neighbours": 2, "local_steps": 1, "features": "hidden"}, "AB", **MERGED
     ),
     "mbpa_replay": Case({"name": "mbpa", "share": 0.5, "replayed": 0.25, "local_steps": 0}, "AB", **PLAIN),
+    "self_distill": Case({"name": "self_distill"}, "AB", **PLAIN),
+    "self_distill_data": Case(
+        {"name": "self_distill", "samples": "data", "kl": "forward", "teacher_rate": 1.0}, "AB", **PLAIN
+    ),
     "inc_lora": Case({"name": "inc_lora"}, "AB"),
     "wise": Case({"name": "wise"}, "AB", **AVERAGED),
     "wise_mean": Case({"name": "wise", "schedule": "mean"}, "AB", **AVERAGED),

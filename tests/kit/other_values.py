@@ -79,6 +79,10 @@ OTHER_VALUES: dict[str, Any] = {
     "local_lr": 0.7,
     "local_lambda": 7.0,
     "features": ("hidden", "embeddings"),
+    "samples": ("data", "student"),
+    "max_tokens": 1,
+    "kl": ("forward", "reverse"),
+    "teacher_rate": 0.5,
     "targets": ["no_such_module"],
 }
 """Another value than the cases have, or a tuple of values of which one is other than a case's."""

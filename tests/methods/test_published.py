@@ -40,7 +40,7 @@ SUPERNI: dict[str, dict[str, Flat]] = {
         for name in ("sin_lora", "inc_lora", "wise", "ogd", "gem", "mbpa", "lorac", "c_lora", "lwf", "migu", "ella")
     },
     "n_lora": {"t5": {"rank": 4, "batch_size": 32}, "llama": {"rank": 4}},
-    **{name: {f: {"rank": 4} for f in FAMILIES} for name in ("merging", "route_lora")},
+    **{name: {f: {"rank": 4} for f in FAMILIES} for name in ("merging", "route_lora", "self_distill")},
 }
 """What differs on an order of SuperNI tasks."""
 GATES: Flat = {"gate_epsilon": 0.995, "gate_energy_power": 2, "gate_input": "raw"}
@@ -48,7 +48,7 @@ SAPT: Flat = {"rank": 8, "alpha": 32.0, "dropout": 0.0, "kl_weight": 0.1, "lr": 
 OSF: Flat = {"form": "full", "protect": 0.5, "dropout": 0.0, "epochs": 1, "batch_size": 8, "weight_decay": 0.0}
 OSF |= {"model.dropout": 0.0}
 BENCHMARK: dict[str, dict[str, Flat]] = {
-    **dict.fromkeys(("sin_lora", "inc_lora", "wise", "ogd", "gem", "mbpa"), BY_FAMILY),
+    **dict.fromkeys(("sin_lora", "inc_lora", "wise", "ogd", "gem", "mbpa", "self_distill"), BY_FAMILY),
     **dict.fromkeys(("lorac", "lwf", "merging", "route_lora"), BY_FAMILY),
     "seq_ft": FULL,
     **{name: {f: FULL[f] | {"trains": "full"} for f in FAMILIES} for name in ("replay", "per_task", "mtl")},

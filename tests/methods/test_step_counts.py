@@ -28,8 +28,9 @@ GATE_PRODUCTS = 3
 """Of each earlier gate: its two levels and its key, of one pooled row for each example."""
 WAITS = {"llama": 3, "t5": 2}
 """In one pass: transformers looks twice whether its masks hide anything; and the width of a decoder-only batch's answers."""
-ALWAYS = {"tree_lora": 1, "tree_lora_gradient": 1, "l2p_diverse": 1}
-"""What a method adds at every stage: steps of a tree's stage so far, and whether any prompt was picked before."""
+ALWAYS = {"tree_lora": 1, "tree_lora_gradient": 1, "l2p_diverse": 1, "self_distill": 16, "self_distill_data": 4}
+"""What a method adds at every stage: steps of a tree's stage so far, and whether any prompt was picked before; how wide the
+demonstrations are, and three masks of answers; to draw three tokens ids, what is prompt, how many, and three masks each."""
 MORE_WAITS = {"tree_lora": 4, "tree_lora_gradient": 4, "sapt_lora": 3}
 """What it adds from the second stage on: the branches of its tree that it compares with, and rows by their task."""
 SOME = ("sin_lora", "inc_lora", "gain_lora_over_inf", "lwf", "prog_prompt", "migu_over_sin", "sapt_lora", "am_lora_ar")
@@ -46,9 +47,14 @@ def _counted(tiny_folders: dict[str, Path], family: str, name: str) -> Iterator[
     yield count_stages(load_tiny(tiny_folders[family], "fp32"), CASES[name].params, max(AFTER))
 
 
+PASSES = {"self_distill": 1 + 3 + 1 + 1, "self_distill_data": 1 + 1}
+"""Passes in a step of those with a teacher that is shown the answers: the plain one, three tokens drawn, the student, the
+teacher."""
+
+
 def again(name: str, stage: int) -> int:
     """Passes of the base model in a step: LwF's second one answers as the stage before did."""
-    return 2 if name == "lwf" and stage > 1 else 1
+    return 2 if name == "lwf" and stage > 1 else PASSES.get(name, 1)
 
 
 def waits(family: str, name: str, stage: int) -> int:

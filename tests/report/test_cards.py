@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 WANTED = (
     *("seq_ft", "sin_lora", "inc_lora", "o_lora", "inf_lora", "gain_lora", "replay", "ewc", "l2p", "lfpt5", "am_lora"),
     *("slao", "prog_prompt", "per_task", "mtl", "sapt_lora", "c_lora", "lorac", "merging", "migu", "tree_lora", "lwf"),
-    *("route_lora", "ella", "n_lora", "osf", "wise", "ogd", "gem", "mbpa"),
+    *("route_lora", "ella", "n_lora", "osf", "wise", "ogd", "gem", "mbpa", "self_distill"),
 )
 """The methods that raycl promises."""
 

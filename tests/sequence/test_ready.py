@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,19 @@ def test_soft_prompts_take_positions_too(tmp_path: Path) -> None:
     folder = save_odd("opt", tmp_path / "opt", max_position_embeddings=40)
     assert not check(folder, task(words=2), name="prog_prompt", length=2)
     assert "with 30 of the method's soft prompts" in check(folder, task(words=2), name="prog_prompt", length=30)
+
+
+@pytest.mark.parametrize(("family", "read", "less"), [("opt", 54, 7), ("bart", 49, 5)])
+def test_demonstrations_take_positions_too(tmp_path: Path, family: str, read: int, less: int) -> None:
+    """A prompt of 22 tokens and an answer of at most 5, before the same again or, in an encoder, before the prompt, are more
+    than 40. Of what is taken off a prompt both take off. Without its weight, and of a test example, nothing is shown."""
+    folder = save_odd(family, tmp_path / family, max_position_embeddings=40)
+    said = check(folder, task(words=12), name="self_distill")
+    assert f"lets inputs of {read} tokens with the demonstrations that the method puts before them through" in said
+    assert f"lower it by {less}" in said
+    assert not check(folder, task(words=12), name="self_distill", weight=0)
+    assert not check(folder, task(words=4), name="self_distill")
+    assert not check(folder, replace(task(words=4), test=task(words=12).test), name="self_distill")
 
 
 # --- as a whole -----------------------------------------------------------------------------------------------------------

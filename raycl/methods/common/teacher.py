@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,19 @@ def as_teacher(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
+@contextmanager
+def holding(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Some of the weights, by name, at other values of their shapes for a while; graphs made before keep their own."""
+    own = {name: weights[name].data for name in values}
+    for name, value in values.items():
+        weights[name].data = value
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            weights[name].data = value
+
+
 def distillation(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """Sum over rows of KL(softmax(teacher / T) || softmax(student / T)), in fp32; (n, V) both; gradients reach `student`."""
     with torch.autocast(student.device.type, enabled=False):
@@ -34,6 +47,11 @@ def divergence(before: Tensor, after: Tensor) -> Tensor:
     """KL(before || after) of each position: logits (..., V) -> (...), by log-softmax on both sides, in fp32 at least."""
     first, second = (F.log_softmax(widened(logits), dim=-1) for logits in (before, after))
     return F.kl_div(second, first, reduction="none", log_target=True).sum(dim=-1)
+
+
+def summed(each: Tensor, marked: Tensor, weights: Tensor | None) -> Tensor:
+    """The sum of `each` (n,), one value per token marked in (B, L), under the weights (B,) of the tokens' rows, if any."""
+    return (each if weights is None else each * weights[:, None].expand_as(marked)[marked]).sum()
 
 
 def without(targets: Tensor, logits: Tensor) -> Tensor:
