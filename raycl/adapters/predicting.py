@@ -45,6 +45,11 @@ def shifted(model: Any, labels: Tensor) -> Tensor:
     return read.masked_fill(read == IGNORE, pad)
 
 
+def width(labels: Tensor) -> int:
+    """Columns of labels (B, S), padded on the left, that hold an answer's token in some row; one at least."""
+    return max(1, int((labels != IGNORE).any(dim=0).sum()))
+
+
 def predicted(backbone: Backbone, fed: Mapping[str, Tensor], mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, L, V), and the labels (B, L) that they predict.
 
@@ -53,7 +58,7 @@ def predicted(backbone: Backbone, fed: Mapping[str, Tensor], mask: Tensor, label
     model: Any = backbone.model
     if backbone.encoder_decoder:
         return model(**fed, decoder_input_ids=shifted(model, labels), use_cache=False).logits, labels
-    answer = max(1, int((labels != IGNORE).any(dim=0).sum()))
+    answer = width(labels)
     short = "logits_to_keep" in inspect.signature(model.forward).parameters
     keep = {"logits_to_keep": answer + 1} if short else {}
     logits = model(**fed, position_ids=positions(mask), use_cache=False, **keep).logits

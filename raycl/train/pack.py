@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raycl.adapters.backbone import Inputs
 from raycl.adapters.branches import trained_itself
 from raycl.adapters.packed import CannotPack, Seats
-from raycl.adapters.predicting import precision
+from raycl.adapters.predicting import precision, width
 from raycl.errors import DivergedError
 from raycl.state.stage_state import StagePart
 from raycl.train.batches import MicroBatch
@@ -139,10 +139,9 @@ class _Lockstep:
         logits, labels = self._forward(whole, shares)
         parts = zip(logits.chunk(len(micros)), labels.chunk(len(micros)), strict=True)
         losses = []
-        for number, (loop, micro, mine, (said, wanted)) in enumerate(
-            zip(self._loops, micros, shares, parts, strict=True)
-        ):
+        for number, (loop, micro, mine, part) in enumerate(zip(self._loops, micros, shares, parts, strict=True)):
             self._seats.one(number)
+            said, wanted = part if first.module.backbone.encoder_decoder else _last(*part)
             losses.append(loop.loss(micro, mine, summed_loss(mine, said, wanted, loop.gate), said, wanted))
         self._seats.all()
         (torch.stack(losses).sum() / first.shape.accumulation).backward()
@@ -159,6 +158,12 @@ class _Lockstep:
                     raise CannotPack("a soft prompt makes inputs of another length")
             self._seats.all()
             return self._modules[0].read(whole, None)
+
+
+def _last(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A share's last columns, as wide as its own longest answer: what its rows alone would be given as."""
+    own = width(labels)
+    return logits[:, -own:], labels[:, -own:]
 
 
 def _check_alike(trainings: Sequence[Training]) -> None:
