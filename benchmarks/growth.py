@@ -87,7 +87,8 @@ def page(rows: list[Row], held: dict[str, Any]) -> str:
         "# What grows with the number of tasks",
         "",
         f"`python benchmarks/growth.py`: packaged model, 8 x 128 tokens, rank 8, {held['hardware']}, one thread, CPU s, "
-        f"{held['precision']}, torch {held['torch']}. `floor` is the step's ratio in multiply-adds.",
+        f"{held['precision']}, torch {held['torch']}. `floor` is the step's ratio in multiply-adds. On a machine in use "
+        "a step's ratio moves by 0.1 to 0.2 from call to call, at times by more: see performance.md.",
         "",
         "![growth](growth.png)",
         "",
