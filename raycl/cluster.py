@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raycl.errors import SetupError
 
 OWN = "RAYCL_OWN_CLUSTER"
-"""In the environment of a cluster that a run started for itself: 1. Its processes inherit it."""
+"""In the environment of a cluster that a run started for itself: the id of the run's process. Its processes inherit it."""
 CONNECT_SECONDS = 5.0
 """Longest wait for a connection to a cluster."""
 
@@ -38,6 +38,8 @@ def attach() -> bool:
                 f"RAY_ADDRESS={named}: no Ray cluster answers there. Start it (`ray start --head`), or unset RAY_ADDRESS"
             ) from error
         return False
+    if os.environ.get(OWN) == str(os.getpid()):  # of a cluster that this process has started before, and ended
+        del os.environ[OWN]
     return True
 
 
@@ -59,7 +61,7 @@ def joined() -> bool:
 
 def is_own() -> bool:
     """Whether the cluster at hand is one of a run's own: one node, without a dashboard, that ends with the run."""
-    return os.environ.get(OWN) == "1"
+    return bool(os.environ.get(OWN))
 
 
 def address_at_hand() -> str | None:
@@ -142,7 +144,7 @@ def start_cluster() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     if attach():
         return
-    os.environ[OWN] = "1"
+    os.environ[OWN] = str(os.getpid())
     # What looks every few seconds whether a node is about to be taken away is a process more for each group of workers, and
     # nobody takes away the one node of a cluster that begins here.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -39,6 +39,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, failures: int, error: Exception) -
     """Put a stand-in where ray.init is."""
     starts = Starts(failures, error)
     monkeypatch.setattr(ray, "init", starts)
+    monkeypatch.setenv(cluster.OWN, "")
     return starts
 
 
@@ -70,6 +71,18 @@ def test_a_named_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
     assert cluster.attach()
     assert [call["address"] for call in starts.calls] == ["10.0.0.1:6379", "10.0.0.2:6379"]
+
+
+def test_a_cluster_is_ones_own_until_another_one_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By this process; what another one, which started the cluster at hand, has left to its children stays."""
+    replaced(monkeypatch, 0, RuntimeError())
+    assert not cluster.is_own()
+    cluster.start_cluster()
+    assert cluster.is_own()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert cluster.attach() and not cluster.is_own()
+    monkeypatch.setenv(cluster.OWN, "1")
+    assert cluster.attach() and cluster.is_own()
 
 
 def test_a_named_cluster_that_is_away_is_a_set_up_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,7 +60,12 @@ def predicted(backbone: Backbone, fed: Mapping[str, Tensor], mask: Tensor, label
     if backbone.encoder_decoder:
         return model(**fed, decoder_input_ids=shifted(model, labels), use_cache=False).logits, labels
     answer = width(labels)
-    short = "logits_to_keep" in inspect.signature(model.forward).parameters
-    keep = {"logits_to_keep": answer + 1} if short else {}
+    keep = {"logits_to_keep": answer + 1} if _keeps_few(type(model)) else {}
     logits = model(**fed, position_ids=positions(mask), use_cache=False, **keep).logits
     return logits[:, -answer - 1 : -1], labels[:, -answer:]
+
+
+@cache
+def _keeps_few(model: type[Any]) -> bool:
+    """Whether models of a class make logits for the last tokens alone; asked in every pass, found once."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -45,6 +45,7 @@ def bare(head: Head, loaded: LoadedModel) -> Decoder:
         encoder_of(head, loaded.tokenizer, loaded.backbone.encoder_decoder),
         head.spec.eval.batch_size,
         workers,
+        head.spec.eval.batch_tokens,
     )
 
 

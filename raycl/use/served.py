@@ -188,12 +188,13 @@ class Served:
 
     def score(self, task: Task) -> Scored:
         """Score the state on the test split of a task that is loaded."""
-        return self.decoder(self.head.spec.eval.batch_size).score(task)
+        scoring = self.head.spec.eval
+        return self.decoder(scoring.batch_size, scoring.batch_tokens).score(task)
 
-    def decoder(self, batch_size: int) -> Decoder:
-        """What answers and scores with the state in place, so many prompts together."""
+    def decoder(self, batch_size: int, batch_tokens: int | None = None) -> Decoder:
+        """What answers and scores with the state in place, so many prompts, or tokens of prompts, together."""
         workers = Workers(device=str(self._loaded.backbone.device))
-        return Decoder(self._loaded, self._method, self._prompts.encoder, batch_size, workers)
+        return Decoder(self._loaded, self._method, self._prompts.encoder, batch_size, workers, batch_tokens)
 
     def close(self) -> None:
         """Take the state off the base model, which is as it was."""

@@ -63,7 +63,7 @@ def test_a_node_that_dies_changes_nothing(three: Cluster, commands: Commands, fl
     cluster = {
         "RAY_ADDRESS": three.head.address,
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
-        "RAYCL_OWN_CLUSTER": "0",
+        "RAYCL_OWN_CLUSTER": "",
         **OPEN,
     }
     settings = LONG | {"workers": 2, "train__engine": "torch"}
