@@ -107,10 +107,11 @@ class TrainSpec(Strict):
     micro_batch_size: Annotated[PositiveInt | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
-    batches: Annotated[Literal["shuffled", "like_length"], InKeyUnlessDefault()] = Field(
+    batches: Annotated[Literal["shuffled", "like_length", "equal_tokens"], InKeyUnlessDefault()] = Field(
         default="shuffled",
         exclude_if=lambda how: how == "shuffled",
-        description="which examples share an optimizer step: any, as papers do, or those of like length, for less padding",
+        description="which examples share an optimizer step: any, as papers do; those of like length, for less padding; or "
+        "of these as many as make about equal tokens (batch_size on average), for steps of equal time and memory",
     )
     schedule: Annotated[Literal["constant", "linear", "cosine"], Meaning(2, except_for="constant")] = Field(
         default="constant", description="learning-rate schedule"

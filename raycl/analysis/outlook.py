@@ -189,12 +189,10 @@ class Load:
     """Bytes of a base weight: 4, 2, or less where it is quantised."""
     activation_bytes: int
     """Bytes of an activation: 4 or 2."""
-    rows: int
-    """Rows of a micro-batch."""
-    longest: int
-    """Tokens of the longest row."""
-    answer: int
-    """Tokens of the longest answer, which logits are computed for."""
+    tokens: int
+    """Tokens of the largest micro-batch, padding included."""
+    answers: int
+    """Tokens of its answers, padded to the longest: what logits are computed for."""
     world: int
     zero_stage: int
     checkpointing: bool
@@ -205,18 +203,18 @@ def memory(load: Load) -> Memory:
 
         weights      P b / (W at ZeRO 3)
         trained      4 Q;    gradients 4 Q / (W from ZeRO 2);    moments 8 Q / (W from ZeRO 1)
-        activations  34 (2 with gradient checkpointing) rows longest width layers b' / 2 + 8 rows answer vocabulary
+        activations  34 (2 with gradient checkpointing) tokens width layers b' / 2 + 8 answers vocabulary
 
     P base weights of b bytes, Q trained ones, W workers, b' bytes of an activation; logits and their gradient in fp32.
     """
     share = [load.world if load.zero_stage >= stage else 1 for stage in range(4)]
     trained = FP32 * load.trained
     kept = CHECKPOINT_BYTES if load.checkpointing else ACTIVATION_BYTES
-    layers = kept * load.rows * load.longest * load.width * load.layers * load.activation_bytes // 2
+    layers = kept * load.tokens * load.width * load.layers * load.activation_bytes // 2
     return Memory(
         weights=int(load.parameters * load.weight_bytes) // share[3],
         trained=trained,
         gradients=trained // share[2],
         moments=2 * trained // share[1],
-        activations=layers + 2 * FP32 * load.rows * load.answer * load.vocabulary,
+        activations=layers + 2 * FP32 * load.answers * load.vocabulary,
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from raycl.models.counts import Batch
 from raycl.sequence.task_check import spread
 from raycl.spec import RunSpec
 from raycl.tasks.task import Example, Task
-from raycl.train.batches import Encoder, cuts
+from raycl.train.batches import Encoded, Encoder, cuts
+from raycl.train.layout import Layout
 from raycl.train.stage import batch_shape
 
 LOOKED_AT = 2_000
@@ -45,7 +47,7 @@ class Texts:
     run: int
     """The same as the model runs them, padding included: what `tokens/s` counts, without soft prompts."""
     trained: tuple[Batch, ...]
-    """In training's random order, micro-batch by micro-batch."""
+    """One epoch as training lays it out, micro-batch by micro-batch."""
     passed: tuple[Batch, ...]
     """By length, as data passes take them; one by one where gradients are observed."""
     asked: tuple[Batch, ...]
@@ -58,7 +60,7 @@ class Texts:
 
 @dataclass
 class Counter:
-    """Tokenises tasks, each once; remembers the longest row."""
+    """Tokenises tasks, each once; remembers the largest micro-batch."""
 
     spec: RunSpec
     encoder: Encoder
@@ -67,8 +69,10 @@ class Counter:
     """Whether data passes take one row at a time."""
     soft: int = 0
     """Positions that soft prompts take in a row."""
-    longest: int = 0
-    answer: int = 0
+    tokens: int = 0
+    """Of the largest micro-batch there may be, padding included."""
+    answers: int = 0
+    """Of its answers, padded to the longest."""
     _known: dict[str, Texts] = field(default_factory=dict)
 
     def texts(self, task: Task) -> Texts:
@@ -78,18 +82,16 @@ class Counter:
         return self._known[task.name]
 
     def _texts(self, task: Task) -> Texts:
-        pairs = self._lengths(task.train)
-        rows = [self._read(prompt, answer) for prompt, answer in pairs]
-        self.longest = max(self.longest, *(read for read, _ in rows))
-        self.answer = max(self.answer, *(answer for _, answer in rows))
-        mixed = list(rows)
-        random.Random(0).shuffle(mixed)  # as training does; in their own order, rows of a kind may stand together
-        trained = in_batches(mixed, batch_shape(self.spec, self.world).micro)
+        encoded = self._encoded(task.train)
+        rows = [self._read(row) for row in encoded]
+        longest = max(answer for _, answer in rows)
+        trained = self._laid_out(encoded)
+        self._hold(trained, as_batch(rows))
         size = self.spec.eval.batch_size
-        written = min(self.encoder.generated(task), self.answer)
-        asked = [(self.soft + prompt, written) for prompt, _ in self._lengths(task.test)]
+        written = min(self.encoder.generated(task), longest)
+        asked = [(self.soft + len(one.prompt), written) for one in self._encoded(task.test)]
         return Texts(
-            tokens=sum(prompt + answer for prompt, answer in pairs),
+            tokens=sum(one.tokens for one in encoded),
             run=sum(batch.rows * (batch.source - self.soft) for batch in trained),
             trained=trained,
             passed=in_batches(sorted(rows, reverse=True), 1 if self.singly else size),
@@ -99,17 +101,36 @@ class Counter:
             sampled=len(rows) < len(task.train),
         )
 
-    def _lengths(self, examples: Sequence[Example]) -> list[tuple[int, int]]:
-        """Tokens of the prompts and of the answers that are looked at."""
-        encoded = self.encoder.encode(spread(examples, LOOKED_AT))
-        return [(len(one.prompt), len(one.answer)) for one in encoded]
+    def _hold(self, trained: Sequence[Batch], every: Batch) -> None:
+        """Remember the largest micro-batch of a task: where each has as many rows, any may have the longest."""
+        if self.spec.train.batches != "equal_tokens":
+            trained = [replace(every, rows=batch_shape(self.spec, self.world).micro)]
+        self.tokens = max(self.tokens, *(batch.rows * batch.source for batch in trained))
+        self.answers = max(self.answers, *(batch.rows * batch.answer for batch in trained))
 
-    def _read(self, prompt: int, answer: int) -> tuple[int, int]:
+    def _encoded(self, examples: Sequence[Example]) -> Sequence[Encoded]:
+        """The examples that are looked at."""
+        return self.encoder.encode(spread(examples, LOOKED_AT))
+
+    def _laid_out(self, rows: Sequence[Encoded]) -> tuple[Batch, ...]:
+        """An epoch's micro-batches of all workers."""
+        shape = batch_shape(self.spec, self.world)
+        layout = Layout(rows, shape, self.spec.train.batches)
+        draw = torch.Generator().manual_seed(0)
+        parts = [layout.parts([rows[place] for place in step]) for step in layout.steps(draw)]
+        return tuple(as_batch([self._read(row) for row in part]) for step in parts for part in step)
+
+    def _read(self, row: Encoded) -> tuple[int, int]:
         """Tokens that the model reads of a training row, and those that it predicts."""
-        return self.soft + prompt + (0 if self.encoder.encoder_decoder else answer), answer
+        answer = len(row.answer)
+        return self.soft + len(row.prompt) + (0 if self.encoder.encoder_decoder else answer), answer
 
 
 def in_batches(lengths: Sequence[tuple[int, int]], size: int, tokens: int | None = None) -> tuple[Batch, ...]:
     """Rows of these lengths (read, answer), cut as `cuts` does, each batch as long as its longest."""
-    cut = (lengths[place] for place in cuts([read for read, _ in lengths], size, tokens))
-    return tuple(Batch(len(rows), max(read for read, _ in rows), max(answer for _, answer in rows)) for rows in cut)
+    return tuple(as_batch(lengths[place]) for place in cuts([read for read, _ in lengths], size, tokens))
+
+
+def as_batch(rows: Sequence[tuple[int, int]]) -> Batch:
+    """Rows of these lengths (read, answer), each as long as the longest."""
+    return Batch(len(rows), max(read for read, _ in rows), max(answer for _, answer in rows))

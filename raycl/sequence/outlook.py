@@ -96,7 +96,7 @@ class Lookout:
         singly = "gradients" in _passes(spec).values()
         shape = batch_shape(spec, world)
         soft = spec.method.soft_tokens(len(spec.tasks))
-        alike = repr((spec.model.name, spec.data, spec.tasks, spec.eval, shape.micro, singly, soft))
+        alike = repr((spec.model.name, spec.data, spec.tasks, spec.eval, shape, spec.train.batches, singly, soft))
         if alike not in self._counters:
             self._counters[alike] = Counter(spec, _encoder(spec), world, singly, soft)
         return self._counters[alike]
@@ -220,14 +220,14 @@ class _View:
     def _load(self) -> Load:
         """What memory is estimated from."""
         spec, encoder = self.spec, self.counter.encoder
+        micro = batch_shape(spec, self.machine.workers).micro
         return Load(
             **{name: getattr(self.shape, name) for name in ("parameters", "trained", "width", "vocabulary")},
             layers=self.products.all_layers,
             weight_bytes=self.weight_bytes,
             activation_bytes=2 if spec.model.precision == "bf16" else 4,
-            rows=batch_shape(spec, self.machine.workers).micro,
-            longest=self.counter.longest or encoder.longest,
-            answer=self.counter.answer or encoder.max_target,
+            tokens=self.counter.tokens or micro * encoder.longest,
+            answers=self.counter.answers or micro * encoder.max_target,
             world=self.machine.workers,
             zero_stage=spec.train.zero_stage,
             checkpointing=spec.model.gradient_checkpointing,

@@ -53,6 +53,8 @@ def _family(recipe: Json) -> str:
     common = {name: recipe[name] for name in ("schema", "model", "task", "lengths", "stage", "parent")}
     for room, names in (("train", STEPS), ("method", METHOD)):
         common[room] = {name: recipe[room][name] for name in names if name in recipe[room]}
+    if common["train"].get("batches") == "equal_tokens":
+        common["seed"] = recipe["seed"]  # it decides how many rows a step has
     return content_key(common)
 
 

@@ -1,4 +1,4 @@
-"""From examples to batches: tokenise once, cut only the body of a prompt, pad, and lay out global batches."""
+"""From examples to batches: tokenise once, cut only the body of a prompt, pad, and put prompts of like length together."""
 
 from __future__ import annotations
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-WINDOW = 50
-"""Batches whose rows are sorted together where batches are of like length: enough to sort by, few enough to stay mixed."""
-
-
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of one example."""
@@ -40,6 +36,11 @@ class Encoded:
     """Whether the row counts as one token: its weight is then that of its mean."""
     body: tuple[int, int] | None = None
     """Where in the prompt the example's body stands: its first token, and the one after its last; none = not known."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
 
     @property
     def counts(self) -> int:
@@ -221,57 +222,6 @@ def _token(token: Any, kind: str) -> int:
     if not isinstance(token, int):
         raise ValueError(f"the tokenizer has no {kind} token of one id (it says {token!r})")
     return token
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One worker's share of an optimizer step."""
-
-    rows: list[Encoded]
-    tokens: float
-    """Answer tokens of the whole global batch per micro-batch: dividing the summed loss by it makes the average over all
-    micro-batches of all workers the token mean of the global batch, whatever the number of workers."""
-    real: float
-    """Rows of the whole global batch per micro-batch, fillers left out."""
-
-
-def global_batches(
-    examples: Sequence[Encoded], order: Sequence[int], batch_size: int, micro: int, rank: int, world: int
-) -> Iterator[list[MicroBatch]]:
-    """One epoch: for each optimizer step the micro-batches of this worker, along `order`, the same on every worker.
-
-    A last, smaller batch is filled up with rows whose answers are empty and so weigh nothing.
-    """
-    for start in range(0, len(order), batch_size):
-        rows = [examples[i] for i in order[start : start + batch_size]]
-        tokens, real = sum(row.counts for row in rows), len(rows)
-        rows += [Encoded(rows[0].prompt, ())] * (batch_size - len(rows))
-        share = batch_size // world
-        mine = rows[rank * share : (rank + 1) * share]
-        parts = batch_size / micro
-        yield [MicroBatch(mine[i : i + micro], tokens / parts, real / parts) for i in range(0, share, micro)]
-
-
-def shuffled(examples: Sequence[Encoded], generator: torch.Generator) -> list[int]:
-    """Indices in an order drawn from `generator`."""
-    return torch.randperm(len(examples), generator=generator).tolist()
-
-
-def of_like_length(examples: Sequence[Encoded], batch_size: int, generator: torch.Generator) -> list[int]:
-    """Indices in an order drawn from `generator`, in whose batches rows are of like length, so that padding is small.
-
-    Of every `WINDOW` batches of a plain draw the rows are sorted by their tokens and cut into batches anew; then the batches
-    are put in an order of their own. What a last, smaller batch holds is drawn, not sorted.
-    """
-    order = shuffled(examples, generator)
-    whole = len(order) - len(order) % batch_size
-    batches = []
-    for start in range(0, whole, WINDOW * batch_size):
-        window = order[start : min(start + WINDOW * batch_size, whole)]
-        window.sort(key=lambda i: len(examples[i].prompt) + len(examples[i].answer))
-        batches += [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
-    places = torch.randperm(len(batches), generator=generator).tolist()
-    return [*(index for place in places for index in batches[place]), *order[whole:]]
 
 
 def by_length(examples: Sequence[Encoded], batch_size: int, tokens: int | None = None) -> list[list[int]]:

@@ -16,9 +16,10 @@ from raycl.fields import at_stage
 from raycl.methods.common.base import Gradients, Method
 from raycl.methods.common.base import Step as TrainingPass
 from raycl.sections import TrainSpec
-from raycl.train.batches import Encoded, Encoder, MicroBatch, global_batches, of_like_length, shuffled
+from raycl.train.batches import Encoded, Encoder
 from raycl.train.checkpoints import Checkpoints
 from raycl.train.engine import BatchShape, Engine
+from raycl.train.layout import Layout, MicroBatch
 from raycl.train.losses import base_term, gate_of
 from raycl.train.meter import Meter
 from raycl.train.module import StageModule
@@ -70,13 +71,8 @@ class TrainLoop:
 
     def batches(self, epoch: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of this worker for every optimizer step of an epoch."""
-        shape, workers = self.shape, self.workers
         generator = self.method.info.generator(f"order {epoch}")
-        if self.settings.batches == "shuffled":
-            order = shuffled(self.rows, generator)
-        else:
-            order = of_like_length(self.rows, shape.batch, generator)
-        return global_batches(self.rows, order, shape.batch, shape.micro, workers.rank, workers.world)
+        return Layout(self.rows, self.shape, self.settings.batches).epoch(generator, self.workers.rank)
 
     def train_step(self, micro_batches: list[MicroBatch]) -> None:
         """One optimizer step: the token mean of the global batch, plus the method's penalties."""

@@ -20,8 +20,8 @@ from raycl.adapters.packed import CannotPack, Seats
 from raycl.adapters.predicting import precision, width
 from raycl.errors import DivergedError
 from raycl.state.stage_state import StagePart
-from raycl.train.batches import MicroBatch
 from raycl.train.engine_torch import TorchEngine
+from raycl.train.layout import MicroBatch
 from raycl.train.loop import TrainLoop
 from raycl.train.module import StageModule, summed_loss
 from raycl.train.stage import Ready, StageRun, Training
@@ -171,8 +171,17 @@ def _check_alike(trainings: Sequence[Training]) -> None:
     loops = [one.loop for one in trainings]
     if len({(loop.epochs, loop.steps, loop.shape) for loop in loops}) > 1:
         raise CannotPack("the siblings take different numbers of steps or rows")
+    if loops[0].settings.batches == "equal_tokens" and len({_sizes(loop) for loop in loops}) > 1:
+        raise CannotPack(
+            "train.batches: equal_tokens: with another seed or other rows a step has another number of them"
+        )
     if not all(isinstance(loop.engine, TorchEngine) for loop in loops) or loops[0].workers.world > 1:
         raise CannotPack("siblings train at once in one process with the plain torch engine")
+
+
+def _sizes(loop: TrainLoop) -> tuple[int, ...]:
+    """What the number of rows in each step follows from, where steps are of equal tokens: the seed, and the rows' tokens."""
+    return loop.method.info.seed, *(row.tokens for row in loop.rows)
 
 
 def _drops(module: nn.Module) -> str:

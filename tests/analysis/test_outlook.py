@@ -17,9 +17,8 @@ LOAD = Load(
     vocabulary=50,
     weight_bytes=2.0,
     activation_bytes=2,
-    rows=2,
-    longest=5,
-    answer=3,
+    tokens=2 * 5,
+    answers=2 * 3,
     world=4,
     zero_stage=0,
     checkpointing=False,
@@ -28,7 +27,7 @@ LOAD = Load(
 
 def test_memory() -> None:
     """Base weights in their precision, what trains in fp32 with its gradients and two moments, an allowance."""
-    # 34 * 2 rows * 5 tokens * 4 wide * 3 layers = 4080; logits 2 * 4 bytes * 2 rows * 3 tokens * 50 words = 2400
+    # 34 * 2 rows of 5 tokens * 4 wide * 3 layers = 4080; logits 2 * 4 bytes * 2 rows * 3 tokens * 50 words = 2400
     assert memory(LOAD) == Memory(2_000, 40, 40, 80, 4_080 + 2_400)
     assert memory(LOAD).total == 8_640
     assert memory(replace(LOAD, activation_bytes=4)).activations == 8_160 + 2_400

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import raycl
 from raycl.analysis.outlook import Outlook
@@ -18,6 +19,8 @@ from raycl.sequence.resolve import resolve
 from raycl.spec import RunSpec
 from raycl.state.store import Store
 from raycl.testing.case import ADAPTED
+from raycl.train.engine import BatchShape
+from raycl.train.layout import Layout
 from raycl.train.workers import device_name
 from tests.kit.cli import invoke
 from tests.kit.runs import METHODS, MakeFlags
@@ -84,6 +87,23 @@ def test_tokens_are_those_that_training_reads(spec: Any) -> None:
         assert (stage.tokens, stage.run, stage.sampled) == (3 * sum(rows), 3 * sum(rows), False)
     padded = raycl.look_ahead(spec(data=UNCUT), raycl.Options(store="memory://none")).stages[0]
     assert padded.run is not None and padded.tokens is not None and padded.run > padded.tokens
+
+
+def test_steps_of_equal_tokens_are_counted_as_they_are_laid_out(spec: Any) -> None:
+    """Less padding and memory than in a plain draw, whose micro-batches may each have the longest row; as many steps."""
+    given = {how: spec(data=UNCUT, train={"batch_size": 4, "batches": how}) for how in ("shuffled", "equal_tokens")}
+    plain, equal = (raycl.look_ahead(one, raycl.Options(store="memory://none")) for one in given.values())
+    assert [stage.steps for stage in plain.stages] == [stage.steps for stage in equal.stages]
+    assert all(one.run < other.run for one, other in zip(equal.stages, plain.stages, strict=True))  # pyright: ignore
+    one = given["equal_tokens"]
+    encoder, _ = looking.text_side(one.model, one.data)
+    largest, counter = 0, counting.Counter(one, encoder, 1)
+    for task in looking.make_job(one, raycl.Store("memory://none")).tasks:
+        layout = Layout(encoder.encode(task.train), BatchShape(4, 4, 1), "equal_tokens")
+        steps = layout.steps(torch.Generator().manual_seed(0))
+        largest = max(largest, *(len(step) * max(layout.rows[i].tokens for i in step) for step in steps))
+        counter.texts(task)
+    assert counter.tokens == largest and equal.memory.activations < plain.memory.activations
 
 
 def test_many_rows_are_sampled(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,5 +118,8 @@ def test_only_what_takes_the_same_steps_from_the_same_parent_is_packed(plant: Pl
     found = packs([*alike, seed, longer, other, alike[0]], 3)
     assert found == {stages[0].key: [(0, 0), (1, 0), (2, 0)] for stages in alike}
     assert packs([*alike, seed], 2)[seed[0].key] == [(2, 0), (3, 0)]
+    tokens = {"train": {"batches": "equal_tokens"}}
+    drawn = [plant.worker(lr, **tokens, seed=at).job.plan.stages for lr, at in ((1e-3, 0), (2e-3, 0), (1e-3, 5))]
+    assert packs(drawn, 4) == {stages[0].key: [(0, 0), (1, 0)] for stages in drawn[:2]}  # a seed changes a step's rows
     children = [plant.worker(lr, order="roget,snippets").job.plan.stages for lr in (1e-3, 2e-3)]
     assert children[0][1].key not in packs(children, 4)

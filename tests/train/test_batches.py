@@ -6,22 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raycl.adapters.backbone import IGNORE
 from raycl.methods.common.rows import Row
 from raycl.tasks.task import Example, Task
-from raycl.train.batches import (
-    WINDOW,
-    Encoded,
-    Encoder,
-    MicroBatch,
-    by_length,
-    global_batches,
-    of_like_length,
-    shuffled,
-)
+from raycl.train.batches import Encoded, Encoder, by_length
 
 
 def example(body: str, answer: str = "very bad", head: str = "t1head ", tail: str = " t1tail") -> Example:
@@ -199,76 +190,11 @@ def test_encoder_decoder_batches_are_padded_on_the_right(tiny, family):
     assert inputs.labels.tolist() == [[8, 2, IGNORE], [8, 9, 2]]
 
 
-def rows_of(count: int, seed: int = 0) -> list[Encoded]:
-    """Rows with distinct prompts and answers of 1 to 4 tokens."""
-    lengths = torch.randint(1, 5, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [Encoded((index,), tuple(range(length))) for index, length in enumerate(lengths)]
-
-
-def epoch(rows, batch, micro, world, seed=0) -> list[list[list[MicroBatch]]]:
-    """Per worker, the steps of one epoch."""
-    return [
-        list(global_batches(rows, shuffled(rows, torch.Generator().manual_seed(seed)), batch, micro, rank, world))
-        for rank in range(world)
-    ]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
-def test_every_example_is_seen_once_per_epoch(count, micro, accumulation, world, seed):
-    """Over all workers an epoch holds each example once; filler rows, and only they, have empty answers; the mean over
-    micro-batches of (summed loss / tokens) is the token mean of the global batch."""
-    batch = micro * accumulation * world
-    rows = rows_of(count, seed)
-    workers = epoch(rows, batch, micro, world, seed)
-    assert len({len(steps) for steps in workers}) == 1
-    seen = []
-    for step in zip(*workers, strict=True):
-        assert all(len(m.rows) == micro for share in step for m in share)
-        assert all(len(share) == accumulation for share in step)
-        real = [row for share in step for m in share for row in m.rows if row.answer]
-        seen += [row.prompt[0] for row in real]
-        tokens = sum(len(row.answer) for row in real)
-        parts = [sum(len(row.answer) for row in m.rows) / m.tokens for share in step for m in share]
-        assert sum(parts) / len(parts) == pytest.approx(1.0)
-        assert {m.tokens for share in step for m in share} == {tokens / (accumulation * world)}
-    assert sorted(seen) == list(range(count))
-
-
-def test_token_denominators_by_hand():
-    """Answers of 1, 2 and 3 tokens, batch 4 in micro-batches of 2: 6 tokens over 2 micro-batches are 3 per micro-batch."""
-    rows = [Encoded((index,), tuple(range(index + 1))) for index in range(3)]
-    steps = epoch(rows, 4, 2, 1)[0]
-    assert len(steps) == 1 and [m.tokens for m in steps[0]] == [3.0, 3.0]
-    assert [len(m.rows) for m in steps[0]] == [2, 2]
-    filler = steps[0][1].rows[1]
-    assert filler.answer == () and filler.prompt == steps[0][0].rows[0].prompt
-
-
-def test_rows_that_count_by_their_mean_by_hand():
-    """A row with `mean` counts as one token, each of its answer tokens 1 / 3 of its weight; a filler counts as none."""
-    rows = [Encoded((1,), (5, 6, 7), weight=2.0, mean=True), Encoded((1,), (5, 6))]
-    assert [(row.counts, row.token_weight) for row in rows] == [(1, 2 / 3), (2, 1.0)]
-    assert Encoded((1,), (), mean=True).counts == 0
-    (step,) = epoch(rows, 4, 2, 1)[0]
-    assert [(m.tokens, m.real) for m in step] == [(1.5, 1.0)] * 2
-
-
 def test_a_row_may_have_an_answer_length_of_its_own(tiny):
     """`tokens` of a row stands in for the limit of all other answers."""
     long = "t1w1 t1w2 t1w3 t1w4"
     rows = [Row(example("t1w1", long), tokens=tokens) for tokens in (None, 5, 2)]
     assert [len(row.answer) for row in encoder(tiny, target=3).encode_rows(rows)] == [3, 5, 2]
-
-
-def test_workers_share_one_order(tiny):
-    """Two workers see the halves of what one worker sees, batch by batch; another draw gives another order."""
-    rows = rows_of(16)
-    alone = [[row for m in step for row in m.rows] for step in epoch(rows, 8, 2, 1)[0]]
-    pair = epoch(rows, 8, 2, 2)
-    together = [[row for share in step for m in share for row in m.rows] for step in zip(*pair, strict=True)]
-    assert alone == together
-    assert epoch(rows, 8, 2, 1)[0] == epoch(rows, 8, 2, 1)[0] != epoch(rows, 8, 2, 1, seed=1)[0]
 
 
 def test_batches_by_length_cover_everything_longest_first():
@@ -377,47 +303,3 @@ def test_the_mask_of_the_bodies_marks_their_tokens(tiny, answers):
     assert marked == [["t1w1", "t1w2", "t1w3"], ["t1w4"]]
     bare = encoder(tiny).collate([Encoded((4, 5), (6,))], "cpu", answers)
     assert bare.body_mask is None and torch.equal(bare.text_mask, bare.prompt_mask)
-
-
-def row_of(tokens: int) -> Encoded:
-    """A row of so many tokens, of which one or two are its answer."""
-    return Encoded((1,) * (tokens - 1 - tokens % 2), (2,) * (1 + tokens % 2))
-
-
-def test_batches_of_like_length_by_hand() -> None:
-    """Nine rows in batches of two: a plain draw leaves its last row for the last batch, the others are paired by their
-    tokens, and the pairs are put in an order of their own."""
-    rows = [row_of(tokens) for tokens in (9, 4, 7, 3, 8, 5, 6, 2, 9)]
-    draw = torch.Generator().manual_seed(3)
-    plain = torch.randperm(9, generator=draw).tolist()
-    pairs = sorted(plain[:8], key=lambda i: len(rows[i].prompt) + len(rows[i].answer))
-    wanted = [index for place in torch.randperm(4, generator=draw).tolist() for index in pairs[2 * place :][:2]]
-    assert of_like_length(rows, 2, torch.Generator().manual_seed(3)) == [*wanted, plain[8]]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(3, 40), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 2**20))
-def test_batches_of_like_length_hold_every_row_once_and_pad_less(sizes: list[int], batch: int, seed: int) -> None:
-    """Each row once, the same from the same seed, and never more padding than in a plain draw of the same rows."""
-    rows = [row_of(size) for size in sizes]
-    order, again = (of_like_length(rows, batch, torch.Generator().manual_seed(seed)) for _ in range(2))
-    assert order == again and sorted(order) == list(range(len(rows)))
-
-    def padded(chosen: list[int]) -> int:
-        return sum(len(part) * max(sizes[i] for i in part) for part in cut(chosen, batch))
-
-    assert padded(order) <= padded(shuffled(rows, torch.Generator().manual_seed(seed)))
-
-
-def cut(order: list[int], batch: int) -> list[list[int]]:
-    """An order in batches."""
-    return [order[at : at + batch] for at in range(0, len(order), batch)]
-
-
-def test_rows_are_sorted_within_windows_only() -> None:
-    """Of two windows of a draw each batch has its rows from one, and batches of both are mixed."""
-    rows = [row_of(3 + index % 17) for index in range(4 * WINDOW)]
-    first = set(shuffled(rows, torch.Generator().manual_seed(0))[: 2 * WINDOW])
-    batches = cut(of_like_length(rows, 2, torch.Generator().manual_seed(0)), 2)
-    of_first = [len(first.intersection(batch)) for batch in batches]
-    assert set(of_first) == {0, 2} and of_first != sorted(of_first) and of_first != sorted(of_first, reverse=True)

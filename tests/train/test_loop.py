@@ -14,8 +14,9 @@ from raycl.errors import DivergedError
 from raycl.events import Step
 from raycl.methods.common.base import Penalty, StageInfo
 from raycl.sections import TrainSpec
-from raycl.train.batches import Encoded, of_like_length
+from raycl.train.batches import Encoded
 from raycl.train.engine import BatchShape
+from raycl.train.layout import Layout
 from raycl.train.loop import TrainLoop
 from raycl.train.workers import Workers
 
@@ -104,13 +105,18 @@ def test_rows_come_in_the_drawn_order_of_each_epoch() -> None:
     assert listener.of("train") == [True, True] and [listener.heard[at][0] for at in (0, 1)] == ["train", "rows"]
 
 
-def test_rows_of_like_length_share_a_step_where_that_is_asked_for() -> None:
-    """The order is `of_like_length`'s, from the same draw of each epoch."""
-    listener = Listener()
-    ran(listener, BatchShape(2, 2, 1), epochs=2, batches="like_length")
-    drawn = [of_like_length(ROWS, 2, StageInfo(STAGE, 3, "b", SEED).generator(f"order {epoch}")) for epoch in (0, 1)]
-    batches = [[*order, None][start : start + 2] for order in drawn for start in (0, 2, 4)]
-    assert listener.of("rows") == batches and drawn != [order_of(0), order_of(1)]
+@pytest.mark.parametrize("how", ["like_length", "equal_tokens"])
+def test_rows_share_a_step_as_is_asked_for(how: Any) -> None:
+    """The steps are `Layout`'s, from the same draw of each epoch."""
+    listener, shape = Listener(), BatchShape(2, 2, 1)
+    ran(listener, shape, epochs=2, batches=how)
+    layout = Layout(ROWS, shape, how)
+    drawn = [layout.steps(StageInfo(STAGE, 3, "b", SEED).generator(f"order {epoch}")) for epoch in (0, 1)]
+    filled = [
+        (*step, None)[: max(2, len(step)) if how == "like_length" else len(step)] for steps in drawn for step in steps
+    ]
+    assert [tuple(rows) for rows in listener.of("rows")] == filled
+    assert [place for steps in drawn for step in steps for place in step] != [*order_of(0), *order_of(1)]
 
 
 def test_losses_are_token_means_with_weighted_penalties() -> None:

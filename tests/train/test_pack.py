@@ -180,11 +180,12 @@ def test_a_sibling_that_diverges_leaves_the_others_as_they_are_alone(tiny: Any) 
         ([SIN | {"dropout": 0.1}] * 2, [{}, {}], "dropout"),
         ([SIN, SIN], [{"epochs": 1}, {"epochs": 2}], "different numbers of steps"),
         ([SIN, SIN], [{"batch_size": 4}, {"batch_size": 8}], "different numbers of steps"),
+        ([SIN, SIN], [{"batches": "equal_tokens"}, {"batches": "equal_tokens", "seed": 1}], "another number of them"),
         ([SIN, SIN], [{}, {"engine": "deepspeed"}], "plain torch"),
         ([SIN, SIN | {"targets": ["all-linear"]}], [{}, {}], "different modules"),
         ([SIN, {"name": "am_lora", "rank": 4}], [{}, {}], "do not weigh the same"),
     ],
-    ids=["dropout", "epochs", "batches", "engine", "modules", "gates"],
+    ids=["dropout", "epochs", "batches", "tokens", "engine", "modules", "gates"],
 )
 def test_what_does_not_add_up_is_refused_before_anything_trains(
     tiny: Any, params: list[dict[str, Any]], trains: list[dict[str, Any]], why: str
