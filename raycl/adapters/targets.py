@@ -8,7 +8,7 @@ A regular expression and `all-linear` choose among the modules that a forward pa
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from raycl.adapters.backbone import Backbone
 
@@ -34,23 +34,30 @@ def chosen(backbone: Backbone, wanted: Collection[str] | None) -> tuple[str, ...
     Raises ValueError for an entry that chooses nothing.
     """
     found: set[str] = set()
+    every = every_path(backbone)
     for entry in wanted or backbone.targets:
-        paths = matches(backbone, entry)
+        paths = matches(backbone, entry, every)
         if not paths:
             raise ValueError(f"method.targets: {entry!r} names no module of the model")
         found |= set(paths)
-    return tuple(path for path, _ in backbone.model.named_modules() if path in found)
+    return tuple(path for path in every if path in found)
 
 
-def matches(backbone: Backbone, entry: str) -> list[str]:
-    """The paths that one entry chooses; an entry that is a name may also name what cannot carry a branch."""
+def every_path(backbone: Backbone) -> list[str]:
+    """The paths of all modules of a backbone's model, in its order."""
+    return [path for path, _ in backbone.model.named_modules()]
+
+
+def matches(backbone: Backbone, entry: str, every: Sequence[str]) -> list[str]:
+    """The paths that one entry chooses of `every` path of the model; an entry that is a name may also name what cannot carry
+    a branch."""
     if entry == ALL_LINEAR:
         head = backbone.model.get_output_embeddings()
         return [path for path in backbone.regions if backbone.model.get_submodule(path) is not head]
     if entry.startswith(PATTERN):
         pattern = re.compile(entry.removeprefix(PATTERN))
         return [path for path in backbone.regions if pattern.fullmatch(path)]
-    return [path for path, _ in backbone.model.named_modules() if path == entry or path.endswith(f".{entry}")]
+    return [path for path in every if path == entry or path.endswith(f".{entry}")]
 
 
 def summed_up(paths: Iterable[str]) -> dict[str, int]:

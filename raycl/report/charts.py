@@ -51,13 +51,29 @@ class Style:
         return {"color": OKABE_ITO[self.colour], "ls": self.dash, "lw": 1.3, **marker}
 
 
+SMALL = (3.9, 2.6)
+"""Size of most charts in inches."""
+MARGINS = {"left": 0.155, "right": 0.985, "bottom": 0.19, "top": 0.895}
+"""Where the axes of a small chart end, as shares of its width and height."""
+
+
 @dataclass(frozen=True)
 class Chart:
     """One set of axes: what it shows in words, how to draw it, and its size alone on a page in inches."""
 
     title: str
     draw: Callable[[Axes], None]
-    size: tuple[float, float] = (3.9, 2.6)
+    size: tuple[float, float] = SMALL
+
+
+def alone(chart: Chart) -> Figure:
+    """A chart on a figure of its own. A small one, of which a page has one for every task, has margins for labels of six
+    characters: to find out what each needs takes matplotlib as long as to draw it."""
+    figure = sheet([chart], {})
+    if chart.size == SMALL:
+        figure.set_layout_engine(None)
+        figure.subplots_adjust(**MARGINS)
+    return figure
 
 
 def styles_of(lines: Sequence[str]) -> dict[str, Style]:

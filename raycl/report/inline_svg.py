@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from raycl.report.charts import GRID, PAPER
-from raycl.report.plots import OKABE_ITO, REPRODUCIBLE
+from raycl.report.plots import OKABE_ITO, REPRODUCIBLE, lay_out
 
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 VARIABLES = {colour.lower(): f"var(--c{i})" for i, colour in enumerate(OKABE_ITO)}
@@ -26,6 +26,7 @@ PIXELS = 96
 def inline_svg(figure: Figure, name: str, title: str) -> Markup:
     """The figure's <svg> element: transparent, text as text; `name` keeps its ids apart from other figures'."""
     stream = io.StringIO()
+    lay_out(figure)
     with mpl.rc_context(REPRODUCIBLE):
         figure.savefig(stream, format="svg", transparent=True, metadata=NO_METADATA)
     root = ElementTree.fromstring(stream.getvalue())

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from raycl.files import write_text
 from raycl.report import charts
-from raycl.report.charts import Chart, Style, sheet
+from raycl.report.charts import Chart, Style, alone
 from raycl.report.heat import Heat
 from raycl.report.inline_svg import inline_svg
 
@@ -96,7 +96,7 @@ def write_page(
 
 def _svg(chart: Chart, name: str) -> Markup:
     """One chart alone."""
-    return inline_svg(sheet([chart], {}), name, chart.title)
+    return inline_svg(alone(chart), name, chart.title)
 
 
 def _breakable(text: object) -> Markup:

@@ -18,6 +18,8 @@ LINE = {"color": OKABE_ITO[0], "marker": "o", "ms": 4, "lw": 1.3}
 PHASES = {"train": "training", "pass_before": "pass before", "pass_after": "pass after", "other": "other"}
 """Kind of work in a stage's seconds -> how it is called, in the order of bars; start-up and scoring are beside them."""
 LONGEST_NAME = 18
+LEAST = 0.5
+"""Points that an axis of a measure shows on either side of zero: less is rounding."""
 
 
 def measure_charts(matrix: AccuracyMatrix) -> list[Chart]:
@@ -30,7 +32,7 @@ def measure_charts(matrix: AccuracyMatrix) -> list[Chart]:
 
 
 def _measure(title: str, points: Sequence[tuple[int, float]], limits: tuple[float, float] | None) -> Chart:
-    """One measure over the stages; without `limits` its own range, zero among it."""
+    """One measure over the stages; without `limits` its own range, with zero and at least half a point on either side."""
 
     def draw(axes: Axes) -> None:
         if known := measured(points):
@@ -42,6 +44,8 @@ def _measure(title: str, points: Sequence[tuple[int, float]], limits: tuple[floa
         else:
             axes.axhline(0, color="#000000", lw=0.8)
             axes.margins(y=0.15)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, -LEAST), max(high, LEAST))
         axes.grid(axis="y", color=GRID, lw=0.8)
         axes.set_axisbelow(True)
 

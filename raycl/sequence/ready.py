@@ -12,7 +12,7 @@ from torch import nn
 
 from raycl.adapters.branches import refusal
 from raycl.adapters.carriers import carries_branch
-from raycl.adapters.targets import matches
+from raycl.adapters.targets import every_path, matches
 from raycl.errors import DataError, SpecError, one_message, shown
 from raycl.models.load import LoadedModel
 from raycl.spec import MethodParams, RunSpec
@@ -68,7 +68,7 @@ def _targets(loaded: LoadedModel, method: MethodParams) -> Iterator[str]:
 
 def _entry(loaded: LoadedModel, entry: str, method: MethodParams, fit: list[str]) -> Iterator[str]:
     """What is wrong with one entry; `fit` are the names that there are."""
-    paths = matches(loaded.backbone, entry)
+    paths = matches(loaded.backbone, entry, every_path(loaded.backbone))
     if not paths:
         close = difflib.get_close_matches(entry, fit, n=1)
         nearest = f" (nearest: {close[0]})" if close else ""
