@@ -8,6 +8,7 @@ messages. Nothing heavy is imported here. The hyper-parameters of a method live 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, final
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
@@ -21,6 +22,17 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 LONGEST_NAME = 100
 """Characters of a task's name."""
 FIELDS_HINT = "Run `raycl fields` to list every field with its meaning and allowed values."
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Passes through the model beside the plain one of a training step, over its rows; each by its length: 1 = that of the
+    plain one."""
+
+    read: tuple[float, ...] = ()
+    """Forward only."""
+    trained: tuple[float, ...] = ()
+    """Forward and back."""
 
 
 class MethodParams(Strict):
@@ -83,6 +95,17 @@ class MethodParams(Strict):
     def shows_answers(self) -> bool:
         """Whether a training pass reads a prompt after itself and its answer, so that inputs are about twice as long."""
         return False
+
+    def beside(self, stage: int, answer: int) -> Beside:
+        """What a step of a stage passes through the model beside its plain pass; `answer` = tokens of its longest answer.
+
+        Passes over rows that are replayed are not in it, as these rows are not counted.
+        """
+        return Beside()
+
+    def adapted_rows(self) -> int:
+        """Training rows that pass through the served model forward and back before each answer."""
+        return 0
 
     def in_force(self) -> Json:
         """The values that act where a field's own value stands for another one, as none for the paper's; by field."""

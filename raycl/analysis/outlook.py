@@ -86,7 +86,7 @@ class Memory:
     """What trains, in fp32."""
     gradients: int
     moments: int
-    """AdamW's two."""
+    """What the optimizer keeps of gradients: AdamW two numbers for each, Muon one."""
     activations: int
     """An allowance for the longest micro-batch."""
 
@@ -187,6 +187,8 @@ class Load:
     vocabulary: int
     weight_bytes: float
     """Bytes of a base weight: 4, 2, or less where it is quantised."""
+    moments: int
+    """Numbers that the optimizer keeps for each that trains: AdamW two, Muon one."""
     activation_bytes: int
     """Bytes of an activation: 4 or 2."""
     tokens: int
@@ -202,10 +204,11 @@ def memory(load: Load) -> Memory:
     """What one worker holds.
 
         weights      P b / (W at ZeRO 3)
-        trained      4 Q;    gradients 4 Q / (W from ZeRO 2);    moments 8 Q / (W from ZeRO 1)
+        trained      4 Q;    gradients 4 Q / (W from ZeRO 2);    moments 4 m Q / (W from ZeRO 1)
         activations  34 (2 with gradient checkpointing) tokens width layers b' / 2 + 8 answers vocabulary
 
-    P base weights of b bytes, Q trained ones, W workers, b' bytes of an activation; logits and their gradient in fp32.
+    P base weights of b bytes, Q trained ones with m moments each, W workers, b' bytes of an activation; logits and their
+    gradient in fp32.
     """
     share = [load.world if load.zero_stage >= stage else 1 for stage in range(4)]
     trained = FP32 * load.trained
@@ -215,6 +218,6 @@ def memory(load: Load) -> Memory:
         weights=int(load.parameters * load.weight_bytes) // share[3],
         trained=trained,
         gradients=trained // share[2],
-        moments=2 * trained // share[1],
+        moments=load.moments * trained // share[1],
         activations=layers + 2 * FP32 * load.answers * load.vocabulary,
     )

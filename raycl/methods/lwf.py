@@ -28,6 +28,7 @@ from raycl.methods.common.base import About, Penalty, Step
 from raycl.methods.common.lora import LoraMethod, LoraParams
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.teacher import as_teacher, distillation
+from raycl.spec import Beside
 
 if TYPE_CHECKING:
     from raycl.adapters.stacked_lora import StackedLora
@@ -47,6 +48,10 @@ class LwfParams(LoraParams):
     def inert(self, stage: int) -> frozenset[str]:
         """At stage 1 there is no earlier task to distil."""
         return super().inert(stage) | ({"weight", "temperature"} if stage == 1 else set())
+
+    def beside(self, stage: int, answer: int) -> Beside:
+        """The teacher's pass, from stage 2 on."""
+        return Beside(read=(1.0,) if stage > 1 and self.weight > 0 else ())
 
 
 class Lwf(LoraMethod[LwfParams]):

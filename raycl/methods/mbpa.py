@@ -100,6 +100,10 @@ class MbpaParams(LoraParams):
         """A state is adapted where it is served; at stage 1 the memory is empty."""
         return super().inert(stage) | ADAPTING | {"local_steps"} | ({"replayed"} if stage == 1 else set())
 
+    def adapted_rows(self) -> int:
+        """K in each of L steps."""
+        return self.neighbours * self.local_steps
+
     def serving(self) -> Json:
         """How an input is adapted to, without what is not read."""
         unread = ADAPTING if self.local_steps == 0 else {"layer"} if self.features == "embeddings" else set()

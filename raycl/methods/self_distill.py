@@ -22,7 +22,7 @@ for A and B each. No gradient reaches the teacher, and it has no dropout.
 
 Passes of a micro-batch beside the plain one, forward only but for the second: one over about twice as many tokens by the
 teacher; with `samples: student` one over y by the student, and one for each token drawn (no keys and values are kept).
-`raycl plan` and `raycl estimate` do not count them. How many tokens are drawn is agreed on by all workers, so that all take
+How many tokens are drawn is agreed on by all workers, so that all take
 the same passes, at every ZeRO stage.
 
 What is drawn hangs on the run's seed, the stage, the step and the row's prompt, by one uniform number for each token:
@@ -48,6 +48,7 @@ from raycl.methods.common.lora import LoraParams
 from raycl.methods.common.published import lora_settings
 from raycl.methods.common.teacher import as_teacher, divergence, holding, summed
 from raycl.methods.common.trained import OneLoraMethod
+from raycl.spec import Beside
 from raycl.state.stage_state import StageState
 
 
@@ -94,6 +95,14 @@ class SelfDistillParams(LoraParams):
     def shows_answers(self) -> bool:
         """The teacher reads a demonstration."""
         return self.weight > 0
+
+    def beside(self, stage: int, answer: int) -> Beside:
+        """The teacher's pass, about twice as long; over answers that are drawn, one for each token, and the student's."""
+        if self.weight == 0:
+            return Beside()
+        if self.samples == "data":
+            return Beside(read=(2.0,))
+        return Beside(read=(*[1.0] * min(answer, self.max_tokens), 2.0), trained=(1.0,))
 
 
 class SelfDistill(OneLoraMethod[SelfDistillParams]):

@@ -3,10 +3,11 @@ element by element is not."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from raycl.analysis.cost import Work
+from raycl.analysis.cost import Work, total
 from raycl.models.counts import Batch, Products
+from raycl.spec import Beside
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,20 @@ def training(products: Products, batch: Batch, trained: Trained) -> Work:
 def reading(products: Products, batch: Batch, trained: Trained) -> Work:
     """A forward pass: a batch of a data pass."""
     return Work(products.forward(batch, trained.all_ranks), products.all_layers)
+
+
+def stepping(products: Products, batch: Batch, trained: Trained, beside: Beside) -> Work:
+    """A micro-batch in a step of training: forward and back, and what is passed through the model beside that."""
+
+    def over(length: float) -> Batch:
+        return replace(batch, source=round(length * batch.source))
+
+    return total(
+        [
+            *(training(products, over(length), trained) for length in (1.0, *beside.trained)),
+            *(reading(products, over(length), trained) for length in beside.read),
+        ]
+    )
 
 
 def answering(products: Products, batch: Batch, ranks: int, weight_bytes: float) -> Work:

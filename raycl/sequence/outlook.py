@@ -13,10 +13,11 @@ from raycl.errors import SetupError
 from raycl.fields import at_stage
 from raycl.methods.common.base import Observes, When
 from raycl.methods.registry import method_class
+from raycl.models.counts import Batch
 from raycl.models.outline import outline
 from raycl.models.places import at_hand
 from raycl.models.shapes import KNOWN, configuration
-from raycl.sequence.costs import Trained, answering, reading, training
+from raycl.sequence.costs import Trained, answering, reading, stepping, training
 from raycl.sequence.counting import CHARACTERS, Counter, RoughTokenizer, Texts
 from raycl.sequence.driver import Options
 from raycl.sequence.history import Missing, stored_seconds
@@ -25,7 +26,7 @@ from raycl.sequence.plan import Cell, make_plan
 from raycl.sequence.preflight import check_eval_workers, check_groups, check_workers
 from raycl.sequence.speeds import Machine, find_speed
 from raycl.sequence.task_check import text_side
-from raycl.spec import RunSpec
+from raycl.spec import Beside, RunSpec
 from raycl.tasks.load import load_tasks
 from raycl.tasks.task import Task
 from raycl.train.batches import Encoder
@@ -180,7 +181,7 @@ class _View:
         texts, trained = self.counter.texts(task), self._trained(stage)
         scale = texts.share * (rows - held) / rows * epochs
         seen = total(reading(self.products, batch, trained) for batch in texts.passed)
-        back = total(training(self.products, batch, trained) for batch in texts.trained)
+        back = total(stepping(self.products, batch, trained, self._beside(stage, batch)) for batch in texts.trained)
         held_out = seen * (texts.share * held / rows * epochs)
         return replace(
             found,
@@ -190,6 +191,11 @@ class _View:
             train=back * scale + held_out,
             passes=total(self._pass(observed, texts, trained, seen) for observed in _passes(self.spec).values()),
         )
+
+    def _beside(self, stage: int, batch: Batch) -> Beside:
+        """What a micro-batch passes through the model beside its plain pass: the method's passes, and the base model's."""
+        found = self.spec.method.beside(stage, batch.answer)
+        return replace(found, read=(*found.read, 1.0)) if self.spec.train.base_kl else found
 
     def _pass(self, observed: str, texts: Texts, trained: Trained, seen: Work) -> Work:
         """A data pass over the training rows, of which `seen` is a forward pass."""
@@ -225,6 +231,7 @@ class _View:
             **{name: getattr(self.shape, name) for name in ("parameters", "trained", "width", "vocabulary")},
             layers=self.products.all_layers,
             weight_bytes=self.weight_bytes,
+            moments=1 if spec.train.optimizer == "muon" else 2,
             activation_bytes=2 if spec.model.precision == "bf16" else 4,
             tokens=self.counter.tokens or micro * encoder.longest,
             answers=self.counter.answers or micro * encoder.max_target,
@@ -259,7 +266,13 @@ class _View:
     def _answers(self, task: Task, ranks: int) -> Work:
         """The answers to a task's test set."""
         texts = self.counter.texts(task)
-        return total(answering(self.products, one, ranks, self.weight_bytes) for one in texts.asked) * texts.asked_share
+        answers = total(answering(self.products, one, ranks, self.weight_bytes) for one in texts.asked)
+        if each := self.spec.method.adapted_rows():
+            # Rows of the memory are of all tasks seen; this task's stand for them.
+            rows = sum(batch.rows for batch in texts.trained)
+            seen = total(training(self.products, batch, Trained(0, self._rank)) for batch in texts.trained)
+            answers += seen * (each * sum(batch.rows for batch in texts.asked) / rows)
+        return answers * texts.asked_share
 
     def _notes(self) -> Iterator[str]:
         """What the numbers leave out, or guess."""

@@ -16,6 +16,7 @@ LOAD = Load(
     layers=3,
     vocabulary=50,
     weight_bytes=2.0,
+    moments=2,
     activation_bytes=2,
     tokens=2 * 5,
     answers=2 * 3,
@@ -31,6 +32,7 @@ def test_memory() -> None:
     assert memory(LOAD) == Memory(2_000, 40, 40, 80, 4_080 + 2_400)
     assert memory(LOAD).total == 8_640
     assert memory(replace(LOAD, activation_bytes=4)).activations == 8_160 + 2_400
+    assert memory(replace(LOAD, moments=1)).moments == 40
     assert memory(replace(LOAD, checkpointing=True)).activations == 240 + 2_400
 
 

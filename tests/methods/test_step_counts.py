@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from raycl.methods.registry import method_params
+from raycl.spec import Beside
 from raycl.testing.tiny import load_tiny
 from tests.kit.cases import CASES
 from tests.kit.step_counts import StageCount, StepCount, count_stages, counting
@@ -47,14 +49,28 @@ def _counted(tiny_folders: dict[str, Path], family: str, name: str) -> Iterator[
     yield count_stages(load_tiny(tiny_folders[family], "fp32"), CASES[name].params, max(AFTER))
 
 
-PASSES = {"self_distill": 1 + 3 + 1 + 1, "self_distill_data": 1 + 1}
-"""Passes in a step of those with a teacher that is shown the answers: the plain one, three tokens drawn, the student, the
-teacher."""
+ANSWER = 3
+"""Tokens of the longest answer."""
 
 
 def again(name: str, stage: int) -> int:
-    """Passes of the base model in a step: LwF's second one answers as the stage before did."""
-    return 2 if name == "lwf" and stage > 1 else PASSES.get(name, 1)
+    """Passes of the base model in a step: those that estimates count."""
+    beside = method_params(CASES[name].params["name"]).model_validate(CASES[name].params).beside(stage, ANSWER)
+    return 1 + len(beside.read) + len(beside.trained)
+
+
+def test_passes_beside_the_plain_one_by_hand() -> None:
+    """LwF's teacher from stage 2 on; the teacher that is shown the answers reads twice as much, and there may be three
+    tokens drawn, and the student that read them. Without their weights there is none."""
+
+    def beside(name: str, stage: int, **fields: Any) -> Beside:
+        return method_params(name).model_validate({"name": name, **fields}).beside(stage, ANSWER)
+
+    assert (beside("lwf", 1), beside("lwf", 2)) == (Beside(), Beside(read=(1.0,)))
+    assert beside("lwf", 2, weight=0.0) == beside("self_distill", 1, weight=0.0) == Beside()
+    assert beside("self_distill", 1, samples="data") == Beside(read=(2.0,))
+    assert beside("self_distill", 1) == Beside(read=(1.0, 1.0, 1.0, 2.0), trained=(1.0,))
+    assert beside("self_distill", 1, max_tokens=2) == Beside(read=(1.0, 1.0, 2.0), trained=(1.0,))
 
 
 def waits(family: str, name: str, stage: int) -> int:

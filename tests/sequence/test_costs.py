@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raycl.analysis.cost import Work
-from raycl.sequence.costs import Trained, answering, reading, training
+from raycl.sequence.costs import Trained, answering, reading, stepping, training
+from raycl.spec import Beside
 from tests.kit.products import BATCH, BOTH, DECODER
 
 
@@ -19,6 +22,17 @@ def test_a_frozen_base_costs_two_forward_passes() -> None:
     assert reading(DECODER, BATCH, Trained(3, 2)) == Work(forward, 3)
     assert BOTH.own(BATCH, 2) == 2 * (10 * 10 + 6 * 6)
     assert BOTH.own(BATCH, None) == 1_000 + 6 * 70 + 6 * 20
+
+
+def test_passes_beside_the_plain_one_are_added() -> None:
+    """Each by its length: one of twice the tokens reads twice the source, and each of its tokens meets twice as many."""
+    trained = Trained(3, 2)
+    plain = training(DECODER, BATCH, trained)
+    assert stepping(DECODER, BATCH, trained, Beside()) == plain
+    found = stepping(DECODER, BATCH, trained, Beside(read=(1.0, 2.0), trained=(1.0,)))
+    twice = replace(BATCH, source=2 * BATCH.source)
+    wanted = [plain, plain, reading(DECODER, BATCH, trained), reading(DECODER, twice, trained)]
+    assert (found.products, found.layers) == (sum(one.products for one in wanted), sum(one.layers for one in wanted))
 
 
 def test_answers_are_written_token_by_token() -> None:

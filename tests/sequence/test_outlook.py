@@ -126,6 +126,23 @@ def test_rows_that_are_held_out_are_not_trained(spec: Any) -> None:
     assert [(stage.rows, stage.steps) for stage in joint.stages] == [(32, 8)]
 
 
+def test_passes_beside_the_plain_ones_are_counted(spec: Any) -> None:
+    """LwF's teacher from stage 2 on is a forward pass more than IncLoRA; train.base_kl one in every stage; MbPA++ passes
+    K rows in each of L steps forward and back before every answer."""
+
+    def look(method: dict[str, object], **train: Any) -> Outlook:
+        return raycl.look_ahead(spec({**method, "rank": 2}, train=train), raycl.Options(store="memory://none"))
+
+    plain, taught, held = look({"name": "inc_lora"}), look({"name": "lwf"}), look({"name": "inc_lora"}, base_kl=0.1)
+    before, after = ([stage.train.products for stage in one.stages] for one in (plain, taught))
+    assert after[0] == before[0] and 1.4 * before[1] < after[1] < 1.6 * before[1]
+    assert all(one.train.products > other.train.products for one, other in zip(held.stages, plain.stages, strict=True))
+    adapted, not_adapted, twice = (
+        look({"name": "mbpa", "neighbours": 4, "local_steps": steps}).rows[-1].work.products for steps in (1, 0, 2)
+    )
+    assert twice - not_adapted == pytest.approx(2 * (adapted - not_adapted)) and adapted > 5 * not_adapted
+
+
 def test_what_is_replayed_is_named(spec: Any) -> None:
     """Its rows are known only once the stages before are trained."""
     found: Outlook = raycl.look_ahead(spec({"name": "replay", "rank": 2}), raycl.Options(store="memory://none"))
