@@ -13,7 +13,7 @@ from answering import Answering, answering
 from performance_cell import Bar, Cell, Figure
 from steps import in_turn
 
-ROUNDS = 2
+ROUNDS = 3
 SHARING = ("o_lora", "route_lora")
 """Methods of one function, or of one for each route: what prompts begin with is read once."""
 GATED = ("gain_lora",)

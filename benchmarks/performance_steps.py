@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any, cast
 
-from performance_cell import Bar, Cell, Figure
+from performance_cell import Bar, Cell, Figure, in_processes
 from shapes import PACKAGED, backbone_of
 from step_time import METHODS, Case, memory_ratio, penalty_share, step_bytes, step_costs
 from steps import SIZES, Clock, Sizes, in_turn, ratio, twin
@@ -112,7 +112,8 @@ def _packaged(name: str, tasks: int) -> Cell:
         f"step-{PACKAGED}-{tasks}-{name}",
         f"step of `{name}`, {tasks} branches, packaged model",
         Bar(1.03, " x floor" if gated else " x LoRA"),
-        partial(step, PACKAGED, 8, name, tasks, gated),
+        partial(in_processes, partial(step, PACKAGED, 8, name, tasks, gated)),
+        version=2,
     )
 
 
@@ -121,7 +122,8 @@ def _shaped(shape: str, rank: int, name: str, tasks: int) -> Cell:
         f"step-{shape}-r{rank}-{tasks}-{name}",
         f"step of `{name}`, {tasks} branches of rank {rank}, {shape} shapes",
         Bar(SHAPE_BARS[shape][tasks], " x LoRA"),
-        partial(step, shape, rank, name, tasks, False),
+        partial(in_processes, partial(step, shape, rank, name, tasks, False)),
+        version=2,
     )
 
 

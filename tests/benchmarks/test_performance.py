@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.kit.measured import by_process
 from tests.kit.scripts import script
 
 performance, cells, runs, steps, evaluation, papers, sweeps = (
@@ -51,6 +53,14 @@ def test_a_figure_is_kept_in_a_file_of_its_name_until_the_version_moves(tmp_path
     held = record["conditions"]
     assert (held["threads"], held["precision"]) == (1, "bf16") and held["hardware"] and len(held["load"]) == 2
     assert performance.stored(tmp_path, cell("a-b", measure, version=2)) is None
+
+
+def test_the_middle_one_of_several_processes_counts() -> None:
+    """Each measures once, in a process of its own; the figure names them all."""
+    figure = cells.in_processes(by_process, 2)
+    values = figure.details["values"]
+    assert len(set(values)) == 2 and os.getpid() not in values and values == sorted(values)
+    assert figure.value == values[1] and figure.details["note"].startswith("by hand; the middle of 2 processes: ")
 
 
 def test_the_page_says_what_was_met_and_what_was_not_run(tmp_path: Path) -> None:
