@@ -233,9 +233,21 @@ def assert_same(mine: Outcome, theirs: Outcome) -> None:
 
 
 def assert_two_workers_do_what_one_does(pair: Pair, model: LoadedModel, job: Job, tasks: Sequence[Task]) -> None:
-    """Same global batch: same losses, penalties and parts over two stages; and both workers hold the same part."""
-    alone = run_job(model, job, tasks)
+    """Same global batch: same losses, penalties and parts over two stages as of one worker, without ZeRO; and both workers
+    hold the same part."""
+    alone = run_job(model, replace(job, train=job.train | {"zero_stage": 0}), tasks)
     first, second = (pair.outcomes(job.name, rank) for rank in (0, 1))
     for mine, theirs, others in zip(alone, first, second, strict=True):
         assert_same(mine, theirs)
         assert_same(theirs, others)
+
+
+def assert_a_pair_does_what_one_does(folder: Path, jobs: Sequence[Job], tasks: Sequence[Task]) -> None:
+    """The same of several jobs on one model, by a pair of workers of their own that leave their outcomes in `folder`."""
+    model = load_model(ModelSpec(name=str(jobs[0].folder), precision="fp32"), "cpu")
+    pair = Pair(folder, jobs, tasks)
+    try:
+        for job in jobs:
+            assert_two_workers_do_what_one_does(pair, model, job, tasks)
+    finally:
+        pair.stop()

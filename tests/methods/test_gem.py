@@ -16,8 +16,7 @@ from raycl.methods.common.flat import Flat
 from raycl.methods.gem import Gem
 from raycl.sequence.resolve import resolve
 from raycl.testing.probes import make_method
-from raycl.testing.ranks import FEW, Job, Pair, assert_same, make_odd_tasks, run_job
-from raycl.testing.tiny import load_tiny
+from raycl.testing.ranks import FEW, Job, assert_a_pair_does_what_one_does, make_odd_tasks
 from raycl.testing.toys import run_stage_in_memory
 from raycl.train.module import StageModule
 from tests.kit.cases import CASES
@@ -245,18 +244,7 @@ def test_zero_3_and_muon_are_refused():
 
 
 @pytest.mark.slow
-def test_two_workers_at_zero_2_do_what_one_does(tiny_folders, tmp_path_factory):
+def test_two_workers_at_zero_2_do_what_one_does(tiny_folders, tmp_path):
     """Though only one of them may have rows of memory to pass over, in a micro-batch of one row."""
-    tasks, folder = make_odd_tasks(), tiny_folders["llama"]
-    alone, both = (
-        Job(PARAMS, FEW | {"micro_batch_size": 1} | how, name, folder)
-        for name, how in (("alone", {"engine": "torch"}), ("both", {"zero_stage": 2}))
-    )
-    pair = Pair(tmp_path_factory.mktemp("pair"), [both], tasks)
-    try:
-        first, second = (pair.outcomes("both", rank) for rank in (0, 1))
-    finally:
-        pair.stop()
-    for mine, theirs, others in zip(run_job(load_tiny(folder, "fp32"), alone, tasks), first, second, strict=True):
-        assert_same(mine, theirs)
-        assert_same(theirs, others)
+    job = Job(PARAMS, FEW | {"micro_batch_size": 1, "zero_stage": 2}, folder=tiny_folders["llama"])
+    assert_a_pair_does_what_one_does(tmp_path, [job], make_odd_tasks())

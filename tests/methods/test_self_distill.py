@@ -17,8 +17,7 @@ from raycl.methods.common.teacher import holding, summed
 from raycl.methods.registry import method_params
 from raycl.state.stage_state import StageState
 from raycl.testing.probes import encoder_of, labels_of, make_method, padded, same_part
-from raycl.testing.ranks import FEW, Job, Pair, assert_same, run_job
-from raycl.testing.tiny import load_tiny
+from raycl.testing.ranks import FEW, Job, assert_a_pair_does_what_one_does
 from raycl.testing.toys import make_toy_task
 from raycl.train.batches import Encoded
 from raycl.train.module import StageModule, summed_loss
@@ -401,19 +400,8 @@ def test_a_loss_of_nothing_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [2, 3])
-def test_two_workers_at_any_zero_stage_do_what_one_does(tiny_folders, tmp_path_factory, zero):
+def test_two_workers_at_any_zero_stage_do_what_one_does(tiny_folders, tmp_path):
     """Though their answers are of other lengths, in micro-batches of one row; the base weights may lie in pieces."""
-    tasks, folder = [make_toy_task(number, 5, 3, spread=3) for number in (1, 2)], tiny_folders["llama"]
-    alone, both = (
-        Job(PARAMS, FEW | {"micro_batch_size": 1} | how, name, folder)
-        for name, how in (("alone", {"engine": "torch"}), ("both", {"zero_stage": zero}))
-    )
-    pair = Pair(tmp_path_factory.mktemp("pair"), [both], tasks)
-    try:
-        first, second = (pair.outcomes("both", rank) for rank in (0, 1))
-    finally:
-        pair.stop()
-    for mine, theirs, others in zip(run_job(load_tiny(folder, "fp32"), alone, tasks), first, second, strict=True):
-        assert_same(mine, theirs)
-        assert_same(theirs, others)
+    tasks, train = [make_toy_task(number, 5, 3, spread=3) for number in (1, 2)], FEW | {"micro_batch_size": 1}
+    jobs = [Job(PARAMS, train | {"zero_stage": zero}, f"zero {zero}", tiny_folders["llama"]) for zero in (2, 3)]
+    assert_a_pair_does_what_one_does(tmp_path, jobs, tasks)

@@ -16,8 +16,15 @@ from raycl.methods.common.base import Step
 from raycl.methods.common.teacher import divergence, without
 from raycl.sections import TrainSpec
 from raycl.testing.probes import encoder_of, probe_logits, same_part
-from raycl.testing.ranks import Job, Killed, Memory, Pair, assert_same, job_of, make_odd_tasks, run_job, run_one
-from raycl.testing.tiny import load_tiny
+from raycl.testing.ranks import (
+    Job,
+    Killed,
+    Memory,
+    assert_a_pair_does_what_one_does,
+    job_of,
+    make_odd_tasks,
+    run_one,
+)
 from raycl.testing.toys import make_toy_task, run_sequence_in_memory, run_stage_in_memory
 from raycl.train.losses import base_term, gate_of, normalised_entropy
 from tests.kit.cases import CASES
@@ -188,21 +195,12 @@ def test_a_base_model_in_bf16(tiny_bf16: Any) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_do_what_one_does(tiny_folders: Any, tmp_path_factory: Any) -> None:
+def test_two_workers_do_what_one_does(tiny_folders: Any, tmp_path: Any) -> None:
     """With replayed rows and with gates, and shared out by ZeRO as by none."""
-    tasks, model = make_odd_tasks(), load_tiny(tiny_folders["llama"], "fp32")
     jobs = [
         replace(job, name=f"{name}-{zero}", train=job.train | BOTH | {"zero_stage": zero})
-        for name in ("replay", "gain_lora_over_o", "l2p")
-        for zero in (0, 2, 3)
+        for name, stages in (("replay", (0, 2, 3)), ("gain_lora_over_o", (0, 3)), ("l2p", (0,)))
+        for zero in stages
         for job in [job_of(name, CASES[name], tiny_folders["llama"])]
     ]
-    pair = Pair(tmp_path_factory.mktemp("pair"), jobs, tasks)
-    try:
-        for job in jobs:
-            alone = run_job(model, replace(job, train=job.train | {"zero_stage": 0}), tasks)
-            for mine, theirs, others in zip(alone, pair.outcomes(job.name, 0), pair.outcomes(job.name, 1), strict=True):
-                assert_same(mine, theirs)
-                assert_same(theirs, others)
-    finally:
-        pair.stop()
+    assert_a_pair_does_what_one_does(tmp_path, jobs, make_odd_tasks())
