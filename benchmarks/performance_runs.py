@@ -168,9 +168,9 @@ def first_step_in_group(folder: Path) -> Figure:
     return Figure(grouped - alone, native_precision(), details={"note": note})
 
 
-def between_stages(folder: Path) -> Figure:
-    """The longest pause between two stages of a warm group of one worker, less a step."""
-    found = pauses("packaged", "gain_lora", 1)
+def between_stages(workers: int, folder: Path) -> Figure:
+    """The longest pause between two stages of a warm group of so many workers, less a step."""
+    found = pauses("packaged", "gain_lora", workers)
     each = ", ".join(f"{one:.2f}" for one in found.seconds)
     note = f"{each} s; gain_lora, packaged model, without one step ({found.step:.2f} s)"
     return Figure(max(found.seconds), native_precision(), details={"note": note})
@@ -247,8 +247,9 @@ RUN_CELLS = (
         "between-stages",
         "between two stages of a warm worker group, beyond passes and evaluation",
         Bar(1.0, " s"),
-        between_stages,
+        partial(between_stages, 1),
     ),
+    _cell("between-stages-2", "the same of a group of two workers", Bar(1.0, " s"), partial(between_stages, 2)),
     _cell(
         "not-useful-15",
         "wall time of 15 stages, packaged model, not in forward, backward, optimizer or generation",
