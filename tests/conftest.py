@@ -25,7 +25,7 @@ from raycl.testing.toys import StageResult, make_toy_task, run_sequence_in_memor
 from tests.kit.cluster import Head, head_node
 from tests.kit.commands import Commands
 from tests.kit.databases import copy_databases
-from tests.kit.groups import LONG_GROUPS, group_of, is_repetition
+from tests.kit.groups import LONG_GROUPS, group_of, is_other_pair, is_repetition
 from tests.kit.places import BENCHMARK
 from tests.kit.runs import MakeFlags
 from tests.kit.tiny_texts import save_model, write_tasks
@@ -47,9 +47,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByGroup(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--every-pair`: the costly tests of a case on both model families."""
+    parser.addoption(
+        "--every-pair", action="store_true", help="costly tests of a case on both model families, not on one"
+    )
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Mark what is `thorough` before `-m` looks; put the longest groups first after pytest has made its own order."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Leave out the other one of two like pairs, mark what is `thorough` before `-m` looks, and put the longest groups first
+    after pytest has made its own order."""
+    if not config.getoption("every_pair"):
+        config.hook.pytest_deselected(items=[item for item in items if is_other_pair(item)])
+        items[:] = [item for item in items if not is_other_pair(item)]
     for item in items:
         if is_repetition(item):
             item.add_marker(pytest.mark.thorough)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from raycl.testing.tiny import FAMILIES
 from tests.kit.cases import CASES
 
 RAY = (
@@ -49,6 +50,15 @@ THOROUGH = (
 anew, and what else takes seconds; of other families' models all but the method that looks at most of them."""
 
 
+COSTLY = (
+    PAIR,
+    "::test_the_loss_falls_on_a_learnable_task[",
+    "::test_the_seed_decides_everything[",
+    "::test_the_base_model_is_there_with_every_method_on_it[",
+)
+"""Tests of every case that take a second and more."""
+
+
 def group_of(nodeid: str) -> str:
     """The name of a test's group: its file; among the tests of methods also the model family and the case.
 
@@ -83,6 +93,17 @@ def is_repetition(item: pytest.Item) -> bool:
     name = values.get("case", values.get("name"))
     further = name in CASES and name not in FIRST_CASES.values()
     return group == "pair" or values.get("family") == "t5" or further
+
+
+def is_other_pair(item: pytest.Item) -> bool:
+    """Whether a costly test proves for a case on one model family what it proves on the other one: each case has its turn on
+    one of them, the first case of a method on a decoder-only model. `--every-pair` runs all."""
+    values = params_of(item)
+    name, family = values.get("case", values.get("name")), values.get("family")
+    if name not in CASES or family not in FAMILIES or not any(one in item.nodeid for one in COSTLY):
+        return False
+    place = 0 if name in FIRST_CASES.values() else 1 + list(CASES).index(name)
+    return family != FAMILIES[place % 2]
 
 
 def params_of(item: pytest.Item) -> dict[str, Any]:

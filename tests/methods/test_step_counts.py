@@ -20,8 +20,8 @@ from raycl.testing.tiny import load_tiny
 from tests.kit.cases import CASES
 from tests.kit.step_counts import StageCount, StepCount, count_stages, counting
 
-AFTER = (2, 5, 9)
-"""Stages with 1, 4 and 8 earlier branches."""
+AFTER = (2, 4, 6)
+"""Stages with 1, 3 and 5 earlier branches."""
 WIDEST = 64
 """The widest layer of the tiny models."""
 MODULES = {"llama": 4, "t5": 12}
@@ -45,7 +45,7 @@ Counted = dict[int, StageCount]
 
 @pytest.fixture(scope="module", name="counted")
 def _counted(tiny_folders: dict[str, Path], family: str, name: str) -> Iterator[Counted]:
-    """The counts of nine stages of a case, by stage."""
+    """The counts of the stages of a case, by stage."""
     yield count_stages(load_tiny(tiny_folders[family], "fp32"), CASES[name].params, max(AFTER))
 
 
@@ -85,7 +85,7 @@ def waits(family: str, name: str, stage: int) -> int:
 
 @pytest.mark.parametrize(("family", "name"), PAIRS, scope="module")
 def test_branches_add_no_products(counted: Counted, family: str, name: str) -> None:
-    """Earlier branches are one stack: two products more than none, forward and back, whether it holds one or eight."""
+    """Earlier branches are one stack: two products more than none, forward and back, whether it holds one or five."""
     first = counted[AFTER[0]].step.products
     for stage in AFTER:
         gates = GATE_PRODUCTS * (stage - AFTER[0]) if name.startswith("gain_lora") else 0

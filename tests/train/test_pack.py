@@ -124,7 +124,7 @@ def test_settings_of_training_act_on_each_sibling(tiny: Any, train: dict[str, An
 @pytest.mark.parametrize("case", ["lwf", "sin_lora", "self_distill"])
 def test_each_sibling_has_answers_as_long_as_its_own(tiny: Any, case: str) -> None:
     """One row a pass, whose answer is shorter than its sibling's: terms that run the model again see what they see alone."""
-    params, train = undisturbed(case), {"micro_batch_size": 1, "base_kl": 0.1}
+    params, train = undisturbed(case), {"micro_batch_size": 1, "base_kl": 0.1, "epochs": 1}
     first = run_stage_in_memory(tiny, params, TASKS, None, lr=1e-2).state
     assert len({len(row.answers[0].split()) for row in TASKS[1].train}) > 1
     alone, packed = ([stage_run(tiny, params, first, **one, **train) for one in SIBLINGS] for _ in range(2))
