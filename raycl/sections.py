@@ -11,6 +11,7 @@ from raycl.fields import InKeyUnlessDefault, Meaning, NotInKey, PerStage, Positi
 from raycl.files import Json
 
 Rate = Annotated[float, Field(gt=0, le=10)]
+Batches = Literal["shuffled", "like_length", "equal_tokens"]
 
 
 class ModelSpec(Strict):
@@ -107,7 +108,7 @@ class TrainSpec(Strict):
     micro_batch_size: Annotated[PositiveInt | None, NotInKey("the token mean does not depend on it")] = Field(
         default=None, description="examples per worker and forward pass; none = batch_size / workers (no accumulation)"
     )
-    batches: Annotated[Literal["shuffled", "like_length", "equal_tokens"], InKeyUnlessDefault()] = Field(
+    batches: Annotated[Batches, InKeyUnlessDefault()] = Field(
         default="shuffled",
         exclude_if=lambda how: how == "shuffled",
         description="which examples share an optimizer step: any, as papers do; those of like length, for less padding; or "

@@ -11,15 +11,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
+from raycl.sections import Batches
 from raycl.train.batches import Encoded, cuts
 from raycl.train.engine import BatchShape
 
 Item = TypeVar("Item")
-Batches = Literal["shuffled", "like_length", "equal_tokens"]
 
 WINDOW = 50
 """Steps whose rows are sorted together where they are of like length: enough to sort by, few enough to stay mixed."""

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raycl.sections import Batches
 from raycl.testing.toys import make_toy_task, run_stage_in_memory
 from raycl.train.batches import Encoded
 from raycl.train.engine import BatchShape
-from raycl.train.layout import WINDOW, Batches, Layout, MicroBatch, even
+from raycl.train.layout import WINDOW, Layout, MicroBatch, even
 from tests.kit.runs import assert_same_part
 
 WAYS: tuple[Batches, ...] = ("shuffled", "like_length", "equal_tokens")
