@@ -114,7 +114,6 @@ def _packaged(name: str, tasks: int) -> Cell:
         f"step of `{name}`, {tasks} branches, packaged model",
         Bar(1.03, " x floor" if gated else " x LoRA"),
         partial(in_processes, partial(step, PACKAGED, 8, name, tasks, gated)),
-        version=2,
     )
 
 
@@ -124,7 +123,6 @@ def _shaped(shape: str, rank: int, name: str, tasks: int) -> Cell:
         f"step of `{name}`, {tasks} branches of rank {rank}, {shape} shapes",
         Bar(SHAPE_BARS[shape][tasks], " x LoRA"),
         partial(in_processes, partial(step, shape, rank, name, tasks, False)),
-        version=2,
     )
 
 
