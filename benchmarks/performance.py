@@ -36,7 +36,8 @@ HEAD = """# Performance
 clipping, AdamW, on prompts whose sizes stand beside the figure, with answers of 4 tokens. `x LoRA` is its time over that
 of a plain PEFT LoRA of the same rank on the same weights and batch, measured in turn, as the median of the rounds' ratios,
 and where the row says so, of three processes'; `x floor` is that over the same ratio in multiply-adds of all linear layers.
-The number of branches is that of the frozen ones. Ratios below the floor are no contradiction: PEFT's own layer casts more than raycl's.
+The number of branches is that of the frozen ones. Ratios below the floor are no contradiction: PEFT's own layer casts more
+than raycl's.
 
 Times were taken in CPU seconds where the row says so: on a machine in use they leave out what others took of the cores, but
 not what others took of its caches. `load` is how many processes wanted to run, before and after.
